@@ -1,0 +1,12 @@
+"""Configuration, model and pipeline: the part of Polyhead that travels with every saved model."""
+
+from transformers import AutoConfig, AutoModel
+
+from .configuration_polyhead import PolyheadConfig, TaskConfig
+from .modeling_polyhead import PolyheadModel, PolyheadOutput
+from .pipeline_polyhead import PolyheadPipeline
+
+AutoConfig.register(PolyheadConfig.model_type, PolyheadConfig, exist_ok=True)
+AutoModel.register(PolyheadConfig, PolyheadModel, exist_ok=True)
+
+__all__ = ["PolyheadConfig", "PolyheadModel", "PolyheadOutput", "PolyheadPipeline", "TaskConfig"]

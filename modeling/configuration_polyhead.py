@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
+"""What config.json holds: the encoder's own config, the tasks and how each one reads the encoder.
+
+`TaskConfig` is checked when it is made, so a model never meets a half-valid task. Everything that
+differs between encoders (hidden size, layers, usable length) is asked of the encoder's config.
+"""
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+HEAD_KINDS = ("embedding", "sequence_classification", "token_classification", "masked_lm")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+POOLINGS = ("mean", "cls", "max", "last_token", "mean_last_4")
+EMBEDDING_LOSSES = ("cosine_mse", "cosent", "contrastive")
+SCHEMES = ("iob1", "iob2", "bioes")
+ACTIVATIONS = ("tanh", "relu", "gelu")
+TASK_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def check_choice(what: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+    """Raise ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{what} is {value!r}; allowed: {', '.join(filter(None, allowed))}")
+
+
+def check_task_name(name: str) -> None:
+    """Raise ValueError unless `name` can be a task: a module name, an adapter name and a column.
+
+    Names that are part of `lora_` are refused because PEFT finds an adapter's tensors by substring.
+    """
+    if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
+        raise ValueError(
+            f"task name {name!r}: use lower-case letters, digits and _, starting with a letter"
+        )
+    if name in "lora_":
+        raise ValueError(f"task name {name!r} is part of 'lora_', which names PEFT's parameters")
+    if hasattr(nn.ModuleDict, name):
+        raise ValueError(f"task name {name!r} is an attribute of torch's ModuleDict; take another")
+
+
+@dataclass(kw_only=True)
+class TaskConfig:
+    """One task: the kind of its head and what the head needs to know.
+
+    Args:
+        head: one of `HEAD_KINDS`.
+        labels: label strings in id order; for classification heads.
+        problem_type: one of `PROBLEM_TYPES`, for `sequence_classification`; with labels the default
+            is `single_label_classification`.
+        pooling: one of `POOLINGS`, for heads over one vector per text; None takes the model's.
+        activation: adds a dense layer with this activation before the output, as BERT's pooler
+            (tanh) or DistilBERT's pre-classifier (relu) do; None is one linear layer.
+        dropout: probability before each linear layer of a classification head.
+        pair: the task reads two texts (sentence-pair tasks).
+        scheme: `iob1`, `iob2` or `bioes` for entity tags; None for token labels that stand alone
+            (part of speech). Found from the labels when not given.
+        threshold: a label of a multi-label task is set when its probability reaches this.
+        loss: one of `EMBEDDING_LOSSES`, for `embedding`; default cosent.
+        temperature: divides the cosines of the contrastive loss.
+        projection: width of a linear layer after pooling, for `embedding`; None leaves it out.
+        normalize: scale embeddings to length 1.
+        loss_weight: this task's factor in the total loss.
+
+    Raises:
+        ValueError: an option is unknown, missing, or does not fit the kind of head.
+    """
+
+    head: str
+    labels: list[str] | None = None
+    problem_type: str | None = None
+    pooling: str | None = None
+    activation: str | None = None
+    dropout: float = 0.1
+    pair: bool = False
+    scheme: str | None = None
+    threshold: float = 0.5
+    loss: str | None = None
+    temperature: float = 0.05
+    projection: int | None = None
+    normalize: bool = True
+    loss_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("head", self.head, HEAD_KINDS)
+        check_choice("pooling", self.pooling, (None, *POOLINGS))
+        check_choice("activation", self.activation, (None, *ACTIVATIONS))
+        check_choice("loss", self.loss, (None, *EMBEDDING_LOSSES))
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+        if self.labels is not None:
+            self.labels = [str(label) for label in self.labels]
+            repeated = sorted({x for x in self.labels if self.labels.count(x) > 1})
+            if repeated:
+                raise ValueError(f"labels repeat: {', '.join(repeated)}")
+        for option, owner in (
+            ("problem_type", "sequence_classification"),
+            ("scheme", "token_classification"),
+            ("loss", "embedding"),
+        ):
+            if getattr(self, option) is not None and self.head != owner:
+                raise ValueError(f"{option} belongs to {owner}, not to {self.head}")
+        if self.head == "sequence_classification":
+            self._check_sequence()
+        elif self.head == "token_classification":
+            self._check_tokens()
+        elif self.labels:
+            raise ValueError(f"a {self.head} task has no labels, got {len(self.labels)}")
+        if self.head == "embedding" and self.loss is None:
+            self.loss = "cosent"
+
+    def _check_sequence(self) -> None:
+        if self.problem_type is None and self.labels:
+            self.problem_type = "single_label_classification"
+        if self.problem_type is None:
+            raise ValueError("sequence_classification needs labels or problem_type: regression")
+        check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        if self.problem_type == "regression":
+            if self.labels:
+                raise ValueError("a regression task has no labels")
+            return
+        least = 2 if self.problem_type == "single_label_classification" else 1
+        if not self.labels or len(self.labels) < least:
+            raise ValueError(f"{self.problem_type} needs {least} labels or more, got {self.labels}")
+
+    def _check_tokens(self) -> None:
+        if not self.labels:
+            raise ValueError("token_classification needs labels")
+        if self.scheme is None:
+            self.scheme = scheme_of(self.labels)
+        if self.scheme is not None:
+            check_choice("scheme", self.scheme, SCHEMES)
+            if scheme_of(self.labels) is None:
+                raise ValueError(
+                    f"scheme {self.scheme} needs tags like B-x, I-x; got {self.labels}"
+                )
+
+    @property
+    def num_labels(self) -> int:
+        """Width of the head's output."""
+        return len(self.labels) if self.labels else 1
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Label string of each output column."""
+        return dict(enumerate(self.labels or []))
+
+
+def scheme_of(labels: list[str]) -> str | None:
+    """The tag scheme that `labels` can only belong to: bioes, iob2 (also for IOB1), or None."""
+    prefixes = {label[:2] for label in labels if label != "O"}
+    if not prefixes or not prefixes <= {"B-", "I-", "E-", "S-"}:
+        return None
+    return "bioes" if prefixes & {"E-", "S-"} else "iob2"
+
+
+class PolyheadConfig(PreTrainedConfig):
+    """Configuration of a Polyhead model: one encoder config and the tasks by name.
+
+    Args:
+        encoder_config: config of any encoder that AutoModel knows.
+        tasks: task name to `TaskConfig` (or its fields as a dict). Names match
+            `[a-z][a-z0-9_]*`, are no part of `lora_` and no attribute of ModuleDict.
+        task_names: the tasks in the order that `task_ids` counts them; JSON does not keep the
+            order of `tasks`.
+        pooling: pooling of every task that names none.
+
+    Raises:
+        ValueError: a task name or a task is not valid.
+    """
+
+    model_type = "polyhead"
+    sub_configs_defaults = {
+        "encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")
+    }
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    tasks: dict[str, Any] = field(default_factory=dict)
+    task_names: list[str] | None = None
+    pooling: str = "mean"
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+    format_version: int = 1
+    custom_pipelines: dict[str, Any] = field(
+        default_factory=lambda: {
+            "polyhead": {"impl": "pipeline_polyhead.PolyheadPipeline", "pt": ["AutoModel"]}
+        }
+    )
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.encoder_config, dict):
+            drop = ("trust_remote_code", "auto_map")
+            self.encoder_config = {k: v for k, v in self.encoder_config.items() if k not in drop}
+        check_choice("pooling", self.pooling, POOLINGS)
+        given = dict(self.tasks or {})
+        names = list(self.task_names) if self.task_names is not None else list(given)
+        if sorted(names) != sorted(given):
+            raise ValueError(f"task_names {names} and tasks {sorted(given)} differ")
+        self.tasks, self.task_names = {}, []
+        for name in names:
+            task = given[name]
+            self.set_task(name, TaskConfig(**task) if isinstance(task, dict) else task)
+        super().__post_init__(**kwargs)
+
+    def set_task(self, name: str, task: TaskConfig) -> None:
+        """Add a task, last in order.
+
+        Raises:
+            ValueError: the name is not allowed or taken.
+        """
+        check_task_name(name)
+        if name in self.tasks:
+            raise ValueError(f"task {name!r} exists already; remove it first or take another name")
+        self.tasks[name] = task
+        self.task_names = [*(self.task_names or []), name]
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The encoder's config: what asks for the text model's sizes gets the encoder's."""
+        return self.encoder_config  # pyright: ignore[reportReturnType]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As PreTrainedConfig.to_dict, with each task as a plain dict."""
+        output = super().to_dict()
+        output["tasks"] = {
+            name: {k: v for k, v in asdict(task).items() if v is not None}
+            for name, task in self.tasks.items()
+        }
+        return output
+
+    # Tools that meet the outer config only (sentence-transformers, vLLM) read sizes from it.
+    @property
+    def hidden_size(self) -> int:
+        """Width of the encoder's token states."""
+        return self.get_text_config().hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of encoder layers."""
+        return self.get_text_config().num_hidden_layers
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Number of attention heads in a layer."""
+        return self.get_text_config().num_attention_heads
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the encoder's vocabulary."""
+        return self.get_text_config().vocab_size
+
+    @property
+    def max_position_embeddings(self) -> int | None:
+        """The encoder's own figure; see `usable_length` for what a text may have."""
+        return getattr(self.get_text_config(), "max_position_embeddings", None)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
+"""One class per kind of head, and `HEADS`, the table from name to class.
+
+A head turns token states into logits (or embeddings) and knows its loss. The loss is the sum over
+labelled units divided by `num_items`: with the count of the whole optimizer step it is exact under
+gradient accumulation and over ranks; without one it is the mean over the batch, as in HF's heads.
+
+Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `V` vocabulary, `D` embedding width,
+`G` groups.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from .configuration_polyhead import TaskConfig
+from .losses import contrastive, cosent, cosine_mse
+from .pooling import layers_needed, pool
+
+IGNORE = -100  # the label that torch's cross-entropy and HF skip
+
+
+class Head(nn.Module):
+    """Base of all heads.
+
+    Args:
+        task: the task's options.
+        encoder_config: the encoder's config, for its sizes.
+        pooling: pooling of the model, taken when the task names none.
+    """
+
+    per_token = False  # True: works on any (..., H), so it may be given chosen tokens only
+
+    def __init__(self, *, task: TaskConfig, encoder_config: PreTrainedConfig, pooling: str) -> None:
+        super().__init__()
+        self.task = task
+        self.pooling = task.pooling or pooling
+        self.pooled_size = encoder_config.hidden_size * layers_needed(self.pooling)
+
+    @property
+    def states_needed(self) -> int:
+        """How many of the last hidden states the head reads."""
+        return 1 if self.per_token else layers_needed(self.pooling)
+
+    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        """(N, T, H) per state and (N, T) mask -> logits or embeddings."""
+        raise NotImplementedError
+
+    def count(self, labels: Tensor) -> Tensor:
+        """Number of labelled units (rows, tokens or groups), a scalar."""
+        return (labels != IGNORE).sum()
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss summed over the labelled units, a scalar."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | None = None) -> Tensor:
+        """Sum over labelled units / `num_items` (default: the units of this batch)."""
+        units = self.count(labels) if num_items is None else num_items
+        return self.loss_sum(logits.float(), labels) / units.clamp(min=1)
+
+
+class SequenceClassificationHead(Head):
+    """Classification or regression over one vector per text or pair of texts.
+
+        x = pool(states);  x = act(W1 dropout(x) + b1) if `activation`;  logits = W dropout(x) + b
+
+    With pooling `cls` and `activation` tanh this is BERT's pooler and classifier (and, with dropout
+    on the pooled vector, RoBERTa's head); relu gives DistilBERT's, gelu ELECTRA's.
+    """
+
+    def __init__(self, *, task: TaskConfig, encoder_config: PreTrainedConfig, pooling: str) -> None:
+        super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
+        self.dropout = nn.Dropout(task.dropout)
+        self.dense = nn.Linear(self.pooled_size, self.pooled_size) if task.activation else None
+        self.act = ACT2FN[task.activation] if task.activation else None
+        self.out = nn.Linear(self.pooled_size, task.num_labels)
+
+    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        """-> (N, L); L = 1 for regression."""
+        x = pool(states, mask, self.pooling)  # (N, H)
+        if self.dense is not None and self.act is not None:
+            x = self.act(self.dense(self.dropout(x)))
+        return self.out(self.dropout(x))
+
+    def count(self, labels: Tensor) -> Tensor:
+        """Rows with a label: not -100 (single-label) or not NaN (multi-label, regression)."""
+        if self.task.problem_type == "single_label_classification":
+            return super().count(labels)
+        return (~labels.isnan()).view(len(labels), -1).any(1).sum()
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, binary cross-entropy (mean over a row's known labels) or squared error."""
+        if self.task.problem_type == "single_label_classification":
+            return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        known = ~labels.isnan()
+        filled = torch.where(known, labels, 0).to(logits.dtype)
+        if self.task.problem_type == "regression":
+            return ((logits.squeeze(-1) - filled.view(-1)).square() * known.view(-1)).sum()
+        errors = F.binary_cross_entropy_with_logits(logits, filled, reduction="none") * known
+        return (errors.sum(1) / known.sum(1).clamp(min=1)).sum()
+
+
+class TokenClassificationHead(Head):
+    """One label per token: logits = W dropout(h) + b, as in HF's token classification heads."""
+
+    per_token = True
+
+    def __init__(self, *, task: TaskConfig, encoder_config: PreTrainedConfig, pooling: str) -> None:
+        super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
+        self.dropout = nn.Dropout(task.dropout)
+        self.out = nn.Linear(encoder_config.hidden_size, task.num_labels)
+
+    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        """-> (N, T, L)."""
+        return self.out(self.dropout(states[-1]))
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy over tokens whose label is not -100."""
+        return F.cross_entropy(
+            logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+
+
+class EmbeddingHead(Head):
+    """One vector per text: pool, then an optional linear layer, then length 1 if `normalize`.
+
+    In training, rows come in consecutive groups (anchor, positive, ...): N = G * g. The labels say
+    how many groups there are; their values are similarity scores, ignored by the contrastive loss.
+    """
+
+    def __init__(self, *, task: TaskConfig, encoder_config: PreTrainedConfig, pooling: str) -> None:
+        super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
+        self.out = nn.Linear(self.pooled_size, task.projection) if task.projection else None
+
+    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        """-> (N, D)."""
+        x = pool(states, mask, self.pooling)
+        if self.out is not None:
+            x = self.out(x)
+        return F.normalize(x, dim=-1) if self.task.normalize else x
+
+    def count(self, labels: Tensor) -> Tensor:
+        """Groups whose score is not NaN."""
+        return (~labels.isnan()).sum()
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The task's embedding loss over (N, D) embeddings and (G,) scores.
+
+        Raises:
+            ValueError: the rows do not divide into groups of two or more.
+        """
+        rows, count = len(logits), len(labels)
+        if count == 0:
+            return logits.sum() * 0
+        if rows % count or rows // count < 2:
+            raise ValueError(f"{rows} rows for {count} scores: rows come in groups of 2 or more")
+        known = ~labels.isnan()
+        groups = logits.view(count, rows // count, -1)[known]  # (G, g, D)
+        scores = labels[known].to(logits.dtype)  # (G,)
+        if self.task.loss == "contrastive":
+            return contrastive(groups, self.task.temperature)
+        return cosent(groups, scores) if self.task.loss == "cosent" else cosine_mse(groups, scores)
+
+
+class MaskedLMHead(Head):
+    """Masked-token prediction with the input embeddings as output layer.
+
+        logits = E LayerNorm(gelu(W h + b)) + c,   E the (V, E) input embeddings (tied)
+
+    The head of BERT (arXiv:1810.04805); E may be narrower than H (ALBERT, ELECTRA). In training the
+    model gives it the labelled tokens only: V is large, and 85 % of the tokens have no label.
+    """
+
+    per_token = True
+
+    def __init__(self, *, task: TaskConfig, encoder_config: PreTrainedConfig, pooling: str) -> None:
+        super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
+        width = getattr(encoder_config, "embedding_size", None) or encoder_config.hidden_size
+        self.dense = nn.Linear(encoder_config.hidden_size, width)
+        self.act = ACT2FN["gelu"]
+        self.norm = nn.LayerNorm(width, eps=getattr(encoder_config, "layer_norm_eps", 1e-5))
+        self.decoder = nn.Linear(width, encoder_config.vocab_size)
+
+    def forward(self, states: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
+        """(..., H) -> (..., V)."""
+        return self.decoder(self.norm(self.act(self.dense(states[-1]))))
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy over tokens whose label is not -100."""
+        return F.cross_entropy(
+            logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+
+
+HEADS: dict[str, type[Head]] = {
+    "sequence_classification": SequenceClassificationHead,
+    "token_classification": TokenClassificationHead,
+    "embedding": EmbeddingHead,
+    "masked_lm": MaskedLMHead,
+}

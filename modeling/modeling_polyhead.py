@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
+"""One encoder, many heads: encode once, give each head the rows it needs.
+
+The encoder is any AutoModel, held as `encoder`; the heads are `heads[<task>]`. A head costs a
+linear layer on its own rows, the encoder pass is shared, so eight tasks on a text cost about one.
+
+Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width, `G` groups.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_polyhead import PolyheadConfig, TaskConfig, check_task_name
+from .heads import HEADS, Head
+
+# Not used here: the import makes the pipeline's file travel with the model.
+from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
+
+
+@dataclass
+class PolyheadOutput(ModelOutput):
+    """What a forward pass gives; parts not asked for are None.
+
+    Args:
+        loss: scalar, the weighted sum of `losses`.
+        last_hidden_state: (N, T, H), the encoder's token states.
+        logits: by task: (N, L) sequence classification (L = 1 for regression), (N, T, L) token
+            classification, (N, T, V) masked LM; with `task_ids` only the task's own rows, in order.
+            In training with labels, masked LM gives (labelled tokens, V).
+        embeddings: by task: (N, D).
+        losses: by task: scalar, the mean over labelled rows, tokens or groups.
+        hidden_states: the encoder's, one (N, T, H) per layer and one for the input.
+        attentions: the encoder's, one (N, heads, T, T) per layer.
+    """
+
+    # A dict as first field would be taken for the whole output by ModelOutput.
+    loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    logits: dict[str, Tensor] | None = None
+    embeddings: dict[str, Tensor] | None = None
+    losses: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class PolyheadModel(PreTrainedModel):
+    """A transformer encoder with a head for each task.
+
+    Made from an encoder by `from_encoder`, or by `from_pretrained` from a saved Polyhead.
+    """
+
+    config_class = PolyheadConfig
+    config: PolyheadConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the trainer gives counts by task (`num_items`), not one number
+    # What the encoder does not support, it refuses or replaces itself.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: PolyheadConfig) -> None:
+        super().__init__(config)
+        self.encoder = build_encoder(config.encoder_config)
+        self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
+        self.heads = nn.ModuleDict({name: self._build_head(name) for name in self.task_names})
+        self._tied_weights_keys = self._ties()
+        self.post_init()
+
+    # ---- making and changing a model ----
+
+    @classmethod
+    def from_encoder(
+        cls,
+        name_or_path: str,
+        tasks: dict[str, TaskConfig],
+        *,
+        pooling: str = "mean",
+        **kwargs: Any,
+    ) -> "PolyheadModel":
+        """Put new heads on a pretrained encoder.
+
+        Args:
+            name_or_path: Hub id or folder of any encoder that AutoModel knows. A decoder (Llama,
+                Qwen, ...) is made to attend in both directions (`is_causal=False`).
+            tasks: task name to its config.
+            pooling: pooling of every task that names none.
+            **kwargs: given to AutoModel.from_pretrained (`revision`, `dtype`, ...).
+
+        Raises:
+            ValueError: a task name or task is not valid.
+        """
+        PolyheadConfig(tasks=tasks, pooling=pooling)  # refuse bad tasks before loading anything
+        encoder_config = AutoConfig.from_pretrained(
+            name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
+        )
+        encoder_config.is_causal = False
+        auto = auto_class(encoder_config)
+        encoder = without_pooler(
+            lambda **more: auto.from_pretrained(
+                name_or_path, config=encoder_config, **kwargs, **more
+            )
+        )
+        config = PolyheadConfig(encoder_config=encoder.config, pooling=pooling, dtype=encoder.dtype)
+        with torch.device("meta"):  # the encoder made here is replaced at once
+            model = cls(config)
+        model.encoder = encoder
+        for name, task in tasks.items():
+            model.add_task(name, task)
+        return model.eval()
+
+    def add_task(self, name: str, task: TaskConfig) -> None:
+        """Add a task with a new head; the encoder and the other heads stay as they are.
+
+        Raises:
+            ValueError: the name is not allowed or taken.
+        """
+        self.config.set_task(name, task)
+        self._attach(name)
+
+    def remove_task(self, name: str) -> None:
+        """Remove a task and its head.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        self._check_tasks([name])
+        del self.heads[name]
+        del self.config.tasks[name]
+        self.config.task_names = [t for t in self.task_names if t != name]
+        self._retie()
+
+    def _build_head(self, name: str) -> Head:
+        task = self.config.tasks[name]
+        return HEADS[task.head](
+            task=task, encoder_config=self.encoder.config, pooling=self.config.pooling
+        )
+
+    def _attach(self, name: str) -> None:
+        head = self._build_head(name)
+        head.apply(self._init_weights)
+        head.train(self.training)
+        self.heads[name] = head.to(device=self.encoder.device, dtype=self.encoder.dtype)
+        self._retie()
+
+    def _ties(self) -> dict[str, str]:
+        """Decoder weight of each masked-LM head -> the encoder's input embeddings, by name."""
+        heads = [n for n in self.task_names if self.config.tasks[n].head == "masked_lm"]
+        if not heads:
+            return {}
+        weight = self.encoder.get_input_embeddings().weight
+        source = next(n for n, p in self.encoder.named_parameters() if p is weight)
+        return {f"heads.{n}.decoder.weight": f"encoder.{source}" for n in heads}
+
+    def _retie(self) -> None:
+        inner = {k: v for k, v in self.all_tied_weights_keys.items() if not k.startswith("heads.")}
+        self._tied_weights_keys = self._ties()
+        self.all_tied_weights_keys = {**inner, **self._tied_weights_keys}
+        self.tie_weights()
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks in the order that `task_ids` counts them."""
+        return list(self.config.task_names or [])
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's token embeddings."""
+        return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the encoder's token embeddings."""
+        self.encoder.set_input_embeddings(value)
+
+    # ---- the forward pass ----
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        tasks: Iterable[str] | None = None,
+        task_ids: Tensor | None = None,
+        labels: dict[str, Tensor] | None = None,
+        num_items: dict[str, Tensor] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> PolyheadOutput | tuple:
+        """Encode once, then run the heads.
+
+        Args:
+            input_ids: (N, T) token ids; or `inputs_embeds`, (N, T, E).
+            attention_mask: (N, T), 1 for real tokens; none means that all are.
+            token_type_ids: (N, T); left out for encoders without segments.
+            position_ids: (N, T), for encoders that take them.
+            inputs_embeds: (N, T, E), instead of `input_ids`.
+            tasks: the heads to run; None for all, `()` for the encoder alone.
+            task_ids: (N,) or (N, K), row n goes to the heads `task_names[i]` for its ids i >= 0
+                only. The rows of an embedding task come in consecutive groups (pair, triplet).
+            labels: by task; -100 (classes) or NaN (numbers) where a row has none. (N,) or, for
+                tokens, (N, T) class ids; (N, L) 0/1 for multi-label; (N,) numbers for regression;
+                (G,) scores for embeddings. With `task_ids`, of the task's rows only or of all N.
+            num_items: by task, the labelled units that the loss is divided by; default the units
+                in this batch. A trainer gives the count over the whole optimizer step.
+            output_hidden_states: give the encoder's hidden states too.
+            output_attentions: give the encoder's attentions too.
+            return_dict: False for a tuple.
+
+        Raises:
+            ValueError: a task in `tasks` or `labels` is unknown or not run, or a task id is.
+        """
+        names = self._names_to_run(tasks, labels)
+        rows = self._rows_by_task(names, task_ids)
+        names = [name for name in names if rows[name] is None or len(rows[name])]
+        deep = any(self._head(name).states_needed > 1 for name in names)
+        encoded = self._encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=True if deep else output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        last = encoded.last_hidden_state
+        states = encoded.hidden_states[-4:] if deep else (last,)
+        mask = attention_mask if attention_mask is not None else last.new_ones(last.shape[:2])
+        logits, embeddings, losses = {}, {}, {}
+        for name in names:
+            target = _labels_of(name, labels, rows[name])
+            found, loss = self._run_head(
+                name, states, mask, rows[name], target, (num_items or {}).get(name)
+            )
+            kept = embeddings if self.config.tasks[name].head == "embedding" else logits
+            kept[name] = found
+            if loss is not None:
+                losses[name] = loss
+        total = sum(self.config.tasks[name].loss_weight * loss for name, loss in losses.items())
+        wanted = output_hidden_states or (
+            output_hidden_states is None and self.encoder.config.output_hidden_states
+        )
+        output = PolyheadOutput(
+            loss=total if losses else None,  # pyright: ignore[reportArgumentType]
+            last_hidden_state=last,
+            logits=logits or None,
+            embeddings=embeddings or None,
+            losses=losses or None,
+            hidden_states=encoded.hidden_states if wanted else None,
+            attentions=encoded.get("attentions"),
+        )
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _encode(self, **inputs: Any) -> ModelOutput:
+        """One encoder pass; `token_type_ids` is left out where the encoder has no segments."""
+        accepted = inspect.signature(self.encoder.forward).parameters
+        if "token_type_ids" not in accepted:
+            inputs.pop("token_type_ids")
+        return self.encoder(**{k: v for k, v in inputs.items() if v is not None}, return_dict=True)
+
+    def _head(self, name: str) -> Head:
+        return self.heads[name]  # pyright: ignore[reportReturnType]
+
+    def _run_head(
+        self,
+        name: str,
+        states: tuple[Tensor, ...],
+        mask: Tensor,
+        rows: Tensor | None,
+        labels: Tensor | None,
+        num_items: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (or embeddings) of the task's rows, and its loss if it has labels."""
+        head = self._head(name)
+        if rows is not None:
+            states, mask = tuple(s[rows] for s in states[-head.states_needed :]), mask[rows]
+        if self.training and labels is not None and self.config.tasks[name].head == "masked_lm":
+            keep = labels != -100
+            states, labels = (states[-1][keep],), labels[keep]
+        found = head(states, mask)
+        return found, None if labels is None else head.loss(found, labels, num_items)
+
+    def count_items(self, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Labelled units by task: what `num_items` sums over the batches of an optimizer step."""
+        return {name: self._head(name).count(values) for name, values in labels.items()}
+
+    # ---- which heads, which rows ----
+
+    def _check_tasks(self, names: Iterable[str]) -> None:
+        unknown = [name for name in names if name not in self.config.tasks]
+        if unknown:
+            raise ValueError(
+                f"unknown task {', '.join(map(repr, unknown))}; "
+                f"this model has: {', '.join(self.task_names) or 'none'}"
+            )
+
+    def _names_to_run(
+        self, tasks: Iterable[str] | None, labels: dict[str, Tensor] | None
+    ) -> list[str]:
+        if isinstance(tasks, str):
+            raise ValueError(f"tasks is the string {tasks!r}; give a list: tasks=[{tasks!r}]")
+        chosen = self.task_names if tasks is None else list(tasks)
+        if labels is not None and not isinstance(labels, dict):
+            raise ValueError(
+                f"labels is a {type(labels).__name__}; give a dict by task: labels={{task: values}}"
+            )
+        self._check_tasks([*chosen, *(labels or {})])
+        idle = [name for name in labels or {} if name not in chosen]
+        if idle:
+            raise ValueError(f"labels for {', '.join(idle)}, but tasks={chosen} leaves them out")
+        return [name for name in self.task_names if name in chosen]
+
+    def _rows_by_task(self, names: list[str], task_ids: Tensor | None) -> dict[str, Tensor | None]:
+        """Row numbers of each task; None stands for all rows."""
+        if task_ids is None:
+            return dict.fromkeys(names)
+        ids = task_ids.view(len(task_ids), -1)  # (N, K), -1 fills
+        if ids.numel() and int(ids.max()) >= len(self.task_names):
+            raise ValueError(
+                f"task_ids holds {int(ids.max())}; this model has {len(self.task_names)} tasks: "
+                f"{', '.join(self.task_names)}"
+            )
+        return {
+            name: (ids == self.task_names.index(name)).any(1).nonzero().squeeze(1) for name in names
+        }
+
+
+def _labels_of(name: str, labels: dict[str, Tensor] | None, rows: Tensor | None) -> Tensor | None:
+    """The task's labels for its own rows; labels of all N rows are cut down to them."""
+    if labels is None or name not in labels:
+        return None
+    values = labels[name]
+    if rows is not None and len(values) > len(rows):
+        return values[rows]
+    return values
+
+
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "code_revision")
+
+
+def auto_class(encoder_config: Any) -> Any:
+    """AutoModel, or for encoder-decoder models (T5) the class that holds their encoder."""
+    return AutoModelForTextEncoding if encoder_config.is_encoder_decoder else AutoModel
+
+
+def without_pooler(load: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """Load an encoder without its pooler, whose parameters would never get a gradient."""
+    try:
+        return load(add_pooling_layer=False)
+    except TypeError:  # this encoder has no pooler to leave out
+        return load()
+
+
+def build_encoder(encoder_config: Any) -> PreTrainedModel:
+    """A new encoder with random weights, from its config."""
+    auto = auto_class(encoder_config)
+    return without_pooler(lambda **more: auto.from_config(encoder_config, **more))
+
+
+def usable_length(encoder: PreTrainedModel) -> int | None:
+    """Number of tokens that the encoder accepts; None where it has no limit.
+
+    Learned position embeddings with a padding index (RoBERTa and its kin) count positions from
+    padding_idx + 1, so they hold that many tokens fewer than rows.
+    """
+    for name, module in encoder.named_modules():
+        if "position" in name and isinstance(module, nn.Embedding):
+            used = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - used
+    limit = getattr(encoder.config, "max_position_embeddings", None)
+    return limit if limit is not None and limit > 0 else None
+
+
+PolyheadConfig.register_for_auto_class()
+PolyheadModel.register_for_auto_class("AutoModel")
+__all__ = ["PolyheadModel", "PolyheadOutput", "build_encoder", "check_task_name", "usable_length"]

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
+"""Text in, predictions out: one encoder pass per text for all chosen tasks.
+
+Texts are sorted by length, so that a batch holds little padding, and results come back in the
+caller's order. Texts longer than the encoder takes are read in overlapping windows by token tasks;
+the other heads read the first window.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Pipeline, PreTrainedTokenizerBase
+
+from .configuration_polyhead import TaskConfig
+from .decoding import Window, decode_classes, decode_entities, encode_windows, split_words
+
+TextOrPair = str | tuple[str, str]
+
+
+class PolyheadPipeline(Pipeline):
+    """`pipeline(model=folder, trust_remote_code=True)`, or `PolyheadPipeline(model=, tokenizer=)`.
+
+    Args (of a call):
+        texts: one text, or a list or other iterable of texts; (text, text) tuples for pair tasks.
+        tasks: names of the tasks; None for every task that reads what is given (texts or pairs).
+        top_k: how many labels, or fillings of a mask, to give.
+        threshold: probability from which a multi-label task sets a label; None for the task's own.
+        batch_size: windows in one encoder pass.
+
+    Returns:
+        one dict per text, keyed by task: classification `{"label", "score"}` (a list with `top_k` >
+        1 or multi-label), regression `{"score"}`, token classification a list of
+        `{"entity_group", "score", "word", "start", "end"}`, embedding a float32 numpy vector,
+        masked LM a list over the masks of `{"label", "score"}`.
+
+    Raises:
+        ValueError: a task is unknown or does not read what is given, or a text is not a string.
+    """
+
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    tokenizer: PreTrainedTokenizerBase
+    model: Any
+
+    def __call__(
+        self,
+        texts: TextOrPair | Iterable[TextOrPair],
+        tasks: Sequence[str] | None = None,
+        *,
+        top_k: int = 1,
+        threshold: float | None = None,
+        batch_size: int = 32,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Predict; see the class."""
+        single = isinstance(texts, (str, tuple))
+        given = [texts] if single else list(texts)  # pyright: ignore[reportArgumentType]
+        for number, text in enumerate(given):
+            parts = text if isinstance(text, tuple) else (text,)
+            if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
+                raise ValueError(f"text {number} is {text!r}; give a string or a pair of strings")
+        results = self._predict(given, self._choose(given, tasks), top_k, threshold, batch_size)
+        return results[0] if single else results
+
+    def _choose(self, texts: list[TextOrPair], tasks: Sequence[str] | None) -> list[str]:
+        known = self.model.config.tasks
+        pairs = sum(isinstance(text, tuple) for text in texts)
+        if 0 < pairs < len(texts):
+            raise ValueError("texts and pairs of texts are mixed; give them in separate calls")
+        if tasks is None:
+            chosen = [n for n in self.model.task_names if known[n].pair == bool(pairs)]
+            if not chosen and texts:
+                want = "single texts" if pairs else "pairs, as (text, text)"
+                raise ValueError(f"every task of this model reads {want}")
+            return chosen
+        unknown = [name for name in tasks if name not in known]
+        if unknown:
+            raise ValueError(
+                f"unknown task {', '.join(map(repr, unknown))}; "
+                f"this model has: {', '.join(self.model.task_names)}"
+            )
+        for name in tasks:
+            if texts and known[name].pair != bool(pairs):
+                want = "pairs, as (text, text)" if known[name].pair else "single texts"
+                raise ValueError(f"task {name!r} reads {want}")
+        return list(tasks)
+
+    def _predict(
+        self,
+        texts: list[TextOrPair],
+        tasks: list[str],
+        top_k: int,
+        threshold: float | None,
+        batch_size: int,
+    ) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = [{} for _ in texts]
+        words = [split_words(text) if isinstance(text, str) else [] for text in texts]
+        windows = [
+            (row, first, window)
+            for row, text in enumerate(texts)
+            for first, window in self._windows(text, words[row], tasks)
+        ]
+        # (W, L) log-probabilities of each text, filled window by window
+        scores = {
+            name: [torch.zeros(len(w), self.model.config.tasks[name].num_labels) for w in words]
+            for name in tasks
+            if self.model.config.tasks[name].head == "token_classification"
+        }
+        windows.sort(key=lambda entry: -len(entry[2].input_ids))
+        for start in range(0, len(windows), batch_size):
+            batch = windows[start : start + batch_size]
+            output, ids = self._encode([window for _, _, window in batch], tasks)
+            found = {**(output.logits or {}), **(output.embeddings or {})}
+            for name in tasks:
+                task, values = self.model.config.tasks[name], found[name].float().cpu()
+                for i, (row, first, window) in enumerate(batch):
+                    if name in scores:
+                        for word, token in window.first_tokens:
+                            scores[name][row][word] = values[i, token].log_softmax(-1)
+                    elif first:
+                        results[row][name] = self._decode(task, values[i], ids[i], top_k, threshold)
+        for name, rows in scores.items():
+            task = self.model.config.tasks[name]
+            for row, text in enumerate(texts):
+                results[row][name] = decode_entities(
+                    str(text), words[row], rows[row], task.labels, task.scheme
+                )
+        return [{name: result[name] for name in tasks} for result in results]
+
+    def _windows(
+        self, text: TextOrPair, words: list[tuple[int, int]], tasks: list[str]
+    ) -> Iterator[tuple[bool, Window]]:
+        """(is the first, window) for each window that the tasks need."""
+        limit = self.tokenizer.model_max_length
+        if isinstance(text, tuple):
+            encoded = self.tokenizer(*text, truncation=True, max_length=limit)
+            types = encoded.get("token_type_ids")
+            yield True, Window(list(encoded["input_ids"]), types, [])
+            return
+        heads = {self.model.config.tasks[name].head for name in tasks}
+        for number, window in enumerate(encode_windows(self.tokenizer, text, words, limit)):
+            if number == 0 or "token_classification" in heads:
+                yield number == 0, window
+
+    @torch.no_grad()
+    def _encode(self, windows: list[Window], tasks: list[str]) -> tuple[Any, Tensor]:
+        features: dict[str, list] = {"input_ids": [window.input_ids for window in windows]}
+        if windows[0].token_type_ids is not None:
+            features["token_type_ids"] = [window.token_type_ids for window in windows]
+        batch = self.tokenizer.pad(features, padding_side="right", return_tensors="pt")
+        batch = batch.to(self.model.device)
+        self.model.eval()
+        return self.model(**batch, tasks=tasks), batch["input_ids"]
+
+    def _decode(
+        self, task: TaskConfig, values: Tensor, ids: Tensor, top_k: int, threshold: float | None
+    ) -> Any:
+        if task.head == "embedding":
+            return values.numpy()
+        if task.head == "masked_lm":
+            return self._fill(values, ids, top_k)
+        if task.problem_type == "regression":
+            return {"score": float(values[0])}
+        return decode_classes(
+            values,
+            task.labels or [],
+            multi_label=task.problem_type == "multi_label_classification",
+            top_k=top_k,
+            threshold=task.threshold if threshold is None else threshold,
+        )
+
+    def _fill(self, values: Tensor, ids: Tensor, top_k: int) -> list:
+        vocabulary = self.tokenizer.convert_ids_to_tokens(range(values.shape[-1]))
+        places = (ids == self.tokenizer.mask_token_id).nonzero().squeeze(1).tolist()
+        return [
+            decode_classes(values[place], vocabulary, multi_label=False, top_k=top_k, threshold=0.0)
+            for place in places
+        ]
+
+    # The base class runs text by text; `__call__` above replaces its loop, so its hooks do nothing.
+    def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
+        if parameters:
+            raise ValueError(f"unknown option {', '.join(parameters)}; give options in the call")
+        return {}, {}, {}
+
+    def preprocess(self, input_: Any, **_: Any) -> Any:
+        """Not used; see `__call__`."""
+        return input_
+
+    def _forward(self, input_tensors: Any, **_: Any) -> Any:
+        return input_tensors
+
+    def postprocess(self, model_outputs: Any, **_: Any) -> Any:
+        """Not used; see `__call__`."""
+        return model_outputs

@@ -1,0 +1,1 @@
+"""Everything around the model: recipes, data, training, saving, commands."""
