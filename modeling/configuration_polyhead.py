@@ -95,11 +95,7 @@ class TaskConfig:
             raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
-        if self.labels is not None:
-            self.labels = [str(label) for label in self.labels]
-            repeated = sorted({x for x in self.labels if self.labels.count(x) > 1})
-            if repeated:
-                raise ValueError(f"labels repeat: {', '.join(repeated)}")
+        self._check_labels()
         for option, owner in (
             ("problem_type", "sequence_classification"),
             ("scheme", "token_classification"),
@@ -115,6 +111,13 @@ class TaskConfig:
             raise ValueError(f"a {self.head} task has no labels, got {len(self.labels)}")
         if self.head == "embedding" and self.loss is None:
             self.loss = "cosent"
+
+    def _check_labels(self) -> None:
+        if self.labels is not None:
+            self.labels = [str(label) for label in self.labels]
+            repeated = sorted({x for x in self.labels if self.labels.count(x) > 1})
+            if repeated:
+                raise ValueError(f"labels repeat: {', '.join(repeated)}")
 
     def _check_sequence(self) -> None:
         if self.problem_type is None and self.labels:
