@@ -76,18 +76,24 @@ class Window:
 
 def encode_windows(
     tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    words: list[Span],
+    texts: list[str],
+    words: list[list[Span]],
     max_length: int,
-) -> list[Window]:
-    """Tokenize `text` into windows of at most `max_length` tokens that overlap by a quarter.
+) -> list[list[Window]]:
+    """Tokenize texts into windows of at most `max_length` tokens that overlap by a quarter.
 
     Each word is read in the one window that shows most of its surroundings; no word is lost. A text
     that fits is one window. A word that the tokenizer gives no sub-token (a control sign) belongs
     to no window.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        texts: the texts.
+        words: character spans of the words to read, for each text; may be empty.
+        max_length: tokens in a window, special tokens included.
     """
     encoding = tokenizer(
-        text,
+        texts,
         truncation=True,
         max_length=max_length,
         stride=(max_length - tokenizer.num_special_tokens_to_add()) // 4,
@@ -95,28 +101,40 @@ def encode_windows(
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
         return_attention_mask=False,
-        padding=False,
         verbose=False,
     )
-    count = len(encoding["input_ids"])
+    types = encoding.get("token_type_ids")
+    windows: list[list[Window]] = [[] for _ in texts]
+    numbers: list[list[int]] = [[] for _ in texts]  # which of the encodings are a text's windows
+    for number, row in enumerate(encoding["overflow_to_sample_mapping"]):
+        ids = encoding["input_ids"][number]
+        windows[row].append(Window(ids, types[number] if types else None, []))
+        numbers[row].append(number)
+    for row, text in enumerate(texts):
+        if not words[row]:
+            continue
+        offsets = [encoding["offset_mapping"][number] for number in numbers[row]]
+        special = [encoding["special_tokens_mask"][number] for number in numbers[row]]
+        for word, window, token in _best_windows(text, words[row], offsets, special):
+            windows[row][window].first_tokens.append((word, token))
+    return windows
+
+
+def _best_windows(
+    text: str, words: list[Span], offsets: list[list[Span]], special: list[list[int]]
+) -> list[tuple[int, int, int]]:
+    """(word, window, token) for every word, in the window that shows most of its surroundings."""
     best: dict[int, tuple[int, int, int]] = {}  # word -> (context, window, token)
-    for number in range(count):
-        special = encoding["special_tokens_mask"][number]
-        spans = _trim(text, encoding["offset_mapping"][number], special)
-        inner = [k for k, s in enumerate(special) if not s]
-        for word, token in _first_tokens(spans, words):
-            left = token - inner[0] if number else len(special)
-            right = inner[-1] - token if number < count - 1 else len(special)
+    last = len(offsets) - 1
+    for number, (spans, skip) in enumerate(zip(offsets, special, strict=True)):
+        inner = [k for k, s in enumerate(skip) if not s]
+        for word, token in _first_tokens(_trim(text, spans, skip), words):
+            left = token - inner[0] if number > 0 else len(skip)
+            right = inner[-1] - token if number < last else len(skip)
             found = (min(left, right), number, token)
             if word not in best or found[0] > best[word][0]:
                 best[word] = found
-    types = encoding.get("token_type_ids")
-    windows = [
-        Window(encoding["input_ids"][i], types[i] if types else None, []) for i in range(count)
-    ]
-    for word, (_, number, token) in sorted(best.items()):
-        windows[number].first_tokens.append((word, token))
-    return windows
+    return [(word, number, token) for word, (_, number, token) in sorted(best.items())]
 
 
 def _trim(text: str, offsets: list[Span], special: list[int]) -> list[Span]:

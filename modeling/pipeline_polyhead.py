@@ -7,7 +7,8 @@ caller's order. Texts longer than the encoder takes are read in overlapping wind
 the other heads read the first window.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +65,8 @@ class PolyheadPipeline(Pipeline):
             parts = text if isinstance(text, tuple) else (text,)
             if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
                 raise ValueError(f"text {number} is {text!r}; give a string or a pair of strings")
+        if not given:
+            return []
         results = self._predict(given, self._choose(given, tasks), top_k, threshold, batch_size)
         return results[0] if single else results
 
@@ -74,7 +77,7 @@ class PolyheadPipeline(Pipeline):
             raise ValueError("texts and pairs of texts are mixed; give them in separate calls")
         if tasks is None:
             chosen = [n for n in self.model.task_names if known[n].pair == bool(pairs)]
-            if not chosen and texts:
+            if not chosen:
                 want = "single texts" if pairs else "pairs, as (text, text)"
                 raise ValueError(f"every task of this model reads {want}")
             return chosen
@@ -85,7 +88,7 @@ class PolyheadPipeline(Pipeline):
                 f"this model has: {', '.join(self.model.task_names)}"
             )
         for name in tasks:
-            if texts and known[name].pair != bool(pairs):
+            if known[name].pair != bool(pairs):
                 want = "pairs, as (text, text)" if known[name].pair else "single texts"
                 raise ValueError(f"task {name!r} reads {want}")
         return list(tasks)
@@ -100,14 +103,10 @@ class PolyheadPipeline(Pipeline):
     ) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = [{} for _ in texts]
         words = [split_words(text) if isinstance(text, str) else [] for text in texts]
-        windows = [
-            (row, first, window)
-            for row, text in enumerate(texts)
-            for first, window in self._windows(text, words[row], tasks)
-        ]
+        windows = self._windows(texts, words, tasks)
         # (W, L) log-probabilities of each text, filled window by window
         scores = {
-            name: [torch.zeros(len(w), self.model.config.tasks[name].num_labels) for w in words]
+            name: [_uniform(len(w), self.model.config.tasks[name].num_labels) for w in words]
             for name in tasks
             if self.model.config.tasks[name].head == "token_classification"
         }
@@ -133,19 +132,25 @@ class PolyheadPipeline(Pipeline):
         return [{name: result[name] for name in tasks} for result in results]
 
     def _windows(
-        self, text: TextOrPair, words: list[tuple[int, int]], tasks: list[str]
-    ) -> Iterator[tuple[bool, Window]]:
-        """(is the first, window) for each window that the tasks need."""
+        self, texts: list[TextOrPair], words: list[list[tuple[int, int]]], tasks: list[str]
+    ) -> list[tuple[int, bool, Window]]:
+        """(row, is its first, window) for each window that the tasks need."""
         limit = self.tokenizer.model_max_length
-        if isinstance(text, tuple):
-            encoded = self.tokenizer(*text, truncation=True, max_length=limit)
+        if isinstance(texts[0], tuple):
+            encoded = self.tokenizer([tuple(t) for t in texts], truncation=True, max_length=limit)
             types = encoded.get("token_type_ids")
-            yield True, Window(list(encoded["input_ids"]), types, [])
-            return
+            return [
+                (row, True, Window(ids, types[row] if types else None, []))
+                for row, ids in enumerate(encoded["input_ids"])
+            ]
         heads = {self.model.config.tasks[name].head for name in tasks}
-        for number, window in enumerate(encode_windows(self.tokenizer, text, words, limit)):
-            if number == 0 or "token_classification" in heads:
-                yield number == 0, window
+        every = "token_classification" in heads
+        return [
+            (row, number == 0, window)
+            for row, found in enumerate(encode_windows(self.tokenizer, texts, words, limit))
+            for number, window in enumerate(found)
+            if every or number == 0
+        ]
 
     @torch.no_grad()
     def _encode(self, windows: list[Window], tasks: list[str]) -> tuple[Any, Tensor]:
@@ -198,3 +203,8 @@ class PolyheadPipeline(Pipeline):
     def postprocess(self, model_outputs: Any, **_: Any) -> Any:
         """Not used; see `__call__`."""
         return model_outputs
+
+
+def _uniform(words: int, labels: int) -> Tensor:
+    """(W, L) log-probabilities that say nothing: what a word without sub-token keeps."""
+    return torch.full((words, labels), -math.log(labels))

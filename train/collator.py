@@ -1,0 +1,108 @@
+"""Rows of any sources to one batch: pad to the longest, sort labels by task.
+
+Padding is on the right: encoders with absolute positions give other results when padded on the left.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+
+from ..modeling.configuration_polyhead import TaskConfig
+
+IGNORE = -100
+
+
+@dataclass
+class MultiTaskCollator:
+    """Batches tokenized rows (see `features.py`) of one or several sources.
+
+    Keys in: `source`, `input_ids`, `row`, `window`, perhaps `token_type_ids`, and `labels_<task>`.
+    Keys out, with N texts and T tokens:
+        input_ids, attention_mask, perhaps token_type_ids: (N, T)
+        task_ids: (N, K), the tasks of each text, -1 fills
+        labels: by task, of its own texts only: (n,) ids or numbers, (n, L) multi-label, (n, T)
+            token tasks and masked LM, (groups,) embeddings
+        rows: (examples,), the number of each example in its dataset
+
+    Args:
+        tokenizer: pads, and masks for masked LM.
+        configs: the model's tasks.
+        task_names: the model's order of them, which `task_ids` counts.
+        sources: source name to its tasks.
+        mlm_probability: share of tokens to predict (arXiv:1810.04805: 0.15).
+        mask_seed: masks the same tokens each time, for evaluation; None draws anew.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    configs: dict[str, TaskConfig]
+    task_names: list[str]
+    sources: dict[str, list[str]]
+    mlm_probability: float = 0.15
+    mask_seed: int | None = None
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """See the class."""
+        members = [self._tasks_of(row) for row in rows]
+        batch = self._pad(rows)
+        batch["task_ids"] = self._task_ids(rows, members)
+        labels = {}
+        for name in self.task_names:
+            if any(name in tasks for tasks in members):
+                own = [row for row, tasks in zip(rows, members, strict=True) if name in tasks]
+                labels[name] = self._labels(name, own, batch)
+        batch["labels"] = labels
+        batch["rows"] = torch.tensor([row["row"] for row in rows])
+        return batch
+
+    def _tasks_of(self, row: dict[str, Any]) -> list[str]:
+        """The tasks that read a row; windows after the first are for token tasks only."""
+        every = self.sources[row["source"]]
+        per_token = ("token_classification", "masked_lm")
+        return [t for t in every if row["window"] == 0 or self.configs[t].head in per_token]
+
+    def _pad(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        ids = [text for row in rows for text in row["input_ids"]]
+        features: dict[str, Any] = {"input_ids": ids}
+        if "token_type_ids" in rows[0]:
+            features["token_type_ids"] = [t for row in rows for t in row["token_type_ids"]]
+        return dict(self.tokenizer.pad(features, padding_side="right", return_tensors="pt"))
+
+    def _task_ids(self, rows: list[dict[str, Any]], members: list[list[str]]) -> Tensor:
+        width = max(len(tasks) for tasks in members)
+        ids = []
+        for row, tasks in zip(rows, members, strict=True):
+            own = [self.task_names.index(t) for t in tasks]
+            ids += [own + [-1] * (width - len(own))] * len(row["input_ids"])
+        return torch.tensor(ids)
+
+    def _labels(self, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
+        config = self.configs[name]
+        if config.head == "masked_lm":
+            return self._mask(name, rows, batch)
+        values = [row[f"labels_{name}"] for row in rows]
+        if config.head == "token_classification":
+            width = batch["input_ids"].shape[1]
+            values = [tags + [IGNORE] * (width - len(tags)) for tags in values]
+        return torch.tensor(values)
+
+    def _mask(self, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
+        """Mask tokens of the task's rows in `batch`; labels are the tokens that stood there."""
+        number = self.task_names.index(name)
+        own = (batch["task_ids"] == number).any(1).nonzero().squeeze(1)
+        ids = batch["input_ids"][own]
+        seed = None if self.mask_seed is None else self.mask_seed + int(rows[0]["row"])
+        masker = DataCollatorForLanguageModeling(
+            self.tokenizer, mlm_probability=self.mlm_probability, seed=seed
+        )
+        if seed is not None:
+            masker.create_rng()
+        special = [
+            self.tokenizer.get_special_tokens_mask(row, already_has_special_tokens=True)
+            for row in ids.tolist()
+        ]
+        masked, labels = masker.torch_mask_tokens(ids, torch.tensor(special))
+        batch["input_ids"][own] = masked
+        return labels

@@ -1,0 +1,94 @@
+"""Which rows make which batch: a pure function of (seed, epoch).
+
+An optimizer step takes `batch_size * accumulation * replicas` rows; the sampler draws the steps first
+and then cuts each into micro-batches. So 1 x 32, 4 x 8 accumulated, and 2 ranks x 16 see the same rows
+at the same step. Rows of an epoch are spread evenly over its steps: no short batch at the end.
+
+Under accelerate rank r takes batches r, r + replicas, ...; `batch_size` is None, because its sharding
+drops batches of varying size from a sampler that states one.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+
+class MultiTaskBatchSampler:
+    """Batches of row numbers over several sources, each row exactly once an epoch.
+
+    Args:
+        ranges: row numbers of each source.
+        batch_size: rows in a micro-batch.
+        batches: mixed draws a step's rows from all sources; pure from one, the same on all ranks.
+        replicas: number of ranks.
+        accumulation: micro-batches of a rank in an optimizer step.
+        seed: together with the epoch it decides everything.
+
+    Raises:
+        ValueError: there are fewer rows than ranks.
+    """
+
+    batch_size = None
+    drop_last = False
+
+    def __init__(
+        self,
+        ranges: dict[str, range],
+        *,
+        batch_size: int,
+        batches: Literal["mixed", "pure"] = "mixed",
+        replicas: int = 1,
+        accumulation: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.ranges = dict(sorted(ranges.items()))
+        self.micro = batch_size
+        self.batches = batches
+        self.replicas = replicas
+        self.accumulation = accumulation
+        self.seed = seed
+        self.epoch = 0
+        for name, rows in self.ranges.items():
+            if len(rows) < replicas:
+                raise ValueError(
+                    f"{name} has {len(rows)} rows for {replicas} ranks; each needs one a step"
+                )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew for this epoch."""
+        self.epoch = epoch
+
+    @property
+    def pools(self) -> dict[str, list[range]]:
+        """Sources that share a step: all of them, or each alone."""
+        if self.batches == "pure":
+            return {name: [rows] for name, rows in self.ranges.items()}
+        return {"": list(self.ranges.values())}
+
+    def __len__(self) -> int:
+        total = 0
+        for parts in self.pools.values():
+            rows = sum(map(len, parts))
+            for step in np.array_split(np.arange(rows), self._steps(rows)):
+                total += self._micro_batches(len(step))
+        return total
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        steps = []
+        for parts in self.pools.values():
+            rows = rng.permutation(np.concatenate([np.arange(p.start, p.stop) for p in parts]))
+            steps += np.array_split(rows, self._steps(len(rows)))
+        for number in rng.permutation(len(steps)):
+            step = steps[number]
+            for batch in np.array_split(step, self._micro_batches(len(step))):
+                yield batch.tolist()
+
+    def _steps(self, rows: int) -> int:
+        return math.ceil(rows / (self.micro * self.accumulation * self.replicas))
+
+    def _micro_batches(self, rows: int) -> int:
+        """Micro-batches of a step over all ranks: as many for each rank, none without a row."""
+        return self.replicas * max(1, min(self.accumulation, rows // self.replicas))
