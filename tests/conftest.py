@@ -41,8 +41,9 @@ ENCODERS = {  # kind: (family of its tokenizer, what its config needs beside the
     "llama": ("bpe", {"num_key_value_heads": 2}),
 }
 NO_DROPOUT = dict.fromkeys(
-    ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob", "dropout",
-     "attention_dropout", "seq_classif_dropout", "pooler_dropout"), 0.0)
+    ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob",
+     "classifier_dropout", "dropout", "attention_dropout", "seq_classif_dropout",
+     "pooler_dropout"), 0.0)
 SPECIAL = {  # in id order
     "wordpiece": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
                   "sep_token": "[SEP]", "mask_token": "[MASK]"},
@@ -74,12 +75,12 @@ def tiny_encoder_config(kind: str, **changes: object) -> PreTrainedConfig:
     return AutoConfig.for_model(kind, **{**sizes, **NO_DROPOUT, **own, **changes})
 
 
-def shake(model: torch.nn.Module, seed: int = 0) -> None:
-    """Move every parameter away from zero (and norms from one), the same way at each call."""
-    generator = torch.Generator().manual_seed(seed)
+def shake(model: torch.nn.Module, *, scale: float = 0.2) -> None:
+    """Move every parameter away from its usual initial value, the same way at each call."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
 def train_tokenizer(family: str) -> PreTrainedTokenizerFast:

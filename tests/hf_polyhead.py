@@ -1,8 +1,9 @@
 """PolyheadModel under the common model tests of transformers; run by `hf_common.py`.
 
 The tests make a tiny model with one task of every kind and check what transformers promises of any
-model: saving and loading, initialisation from nothing, tied weights, attention implementations,
-gradient checkpointing, resized embeddings, the same result for a row alone and in a batch.
+model: saving and loading, initialisation from nothing, attention implementations, gradient
+checkpointing, resized embeddings, the same result for a row alone and in a batch. They do not see
+pooling that ignores the mask, nor a masked-LM head that is no longer tied.
 """
 
 import unittest

@@ -103,7 +103,8 @@ def test_a_decoder_stays_bidirectional_after_saving(tmp_path, make_model, batch_
     assert again.config.encoder_config.is_causal is False
     batch = batch_of(model, [7, 4])
     before, after = results(model, batch), results(again, batch)
-    assert all(torch.equal(before[name], after[name]) for name in HEADS)
+    for name in HEADS:  # loaded weights lie otherwise in memory: the last bit of a sum may differ
+        assert_close(after[name], before[name], atol=1e-6, rtol=1e-6)
 
 
 def test_encoder_weights_are_those_of_the_folder(kind, encoder_folder, make_model):

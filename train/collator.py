@@ -1,6 +1,6 @@
 """Rows of any sources to one batch: pad to the longest, sort labels by task.
 
-Padding is on the right: encoders with absolute positions give other results when padded on the left.
+Padding is on the right: with absolute positions, padding on the left changes the results.
 """
 
 from dataclasses import dataclass

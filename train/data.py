@@ -171,8 +171,9 @@ def _load(task: TaskRecipe) -> dict[str, datasets.Dataset]:
                 f"has no split train, but {', '.join(every)}; name them in data.splits"
             )
     if task.max_rows is not None:
-        rows = loaded["train"]
-        loaded["train"] = rows.select(range(min(task.max_rows, len(rows))))
+        # a sample, not the head: files are often sorted by label
+        chosen = np.random.default_rng(0).permutation(len(loaded["train"]))[: task.max_rows]
+        loaded["train"] = loaded["train"].select(np.sort(chosen))
     return loaded  # pyright: ignore[reportReturnType]
 
 

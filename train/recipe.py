@@ -76,7 +76,7 @@ class TaskRecipe:
         data: where its rows come from.
         metrics: names from `METRICS`; the first stands for the task in the macro score. Default:
             the usual ones of the kind of head.
-        max_rows: take the first so many rows of the train split.
+        max_rows: train on a random sample of so many rows, the same each time.
         loss_weight: this task's factor in the total loss.
 
     The other options are `TaskConfig`'s.

@@ -1,11 +1,12 @@
 """Which rows make which batch: a pure function of (seed, epoch).
 
-An optimizer step takes `batch_size * accumulation * replicas` rows; the sampler draws the steps first
-and then cuts each into micro-batches. So 1 x 32, 4 x 8 accumulated, and 2 ranks x 16 see the same rows
-at the same step. Rows of an epoch are spread evenly over its steps: no short batch at the end.
+An optimizer step takes `batch_size * accumulation * replicas` rows; the sampler draws the steps
+first and then cuts each into micro-batches. So 1 x 32, 4 x 8 accumulated, and 2 ranks x 16 see the
+same rows at the same step. The rows of an epoch are spread evenly over its steps: no short batch at
+the end.
 
-Under accelerate rank r takes batches r, r + replicas, ...; `batch_size` is None, because its sharding
-drops batches of varying size from a sampler that states one.
+Under accelerate rank r takes batches r, r + replicas, ...; `batch_size` is None, because its
+sharding drops batches of varying size from a sampler that states one.
 """
 
 import math
@@ -68,26 +69,35 @@ class MultiTaskBatchSampler:
         return {"": list(self.ranges.values())}
 
     def __len__(self) -> int:
-        total = 0
-        for parts in self.pools.values():
-            rows = sum(map(len, parts))
-            for step in np.array_split(np.arange(rows), self._steps(rows)):
-                total += self._micro_batches(len(step))
-        return total
+        return sum(
+            self._micro_batches(len(step))
+            for parts in self.pools.values()
+            for step in self._cut(np.arange(sum(map(len, parts))))
+        )
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         steps = []
         for parts in self.pools.values():
-            rows = rng.permutation(np.concatenate([np.arange(p.start, p.stop) for p in parts]))
-            steps += np.array_split(rows, self._steps(len(rows)))
-        for number in rng.permutation(len(steps)):
+            rows = np.concatenate([np.arange(p.start, p.stop) for p in parts])
+            steps += self._cut(rng.permutation(rows))
+        order = rng.permutation(len(steps))
+        # A step with fewer micro-batches than the others would shift all that follow it.
+        for number in sorted(order, key=lambda i: self._is_short(steps[i])):
             step = steps[number]
             for batch in np.array_split(step, self._micro_batches(len(step))):
                 yield batch.tolist()
 
-    def _steps(self, rows: int) -> int:
-        return math.ceil(rows / (self.micro * self.accumulation * self.replicas))
+    def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows to steps of nearly equal size, each with a row for every micro-batch."""
+        full = self.micro * self.accumulation * self.replicas
+        steps = math.ceil(len(rows) / full)
+        if len(rows) // steps < self.accumulation * self.replicas:
+            steps = max(1, len(rows) // full)
+        return np.array_split(rows, steps)
+
+    def _is_short(self, step: np.ndarray) -> bool:
+        return len(step) < self.accumulation * self.replicas
 
     def _micro_batches(self, rows: int) -> int:
         """Micro-batches of a step over all ranks: as many for each rank, none without a row."""

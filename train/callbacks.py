@@ -1,0 +1,40 @@
+"""What happens beside the training step: the sampler's epoch, the progress bar."""
+
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback, TrainingArguments
+
+from .sampler import MultiTaskBatchSampler
+
+
+class SetEpoch(TrainerCallback):
+    """Tells the sampler the epoch; on a resumed run with several processes nothing else does."""
+
+    def __init__(self, sampler: MultiTaskBatchSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        """Set the epoch that begins."""
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class TaskProgress(ProgressCallback):
+    """HF's progress bar, with the loss of each task beside it and one line per evaluation."""
+
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any
+    ) -> None:
+        """Show the losses of the tasks, or the metrics of an evaluation."""
+        if self.training_bar is None or not logs:
+            return
+        losses = {k.removeprefix("loss_"): v for k, v in logs.items() if k.startswith("loss_")}
+        if losses:
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            self.training_bar.set_postfix_str(f"loss {logs['loss']:.3f} | {shown}", refresh=False)
+        elif "eval_macro" in logs:
+            scores = "  ".join(
+                f"{key.removeprefix('eval_')} {value:.4f}"
+                for key, value in logs.items()
+                if key.startswith("eval_") and not key.endswith("loss")
+            )
+            self.training_bar.write(f"epoch {state.epoch:.2f}: {scores}")

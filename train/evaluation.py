@@ -1,0 +1,156 @@
+"""Predictions of a split to scores: what the model said, row by row, against the raw labels.
+
+References are read from the raw rows, not from the encoded labels: a label that the model does not
+know counts as wrong instead of dropping out.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling.configuration_polyhead import TaskConfig
+from ..modeling.decoding import decode_tags
+from .data import Source
+from .features import tokenize
+from .labels import labels_in
+from .metrics import compute, default_metrics, main_metric
+
+
+@dataclass
+class EvalSplit:
+    """One split of a source, ready for evaluation.
+
+    Args:
+        source: the raw rows and the tasks over them.
+        split: train, validation or test.
+        rows: the same rows tokenized.
+    """
+
+    source: Source
+    split: str
+    rows: datasets.Dataset
+
+
+def eval_splits(
+    sources: list[Source],
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    configs: dict[str, TaskConfig],
+) -> dict[str, EvalSplit]:
+    """The sources that have `split`, tokenized, by source name.
+
+    Args:
+        sources: checked sources.
+        split: train, validation or test.
+        tokenizer: the model's tokenizer.
+        configs: the model's tasks.
+    """
+    found = {}
+    for source in sources:
+        if split in source.splits:
+            own = {name: configs[name] for name in source.tasks}
+            rows = tokenize(source, split, tokenizer, configs=own, longest_first=True)
+            found[source.name] = EvalSplit(source, split, rows)
+    return found
+
+
+def score(task: str, config: TaskConfig, part: EvalSplit, predictions: np.ndarray) -> dict:
+    """Metrics of one task on one split.
+
+    Args:
+        task: name of the task.
+        config: the task as the model knows it.
+        part: the split.
+        predictions: one entry per row of `part.rows`: logits, embeddings of a group (g, D), or
+            (found, masked) counts for masked LM.
+
+    Returns:
+        metric to value, the main metric first; see `metrics.compute`.
+    """
+    recipe = part.source.tasks[task]
+    scored = recipe.data.label is not None
+    names = recipe.metrics or default_metrics(config, scored=scored)
+    if config.head == "masked_lm":
+        found, masked = predictions.sum(0)
+        return {"token_accuracy": float(found / max(1, masked))}
+    values = torch.from_numpy(np.ascontiguousarray(predictions)).float()
+    if config.head == "token_classification":
+        tags = _tags(task, config, part, values)
+        return compute(names, config, tags, _references(part, task))
+    keep = [i for i, window in enumerate(part.rows["window"]) if window == 0]
+    values, rows = values[keep], [part.rows["row"][i] for i in keep]
+    if config.head == "embedding" and not scored:
+        return {"accuracy": _nearest_is_own(values)}
+    references = _references(part, task)
+    kept = [i for i, row in enumerate(rows) if not _missing(references[row])]
+    wanted = [references[rows[i]] for i in kept]
+    given = _answers(config, values[kept])
+    if config.problem_type == "regression" or config.head == "embedding":
+        low, high = recipe.data.label_range or (0.0, 1.0)
+        wanted = [(float(value) - low) / (high - low) for value in wanted]
+    return compute(names, config, given, wanted)
+
+
+def macro(scores: dict[str, dict[str, Any]]) -> float:
+    """Mean over tasks of the main metric, the first of each task for which higher is better."""
+    return float(np.mean([values[main_metric(list(values))] for values in scores.values()]))
+
+
+def _references(part: EvalSplit, task: str) -> list:
+    config, column = part.source.configs[task], part.source.tasks[task].data.label
+    values = part.source.splits[part.split][:][column]
+    if config.head == "token_classification" or config.problem_type == "multi_label_classification":
+        return [None if value is None else labels_in(value) for value in values]
+    if config.problem_type == "single_label_classification":
+        return [None if value is None else str(value) for value in values]
+    return values
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value != value  # NaN is not equal to itself
+
+
+def _answers(config: TaskConfig, values: Tensor) -> list:
+    """Logits (rows, L) or groups (rows, g, D) to labels, lists of labels or numbers."""
+    labels = config.labels or []
+    if config.head == "embedding":
+        return F.cosine_similarity(values[:, 0], values[:, 1]).tolist()
+    if config.problem_type == "regression":
+        return values[:, 0].tolist()
+    if config.problem_type == "multi_label_classification":
+        chosen = values.sigmoid() >= config.threshold
+        return [[labels[i] for i in row.nonzero().squeeze(1).tolist()] for row in chosen]
+    return [labels[i] for i in values.argmax(-1).tolist()]
+
+
+def _tags(task: str, config: TaskConfig, part: EvalSplit, values: Tensor) -> list[list[str]]:
+    """Tags of the words of every row, put together from its windows.
+
+    A word that has no sub-token of its own keeps even scores.
+    """
+    labels = config.labels or []
+    lengths = [len(words) for words in part.source.words_of(part.split, task)]
+    scores = [torch.zeros(length, len(labels)) for length in lengths]
+    logs = values.log_softmax(-1)
+    for i, (row, read) in enumerate(zip(part.rows["row"], part.rows[f"words_{task}"], strict=True)):
+        places = [token for token, word in enumerate(read) if word >= 0]
+        scores[row][[read[token] for token in places]] = logs[i, places]
+    return [decode_tags(row, labels, config.scheme) for row in scores]
+
+
+def _nearest_is_own(groups: Tensor) -> float:
+    """Share of anchors whose nearest candidate, of all texts but anchors, is their own positive."""
+    unit = F.normalize(groups, dim=-1)
+    candidates = unit[:, 1:].transpose(0, 1).flatten(0, 1)
+    own = torch.arange(len(groups))
+    hits = [
+        (anchors @ candidates.T).argmax(1) == number
+        for anchors, number in zip(unit[:, 0].split(1024), own.split(1024), strict=True)
+    ]
+    return float(torch.cat(hits).float().mean())

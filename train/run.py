@@ -1,0 +1,269 @@
+"""From a recipe to a finished model on disk, and from a model and a recipe to scores."""
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
+
+from ..modeling.configuration_polyhead import PolyheadConfig, TaskConfig
+from ..modeling.modeling_polyhead import PolyheadModel, usable_length
+from .data import Source, load_sources
+from .evaluation import eval_splits, macro
+from .features import MultiTaskDataset, tokenize
+from .hub import save_folder
+from .recipe import Recipe, RecipeError, ScratchEncoder, load_recipe, training_arguments
+from .trainer import MultiTaskTrainer
+
+DEFAULT_LENGTH = 512  # for an encoder and a tokenizer that both know no limit
+
+
+@dataclass
+class Prepared:
+    """A recipe whose data and encoder have been loaded and found good.
+
+    Args:
+        recipe: the recipe.
+        sources: its checked data.
+        model: encoder with a new head for each task.
+        tokenizer: with `model_max_length` set.
+    """
+
+    recipe: Recipe
+    sources: list[Source]
+    model: PolyheadModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def configs(self) -> dict[str, TaskConfig]:
+        """The model's tasks."""
+        return self.model.config.tasks
+
+    @property
+    def tasks_by_source(self) -> dict[str, list[str]]:
+        """Source name to its tasks."""
+        return {source.name: list(source.tasks) for source in self.sources}
+
+
+def prepare(path: str | Path, overrides: list[str] | None = None) -> Prepared:
+    """Load and check everything that a recipe names; nothing is written.
+
+    Raises:
+        RecipeError: with all faults of the recipe, or all of the data, or of the encoder.
+    """
+    recipe = load_recipe(path, overrides)
+    sources = load_sources(recipe, str(path))
+    set_seed(int(recipe.training.get("seed", 42)))
+    configs = {name: source.configs[name] for source in sources for name in source.configs}
+    configs = {name: configs[name] for name in sorted(configs)}
+    try:
+        model, tokenizer = _make_model(recipe, configs)
+    except (OSError, ValueError) as error:
+        lines = str(error).strip().splitlines()
+        raise RecipeError(str(path), [f"encoder: {lines[0] if lines else error!r}"]) from error
+    return Prepared(recipe, sources, model, tokenizer)
+
+
+def train(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Train a recipe, save `output_dir/model` and `output_dir/scores.json`.
+
+    Returns:
+        `{"tasks": {task: {metric: value}}, "macro": value, "splits": {task: split}}`, over test, or
+        validation for tasks without test rows.
+
+    Raises:
+        RecipeError: faults of the recipe, its data or its encoder; nothing has been written then.
+    """
+    found = prepare(path, overrides)
+    recipe, tokenizer, model = found.recipe, found.tokenizer, found.model
+    evaluates = any("validation" in source.splits for source in found.sources)
+    args = training_arguments(recipe, evaluates=evaluates)
+    trainer = MultiTaskTrainer(
+        model=model,
+        args=args,
+        tokenizer=tokenizer,
+        sources=found.tasks_by_source,
+        train_dataset=MultiTaskDataset(
+            {source.name: tokenize(source, "train", tokenizer) for source in found.sources}
+        ),
+        eval_dataset=eval_splits(found.sources, "validation", tokenizer, found.configs)
+        if evaluates
+        else None,
+        batches=recipe.sampling.batches,
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(args))
+    scores = _final_scores(trainer, found)
+    if trainer.is_world_process_zero():
+        folder = Path(recipe.output_dir)
+        save_folder(
+            trainer.model_for_tasks, tokenizer, folder / "model", metrics=scores.get("tasks")
+        )
+        (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    return scores
+
+
+def evaluate(
+    model_path: str | Path,
+    recipe_path: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    split: str = "test",
+) -> dict[str, Any]:
+    """Score a saved model on a recipe's data.
+
+    Returns:
+        `{"tasks": {task: {metric: value}}, "macro": value}`.
+
+    Raises:
+        RecipeError: faults of the recipe or data, a task that the model lacks, no rows in `split`.
+    """
+    recipe = load_recipe(recipe_path, overrides)
+    sources = load_sources(recipe, str(recipe_path))
+    model, tokenizer = load_model(model_path)
+    faults = []
+    for source in sources:
+        for name, config in source.configs.items():
+            own = model.config.tasks.get(name)
+            if own is None:
+                faults.append(
+                    f"tasks.{name}: the model has no such task; it has: "
+                    f"{', '.join(model.task_names)}"
+                )
+            elif (own.head, own.problem_type) != (config.head, config.problem_type):
+                faults.append(f"tasks.{name}.head: the model's is {own.head}, {own.problem_type}")
+        if split not in source.splits:
+            faults.append(f"tasks.{source.name}.data: has no split {split}")
+    if faults:
+        raise RecipeError(str(recipe_path), faults)
+    found = Prepared(recipe, sources, model, tokenizer)
+    args = TrainingArguments(
+        output_dir=recipe.output_dir,
+        remove_unused_columns=False,
+        per_device_eval_batch_size=recipe.training.get("per_device_eval_batch_size", 32),
+        seed=recipe.training.get("seed", 42),
+    )
+    trainer = MultiTaskTrainer(
+        model=model, args=args, tokenizer=tokenizer, sources=found.tasks_by_source
+    )
+    scores, _ = trainer.evaluate_tasks(eval_splits(sources, split, tokenizer, found.configs), split)
+    return {"tasks": scores, "macro": macro(scores)}
+
+
+def load_model(path: str | Path) -> tuple[PolyheadModel, PreTrainedTokenizerBase]:
+    """A saved Polyhead and its tokenizer, from a folder or the Hub.
+
+    Raises:
+        RecipeError: there is no Polyhead at `path`.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path)
+        if config.model_type != PolyheadConfig.model_type:
+            raise RecipeError(str(path), [f"is a {config.model_type} model, not a Polyhead"])
+        model = PolyheadModel.from_pretrained(path)
+        return model, AutoTokenizer.from_pretrained(path)
+    except OSError as error:
+        lines = str(error).strip().splitlines()
+        raise RecipeError(str(path), [f"no model can be loaded: {lines[0]}"]) from error
+
+
+def _final_scores(trainer: MultiTaskTrainer, found: Prepared) -> dict[str, Any]:
+    """Scores on test, and on validation for the sources without test rows."""
+    scores: dict[str, Any] = {}
+    splits: dict[str, str] = {}
+    for split in ("test", "validation"):
+        chosen = [s for s in found.sources if split in s.splits and s.name not in splits]
+        parts = eval_splits(chosen, split, found.tokenizer, found.configs)
+        values, _ = trainer.evaluate_tasks(parts, split)
+        scores |= values
+        splits |= {source.name: split for source in chosen}
+    if not scores:
+        return {}
+    by_task = {task: splits[s.name] for s in found.sources if s.name in splits for task in s.tasks}
+    return {"tasks": dict(sorted(scores.items())), "macro": macro(scores), "splits": by_task}
+
+
+def _checkpoint(args: TrainingArguments) -> str | None:
+    """The checkpoint to resume from: the one named, or for `true` the latest intact one."""
+    wanted: Any = args.resume_from_checkpoint
+    if wanted in (None, False):
+        return None
+    if wanted is not True:
+        return str(wanted)
+    folders = Path(str(args.output_dir)).glob("checkpoint-*")
+    steps = sorted(folders, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+    return next((str(folder) for folder in steps if _is_intact(folder)), None)
+
+
+def _is_intact(folder: Path) -> bool:
+    """The trainer writes trainer_state.json last; weights cut short do not open."""
+    try:
+        with safe_open(folder / "model.safetensors", framework="pt"):
+            return (folder / "trainer_state.json").is_file()
+    except (OSError, SafetensorError):
+        return False
+
+
+# ---- the encoder ----
+
+
+def _make_model(
+    recipe: Recipe, configs: dict[str, TaskConfig]
+) -> tuple[PolyheadModel, PreTrainedTokenizerBase]:
+    if isinstance(recipe.encoder, ScratchEncoder):
+        tokenizer = AutoTokenizer.from_pretrained(_resolve(recipe.encoder.tokenizer))
+        options = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        encoder = AutoConfig.for_model(**{**options, **recipe.encoder.config})
+        encoder.is_causal = False
+        config = PolyheadConfig(encoder_config=encoder, tasks=configs, pooling=recipe.pooling)
+        model = PolyheadModel(config)
+    else:
+        place = _resolve(recipe.encoder)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = PolyheadModel.from_encoder(place, configs, pooling=recipe.pooling)
+    _fit_tokenizer(tokenizer, model, recipe.max_length)
+    return model, tokenizer
+
+
+def _resolve(name: str) -> str:
+    """`package:NAME/FOLDER` to the folder inside that installed package."""
+    if not name.startswith("package:"):
+        return name
+    package, _, folder = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"the package {package} is not installed; type: pip install {package.replace('_', '-')}"
+        )
+    path = Path(spec.submodule_search_locations[0]) / folder
+    if not path.is_dir():
+        raise ValueError(f"the package {package} has no folder {folder}")
+    return str(path)
+
+
+def _fit_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, model: PolyheadModel, max_length: int | None
+) -> None:
+    """Set the length of a text, and a padding token where there is none."""
+    if not tokenizer.is_fast:
+        raise ValueError("the tokenizer is a slow one; character offsets need a fast tokenizer")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.mask_token is None and any(
+        task.head == "masked_lm" for task in model.config.tasks.values()
+    ):
+        raise ValueError("a masked_lm task needs a tokenizer with a mask token")
+    usable = usable_length(model.encoder)
+    limits = [n for n in (usable, tokenizer.model_max_length) if n is not None and n < 10**6]
+    limit = min(limits, default=DEFAULT_LENGTH)
+    if max_length is not None and max_length > limit:
+        raise ValueError(f"max_length is {max_length}, but it takes {limit} tokens at most")
+    tokenizer.model_max_length = max_length or limit
