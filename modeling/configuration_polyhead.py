@@ -198,6 +198,12 @@ class PolyheadConfig(PreTrainedConfig):
     )
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kind = kwargs.get("model_type", self.model_type)
+        if kind != self.model_type:
+            raise ValueError(
+                f"this is a {kind} model, not a Polyhead; put heads on it with "
+                "PolyheadModel.from_encoder(name_or_path, tasks={...})"
+            )
         if isinstance(self.encoder_config, dict):
             drop = ("trust_remote_code", "auto_map")
             self.encoder_config = {k: v for k, v in self.encoder_config.items() if k not in drop}
@@ -257,6 +263,10 @@ class PolyheadConfig(PreTrainedConfig):
     def vocab_size(self) -> int:
         """Size of the encoder's vocabulary."""
         return self.get_text_config().vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:  # `resize_token_embeddings` sets it
+        self.get_text_config().vocab_size = value
 
     @property
     def max_position_embeddings(self) -> int | None:

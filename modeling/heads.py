@@ -30,6 +30,9 @@ class Head(nn.Module):
         task: the task's options.
         encoder_config: the encoder's config, for its sizes.
         pooling: pooling of the model, taken when the task names none.
+
+    Raises:
+        ValueError: the pooling reads more layers than the encoder has.
     """
 
     per_token = False  # True: works on any (..., H), so it may be given chosen tokens only
@@ -38,6 +41,11 @@ class Head(nn.Module):
         super().__init__()
         self.task = task
         self.pooling = task.pooling or pooling
+        if layers_needed(self.pooling) > encoder_config.num_hidden_layers:
+            raise ValueError(
+                f"pooling {self.pooling} reads {layers_needed(self.pooling)} layers; this encoder "
+                f"has {encoder_config.num_hidden_layers}"
+            )
         self.pooled_size = encoder_config.hidden_size * layers_needed(self.pooling)
 
     @property

@@ -72,7 +72,9 @@ class PolyheadModel(PreTrainedModel):
         super().__init__(config)
         self.encoder = build_encoder(config.encoder_config)
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
-        self.heads = nn.ModuleDict({name: self._build_head(name) for name in self.task_names})
+        self.heads = nn.ModuleDict(
+            {name: self._build_head(config.tasks[name]) for name in self.task_names}
+        )
         self._tied_weights_keys = self._ties()
         self.post_init()
 
@@ -97,7 +99,7 @@ class PolyheadModel(PreTrainedModel):
             **kwargs: given to AutoModel.from_pretrained (`revision`, `dtype`, ...).
 
         Raises:
-            ValueError: a task name or task is not valid.
+            ValueError: a task name or task is not valid, or does not fit the encoder.
         """
         PolyheadConfig(tasks=tasks, pooling=pooling)  # refuse bad tasks before loading anything
         encoder_config = AutoConfig.from_pretrained(
@@ -122,10 +124,14 @@ class PolyheadModel(PreTrainedModel):
         """Add a task with a new head; the encoder and the other heads stay as they are.
 
         Raises:
-            ValueError: the name is not allowed or taken.
+            ValueError: the name is not allowed or taken, or the task does not fit the encoder.
         """
+        head = self._build_head(task)
         self.config.set_task(name, task)
-        self._attach(name)
+        head.apply(self._init_weights)
+        head.train(self.training)
+        self.heads[name] = head.to(device=self.encoder.device, dtype=self.encoder.dtype)
+        self._retie()
 
     def remove_task(self, name: str) -> None:
         """Remove a task and its head.
@@ -139,18 +145,10 @@ class PolyheadModel(PreTrainedModel):
         self.config.task_names = [t for t in self.task_names if t != name]
         self._retie()
 
-    def _build_head(self, name: str) -> Head:
-        task = self.config.tasks[name]
+    def _build_head(self, task: TaskConfig) -> Head:
         return HEADS[task.head](
             task=task, encoder_config=self.encoder.config, pooling=self.config.pooling
         )
-
-    def _attach(self, name: str) -> None:
-        head = self._build_head(name)
-        head.apply(self._init_weights)
-        head.train(self.training)
-        self.heads[name] = head.to(device=self.encoder.device, dtype=self.encoder.dtype)
-        self._retie()
 
     def _ties(self) -> dict[str, str]:
         """Decoder weight of each masked-LM head -> the encoder's input embeddings, by name."""

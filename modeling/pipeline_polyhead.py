@@ -67,10 +67,19 @@ class PolyheadPipeline(Pipeline):
                 raise ValueError(f"text {number} is {text!r}; give a string or a pair of strings")
         if not given:
             return []
-        results = self._predict(given, self._choose(given, tasks), top_k, threshold, batch_size)
+        results = self._predict(
+            given, self.choose_tasks(given, tasks), top_k, threshold, batch_size
+        )
         return results[0] if single else results
 
-    def _choose(self, texts: list[TextOrPair], tasks: Sequence[str] | None) -> list[str]:
+    def choose_tasks(
+        self, texts: list[TextOrPair], tasks: Sequence[str] | None = None
+    ) -> list[str]:
+        """The tasks that a call with these arguments runs.
+
+        Raises:
+            ValueError: a task is unknown, or does not read what is given (texts or pairs).
+        """
         known = self.model.config.tasks
         pairs = sum(isinstance(text, tuple) for text in texts)
         if 0 < pairs < len(texts):

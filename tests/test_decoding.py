@@ -1,0 +1,370 @@
+"""Words, windows, tag schemes and what a user reads."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polyhead.modeling.decoding import (
+    decode_classes,
+    decode_entities,
+    decode_tags,
+    encode_windows,
+    legal_transitions,
+    locate_words,
+    refine,
+    spans_of,
+    split_words,
+    viterbi,
+)
+from seqeval.scheme import IOB1, IOB2, IOBES, Entities
+
+settings.register_profile("unit", deadline=None, derandomize=True, max_examples=60, database=None)
+settings.load_profile("unit")
+
+SEQEVAL = {"iob1": IOB1, "iob2": IOB2, "bioes": IOBES}
+TAGS = {
+    "iob1": ["O", "B-x", "I-x", "B-y", "I-y"],
+    "iob2": ["O", "B-x", "I-x", "B-y", "I-y"],
+    "bioes": ["O", "B-x", "I-x", "E-x", "S-x", "B-y", "I-y", "E-y", "S-y"],
+}
+SCHEMES = list(TAGS)
+
+# ---- words ----
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Book a table", ["Book", "a", "table"]),
+        ("  two  spaces\tand\nlines ", ["two", "spaces", "and", "lines"]),
+        ("don't, U.S.", ["don", "'", "t", ",", "U", ".", "S", "."]),
+        ("snake_case 3.5%", ["snake", "_", "case", "3", ".", "5", "%"]),
+        ("Zürich naïve Ærø", ["Zürich", "naïve", "Ærø"]),
+        ("Zu\u0308rich cafe\u0301", ["Zu\u0308rich", "cafe\u0301"]),  # accents as signs of their own
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),  # vowel signs are parts of words
+        ("go🎉🎉now", ["go", "🎉", "🎉", "now"]),
+        ("東京に行く", ["東", "京", "に", "行", "く"]),
+        ("in 東京 now", ["in", "東", "京", "now"]),
+        ("", []),
+        (" \n ", []),
+    ],
+)
+def test_words_are_runs_of_letters_and_single_signs(text, words):
+    assert [text[start:end] for start, end in split_words(text)] == words
+
+
+@given(st.text(alphabet="ab é🎉.東_\n'1", max_size=30))
+def test_words_cover_all_but_white_space_in_order(text):
+    spans = split_words(text)
+    covered = [place for start, end in spans for place in range(start, end)]
+    assert covered == [place for place, sign in enumerate(text) if not sign.isspace()]
+
+
+def test_refine_splits_given_words_and_says_whose_part_each_is():
+    text = "the U.S. don't \u00a0 end"
+    words = [(0, 3), (4, 8), (9, 14), (15, 16), (17, 20)]  # the fourth is an odd space
+    spans, owner = refine(text, words)
+    parts = ["the", "U", ".", "S", ".", "don", "'", "t", "\u00a0", "end"]
+    assert [text[start:end] for start, end in spans] == parts
+    assert owner == [0, 1, 1, 1, 1, 2, 2, 2, 3, 4]
+
+
+@given(st.text(alphabet="ab é🎉.東", max_size=30))
+def test_refine_of_found_words_changes_nothing(text):
+    words = split_words(text)
+    assert refine(text, words) == (words, list(range(len(words))))
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "spans"),
+    [
+        ("to  be or", ["to", "be", "or"], [(0, 2), (4, 6), (7, 9)]),
+        ("don't", ["do", "n't"], [(0, 2), (2, 5)]),
+        ("a a", ["a", "a"], [(0, 1), (2, 3)]),
+        ("cats sat", ["sat"], None),  # "cats" would be passed over
+        ("to be", ["to", "bee"], None),
+        ("be to", ["to", "be"], None),
+        ("to be", [], []),
+    ],
+)
+def test_given_words_are_located_in_order_or_not_at_all(text, tokens, spans):
+    assert locate_words(text, tokens) == spans
+
+
+# ---- windows ----
+
+TEXTS = [
+    "Book a table in Paris.",
+    "two  spaces   and a\ttab",
+    " leading and trailing ",
+    "Zürich naïve Ærø",
+    "go 🎉 now 👍🏽 ok",
+    "Smith's (Acme) U.S.",
+    "in 東京 now",
+    "xylophone qqqq zzzzzz",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_first_token_of_each_word_starts_where_the_word_starts(text, family, tokenizer_of):
+    tokenizer, words = tokenizer_of(family), split_words(text)
+    [[window]] = encode_windows(tokenizer, [text], [words], 200)
+    assert [word for word, _ in window.first_tokens] == list(range(len(words)))
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    for word, token in window.first_tokens:
+        start, end = offsets[token]
+        found = start + len(text[start:end]) - len(text[start:end].lstrip())
+        assert found == words[word][0], (text, word, offsets[token])
+
+
+def test_a_token_over_two_words_is_read_for_both(tokenizer_of):
+    # no space and no punctuation between them: WordPiece gives one unknown token
+    text = "go🎉now on"
+    [[window]] = encode_windows(tokenizer_of("wordpiece"), [text], [split_words(text)], 200)
+    assert window.input_ids[:2] == [2, 1]
+    assert window.first_tokens[:3] == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_a_text_that_fits_is_one_window_as_the_tokenizer_gives_it(family, tokenizer_of):
+    tokenizer, text = tokenizer_of(family), TEXTS[0]
+    expected = tokenizer(text)
+    [[window]] = encode_windows(tokenizer, [text], [[]], 64)
+    assert window.input_ids == expected["input_ids"]
+    assert window.token_type_ids == expected.get("token_type_ids")
+    assert window.first_tokens == []
+
+
+def test_texts_encoded_together_are_as_encoded_alone(family, tokenizer_of):
+    tokenizer = tokenizer_of(family)
+    texts = [*TEXTS, "", " ".join(TEXTS)]
+    words = [split_words(text) for text in texts]
+    together = encode_windows(tokenizer, texts, words, 16)
+    for text, spans, windows in zip(texts, words, together, strict=True):
+        assert [windows] == encode_windows(tokenizer, [text], [spans], 16)
+
+
+LONG = " ".join(f"{text} {number}" for number in range(4) for text in TEXTS)
+
+
+@pytest.mark.parametrize("length", [7, 16, 33])
+def test_each_word_is_read_once_with_the_same_token_as_without_windows(
+    length, family, tokenizer_of
+):
+    tokenizer, words = tokenizer_of(family), split_words(LONG)
+    [[whole]] = encode_windows(tokenizer, [LONG], [words], 10_000)
+    [windows] = encode_windows(tokenizer, [LONG], [words], length)
+    assert max(len(window.input_ids) for window in windows) == length
+    read = [(word, w.input_ids[token]) for w in windows for word, token in w.first_tokens]
+    expected = [(word, whole.input_ids[token]) for word, token in whole.first_tokens]
+    assert sorted(read) == expected
+    assert [word for word, _ in expected] == list(range(len(words)))
+
+
+@pytest.mark.parametrize("length", [7, 16, 33])
+def test_each_word_is_read_where_most_is_seen_around_it(length, family, tokenizer_of):
+    tokenizer, words = tokenizer_of(family), split_words(LONG)
+    [[whole]] = encode_windows(tokenizer, [LONG], [words], 10_000)
+    [windows] = encode_windows(tokenizer, [LONG], [words], length)
+    size, total = length - 2, len(whole.input_ids) - 2
+    step = size - size // 4  # windows overlap by a quarter
+    starts = [number * step for number in range(len(windows))]
+    assert [w.input_ids[1:-1] for w in windows] == [
+        whole.input_ids[1 + start : 1 + min(start + size, total)] for start in starts
+    ]
+
+    def context(number, place):
+        """Tokens seen on the poorer side; the ends of the text do not count against a window."""
+        left = place - starts[number] if number else math.inf
+        right = min(starts[number] + size, total) - 1 - place
+        return min(left, right if number < len(windows) - 1 else math.inf)
+
+    place_of = {word: token - 1 for word, token in whole.first_tokens}
+    for number, window in enumerate(windows):
+        for word, token in window.first_tokens:
+            place = place_of[word]
+            assert token - 1 == place - starts[number]
+            possible = [n for n, s in enumerate(starts) if s <= place < min(s + size, total)]
+            assert context(number, place) == max(context(n, place) for n in possible)
+
+
+@given(text=st.text(alphabet="ab é🎉.東_\n'Z", max_size=40), length=st.integers(5, 12))
+@pytest.mark.parametrize("family", ["wordpiece", "bpe", "unigram"])
+def test_no_word_is_lost_whatever_the_text(text, length, family, tokenizer_of):
+    words = split_words(text)
+    [windows] = encode_windows(tokenizer_of(family), [text], [words], length)
+    read = [word for window in windows for word, _ in window.first_tokens]
+    assert sorted(read) == list(range(len(words)))
+
+
+# ---- tag schemes ----
+
+
+def seqeval_strict(tags, scheme):
+    entities = Entities([tags], SEQEVAL[scheme]).entities[0]
+    return [(entity.tag, entity.start, entity.end) for entity in entities]
+
+
+def seqeval_loses_a_legal_entity(tags, scheme):
+    """IOB1 in seqeval drops an entity B-x when the next tag is (wrongly) B- of another kind."""
+    pairs = itertools.pairwise(tags)
+    return scheme == "iob1" and any(a[0] == b[0] == "B" and a != b for a, b in pairs)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_entities_of_every_short_sequence_equal_seqeval_strict(scheme):
+    for length in range(5):
+        for tags in itertools.product(TAGS[scheme], repeat=length):
+            if not seqeval_loses_a_legal_entity(tags, scheme):
+                assert spans_of(list(tags), scheme) == seqeval_strict(list(tags), scheme), tags
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_entities_of_random_sequences_equal_seqeval_strict(scheme, data):
+    tags = data.draw(st.lists(st.sampled_from(TAGS[scheme]), max_size=20))
+    if not seqeval_loses_a_legal_entity(tags, scheme):
+        assert spans_of(tags, scheme) == seqeval_strict(tags, scheme)
+
+
+def write(entities, scheme):
+    """[(kind or "", words)] -> (tags, spans), legal by construction."""
+    tags, spans, before = [], [], ""
+    for kind, size in entities:
+        if not kind:
+            tags += ["O"] * size
+        else:
+            spans.append((kind, len(tags), len(tags) + size))
+            inside = [f"I-{kind}"] * (size - 1)
+            if scheme == "iob1":
+                tags += [f"B-{kind}" if before == kind else f"I-{kind}", *inside]
+            elif scheme == "iob2":
+                tags += [f"B-{kind}", *inside]
+            else:
+                tags += [f"S-{kind}"] if size == 1 else [f"B-{kind}", *inside[1:], f"E-{kind}"]
+        before = kind
+    return tags, spans
+
+
+ENTITIES = st.lists(st.tuples(st.sampled_from(["", "x", "y"]), st.integers(1, 3)), max_size=6)
+
+
+@given(entities=ENTITIES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_entities_written_as_tags_are_read_back(scheme, entities):
+    tags, spans = write(entities, scheme)
+    assert spans_of(tags, scheme) == spans
+    assert seqeval_strict(tags, scheme) == spans
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_legal_sequences_are_those_that_lose_no_tag(scheme):
+    labels = TAGS[scheme]
+    starts, pairs, ends = legal_transitions(labels, scheme)
+    for path in itertools.product(range(len(labels)), repeat=3):
+        legal = starts[path[0]] and ends[path[-1]] and pairs[path[:-1], path[1:]].all()
+        tags = [labels[i] for i in path]
+        inside = {w for _, first, last in spans_of(tags, scheme) for w in range(first, last)}
+        lossless = inside == {w for w, tag in enumerate(tags) if tag != "O"}
+        assert bool(legal) == lossless, tags
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("words", [1, 2, 3, 4])
+def test_viterbi_equals_trying_every_sequence(words, scheme):
+    labels = TAGS[scheme][:5]
+    starts, pairs, ends = legal_transitions(labels, scheme)
+    legal = [
+        path
+        for path in itertools.product(range(5), repeat=words)
+        if starts[path[0]] and ends[path[-1]] and pairs[path[:-1], path[1:]].all()
+    ]
+    rows = torch.arange(words)
+    for _ in range(20):
+        scores = torch.randn(words, 5).log_softmax(-1)
+        best = max(legal, key=lambda path: scores[rows, list(path)].sum().item())  # noqa: B023
+        assert viterbi(scores, starts, pairs, ends) == list(best)
+
+
+@given(seed=st.integers(0, 10_000), words=st.integers(1, 12))
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_decoded_tags_are_always_legal(scheme, seed, words):
+    labels = TAGS[scheme]
+    scores = torch.randn(words, len(labels), generator=torch.Generator().manual_seed(seed)) * 3
+    tags = decode_tags(scores.log_softmax(-1), labels, scheme)
+    starts, pairs, ends = legal_transitions(labels, scheme)
+    ids = [labels.index(tag) for tag in tags]
+    assert len(ids) == words
+    assert starts[ids[0]]
+    assert ends[ids[-1]]
+    assert pairs[ids[:-1], ids[1:]].all()
+
+
+def test_without_words_there_are_no_tags():
+    empty = torch.zeros(0, 5)
+    assert decode_tags(empty, TAGS["iob2"], "iob2") == []
+    assert decode_tags(empty, ["NOUN", "VERB", "X", "Y", "Z"], None) == []
+    assert spans_of([], "iob2") == []
+
+
+def test_without_a_scheme_each_word_takes_its_best_label():
+    scores = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log()
+    assert decode_tags(scores, ["NOUN", "VERB"], None) == ["NOUN", "VERB"]
+
+
+def test_an_illegal_best_tag_is_repaired_by_the_scores():
+    # I-x cannot follow O: 0.45 * 0.5 (B-x I-x) beats 0.55 * 0.3 (O B-x) and 0.55 * 0.2 (O O)
+    scores = torch.tensor([[0.55, 0.45, 0.0], [0.2, 0.3, 0.5]]).log()
+    assert decode_tags(scores, ["O", "B-x", "I-x"], "iob2") == ["B-x", "I-x"]
+
+
+# ---- what a user reads ----
+
+
+def test_entities_have_exact_characters_and_mean_scores():
+    text = "fly  to São  Paulo 🎉 now"
+    words = split_words(text)
+    labels = ["O", "B-city", "I-city"]
+    rows = [[0.9, 0.05, 0.05], [0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]
+    scores = torch.tensor([*rows, [0.9, 0.05, 0.05], [0.3, 0.5, 0.2]]).log()
+    assert decode_entities(text, words, scores, labels, "iob2") == [
+        {
+            "entity_group": "city",
+            "score": pytest.approx(0.7),
+            "word": "São  Paulo",
+            "start": 8,
+            "end": 18,
+        },
+        {"entity_group": "city", "score": pytest.approx(0.5), "word": "now", "start": 21, "end": 24},
+    ]
+    assert text[8:18] == "São  Paulo"
+
+
+def test_without_a_scheme_every_word_is_given():
+    scores = torch.tensor([[0.75, 0.25], [0.25, 0.75]]).log()
+    found = decode_entities("we go", [(0, 2), (3, 5)], scores, ["PRON", "VERB"], None)
+    assert found == [
+        {"entity_group": "PRON", "score": pytest.approx(0.75), "word": "we", "start": 0, "end": 2},
+        {"entity_group": "VERB", "score": pytest.approx(0.75), "word": "go", "start": 3, "end": 5},
+    ]
+
+
+def test_best_label_or_the_top_k():
+    logits = torch.tensor([0.1, 0.6, 0.3]).log()
+    a, b, c = ({"label": n, "score": pytest.approx(p)} for n, p in zip("abc", (0.1, 0.6, 0.3), strict=True))
+    options = {"multi_label": False, "threshold": 0.5}
+    assert decode_classes(logits, [*"abc"], top_k=1, **options) == b
+    assert decode_classes(logits, [*"abc"], top_k=2, **options) == [b, c]
+    assert decode_classes(logits, [*"abc"], top_k=9, **options) == [b, c, a]
+
+
+def test_multi_label_gives_what_reaches_the_threshold():
+    logits = torch.tensor([0.5, 0.9, 0.2]).logit()
+    options = {"multi_label": True, "top_k": 1}
+    found = decode_classes(logits, [*"abc"], threshold=0.5, **options)
+    assert found == [
+        {"label": "b", "score": pytest.approx(0.9)}, {"label": "a", "score": pytest.approx(0.5)}
+    ]  # fmt: skip
+    assert decode_classes(logits, [*"abc"], threshold=0.95, **options) == []

@@ -1,0 +1,269 @@
+"""The `polyhead` command. Exit codes: 0 done, 2 the user's mistake (one message), 1 our bug.
+
+Commands import what they need themselves: `polyhead --help` answers without loading torch.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from ..modeling.pipeline_polyhead import PolyheadPipeline
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="One transformer encoder, many tasks.",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe, a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, as tasks.intent.loss_weight=2")
+]
+ModelPath = Annotated[str, typer.Argument(help="Folder or Hub id of a Polyhead.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train a recipe; the finished model is saved in output_dir/model."""
+    from .run import train as run
+
+    scores = run(recipe, overrides)
+    if not _is_first_rank():
+        return
+    if as_json:
+        _print_json(scores)
+    elif scores:
+        _print_scores(scores, f"Scores ({', '.join(sorted(set(scores['splits'].values())))})")
+
+
+@app.command()
+def evaluate(
+    model: ModelPath,
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on the data of a recipe."""
+    from .run import evaluate as run
+
+    scores = run(model, recipe, overrides, split=split)
+    if not _is_first_rank():
+        return
+    if as_json:
+        _print_json(scores)
+    else:
+        _print_scores(scores, f"Scores ({split})")
+
+
+@app.command()
+def predict(  # noqa: PLR0913 - each is an option of the command line
+    model: ModelPath,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to read.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Task names, joined by commas.")] = None,
+    source: Annotated[Path | None, typer.Option("--input", help="parquet, CSV or JSONL")] = None,
+    target: Annotated[Path | None, typer.Option("--output", help="parquet, CSV or JSONL")] = None,
+    text: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
+    text_pair: Annotated[str | None, typer.Option(help="Column with the second texts.")] = None,
+    pair: Annotated[bool, typer.Option("--pair", help="The two texts given are a pair.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Predict for texts, or for every row of a file."""
+    from .prediction import plain, predict_file
+    from .recipe import RecipeError
+
+    if (source is None) != (target is None) or (source is None) == (not texts):
+        raise RecipeError("predict", ["give texts, or both --input and --output"])
+    if pair and (not texts or len(texts) != 2):
+        raise RecipeError("predict", ["--pair takes two texts"])
+    pipe, chosen = _pipeline(model), tasks.split(",") if tasks else None
+    if texts:
+        given: list = [tuple(texts)] if pair else list(texts)
+        chosen = _choose(pipe, given, chosen)
+        answers = pipe(given, chosen, batch_size=batch_size)
+        if as_json:
+            _print_json(plain(answers))
+        else:
+            for one, answer in zip(given, answers, strict=True):
+                _print_answer(one, answer)  # pyright: ignore[reportArgumentType]
+        return
+    assert source is not None
+    assert target is not None
+    chosen = _choose(pipe, [("", "") if text_pair else ""], chosen)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress("rows", *columns, console=err) as bar:
+        task = bar.add_task("rows")
+        rows = predict_file(
+            pipe,
+            source,
+            target,
+            tasks=chosen,
+            text=text,
+            text_pair=text_pair,
+            batch_size=batch_size,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    err.print(f"{rows} rows written to {target}")
+
+
+@app.command()
+def inspect(
+    what: Annotated[str, typer.Argument(help="Recipe (YAML), or folder of a model.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a recipe trains on, or what a model can do."""
+    from .inspection import inspect_model, inspect_recipe
+    from .run import load_model, prepare
+
+    if what.endswith((".yaml", ".yml")):
+        report = inspect_recipe(prepare(what, overrides))
+        show = _print_recipe
+    else:
+        report = inspect_model(load_model(what)[0])
+        show = _print_model
+    if as_json:
+        _print_json(report)
+    else:
+        show(report)
+
+
+def _pipeline(model: str) -> "PolyheadPipeline":
+    from ..modeling.pipeline_polyhead import PolyheadPipeline
+    from .run import load_model
+
+    loaded, tokenizer = load_model(model)
+    return PolyheadPipeline(model=loaded, tokenizer=tokenizer)
+
+
+def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> list[str]:
+    from .recipe import RecipeError
+
+    try:
+        return pipe.choose_tasks(texts, tasks)
+    except ValueError as error:
+        raise RecipeError("predict", [str(error)]) from error
+
+
+def _is_first_rank() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+# ---- printing ----
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _print_scores(scores: dict[str, Any], title: str) -> None:
+    table = Table("task", "metric", "score", title=title)
+    for task, values in scores["tasks"].items():
+        for metric, value in values.items():
+            if isinstance(value, float):
+                table.add_row(task, metric, f"{value:.4f}")
+    table.add_section()
+    table.add_row("macro", "", f"{scores['macro']:.4f}")
+    out.print(table)
+    for task, values in scores["tasks"].items():
+        if "per_type" in values:
+            types = Table("type", "precision", "recall", "f1", "entities", title=f"{task} by type")
+            for kind, row in values["per_type"].items():
+                cells = [f"{row[key]:.4f}" for key in ("precision", "recall", "f1")]
+                types.add_row(kind, *cells, str(row["support"]))
+            out.print(types)
+
+
+def _print_answer(text: Any, answer: dict[str, Any]) -> None:
+    out.print(Text(" | ".join(text) if isinstance(text, tuple) else text, style="bold"))
+    for task, value in answer.items():
+        if isinstance(value, list) and value and "start" in value[0]:
+            shown = _marked(text, value)
+        elif isinstance(value, list):
+            shown = Text(", ".join(map(_short, value)) or "-")
+        elif isinstance(value, dict):
+            shown = Text(_short(value))
+        else:
+            shown = Text(f"{len(value)} numbers, first: {', '.join(f'{v:.4f}' for v in value[:4])}")
+        out.print(Text(f"  {task}: ", style="cyan") + shown)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(_short, value))
+    label = f"{value['label']} " if "label" in value else ""
+    return f"{label}{value['score']:.3f}"
+
+
+def _marked(text: str, entities: list[dict[str, Any]]) -> Text:
+    """The text with its entities in place."""
+    marked, position = Text(), 0
+    for entity in entities:
+        marked.append(text[position : entity["start"]])
+        marked.append(f"[{entity['word']}]", style="bold green")
+        marked.append(f"({entity['entity_group']})", style="green")
+        position = entity["end"]
+    return marked.append(text[position:])
+
+
+def _print_recipe(report: dict[str, Any]) -> None:
+    for name, task in report["tasks"].items():
+        rows = ", ".join(f"{split} {count}" for split, count in task["rows"].items())
+        tokens = ", ".join(f"{key} {value}" for key, value in task["tokens"].items())
+        out.print(
+            Text(f"{name}", style="bold") + Text(f"  {task['head']}, rows of {task['source']}")
+        )
+        out.print(f"  rows: {rows}; windows {task['windows']}; {task['cut']} texts at full length")
+        out.print(f"  tokens: {tokens}")
+        if task["labels"]:
+            labels = ", ".join(f"{label} {count}" for label, count in task["labels"].items())
+            out.print(Text(f"  labels: {labels}"))
+        for sample in task["samples"]:
+            out.print(Text(f"  row {sample['row']}: {sample['text']}\n    -> {sample['label']}"))
+    for note in report["notes"]:
+        out.print(Text(f"note: {note}", style="yellow"))
+
+
+def _print_model(report: dict[str, Any]) -> None:
+    encoder = report["encoder"]
+    out.print(
+        f"{encoder['model_type']}: {encoder['layers']} layers, hidden size "
+        f"{encoder['hidden_size']}, {encoder['parameters']:,} parameters"
+    )
+    table = Table("task", "head", "reads", "parameters", "labels")
+    for name, task in report["tasks"].items():
+        kind = task["problem_type"] or task["head"]
+        labels = ", ".join(task["labels"][:12]) + (" ..." if len(task["labels"]) > 12 else "")
+        reads = "pairs" if task["pair"] else "texts"
+        table.add_row(name, kind, reads, f"{task['parameters']:,}", Text(labels))
+    out.print(table)
+    out.print(f"{report['parameters']:,} parameters in all")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a mistake of the user ends in one message and exit code 2."""
+    import transformers
+
+    from .recipe import RecipeError
+
+    transformers.logging.set_verbosity_error()
+    try:
+        app(arguments)
+    except RecipeError as error:
+        err.print(Text(str(error), style="red"))
+        sys.exit(2)
