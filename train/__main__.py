@@ -1,4 +1,4 @@
-"""`python -m polyhead.train RECIPE [key=value ...]`: what a launcher (torchrun, accelerate) starts."""
+"""`python -m polyhead.train RECIPE [key=value ...]`: what torchrun and accelerate start."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What `polyhead inspect` shows: the rows of a recipe as the model will see them, or a saved model."""
+"""What `polyhead inspect` shows: a recipe's rows as the model will see them, or a saved model."""
 
 from collections import Counter
 from typing import Any

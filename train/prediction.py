@@ -88,19 +88,22 @@ def _read(source: Path, target: Path, text: str, text_pair: str | None) -> datas
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(str(source), [f"cannot be read: {first}"]) from error
     assert isinstance(rows, datasets.Dataset)
-    for option, column in (("--text", text), ("--text-pair", text_pair)):
-        if column is None:
-            continue
-        if column not in rows.column_names:
-            names = ", ".join(rows.column_names)
-            faults.append(f"{option}: no column {column!r}; the file has: {names}")
-            continue
-        bad = [i for i, value in enumerate(rows[:][column]) if not isinstance(value, str)]
-        if bad:
-            faults.append(f"{option}: column {column!r}: no text in row {bad[0]} ({len(bad)} rows)")
+    faults = _column_faults(rows, text, "--text")
+    if text_pair is not None:
+        faults += _column_faults(rows, text_pair, "--text-pair")
     if faults:
         raise RecipeError(str(source), faults)
     return rows
+
+
+def _column_faults(rows: datasets.Dataset, column: str, option: str) -> list[str]:
+    if column not in rows.column_names:
+        names = ", ".join(rows.column_names)
+        return [f"{option}: no column {column!r}; the file has: {names}"]
+    bad = [i for i, value in enumerate(rows[:][column]) if not isinstance(value, str)]
+    if bad:
+        return [f"{option}: column {column!r}: no text in row {bad[0]} ({len(bad)} rows)"]
+    return []
 
 
 def plain(value: Any) -> Any:
