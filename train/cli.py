@@ -265,5 +265,5 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except RecipeError as error:
-        err.print(Text(str(error), style="red"))
+        err.print(Text(str(error), style="red"), soft_wrap=True)
         sys.exit(2)

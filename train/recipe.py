@@ -203,8 +203,8 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice and reads 1e-4 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        keys = [str(key.value) for key, _ in node.value if not key.tag.endswith(":merge")]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key {', '.join(twice)} stands twice", node.start_mark

@@ -1,0 +1,58 @@
+# Every target makes its own environment when it is not there: .venv, filled from constraints.txt.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export HF_HUB_OFFLINE ?= 1
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+.PHONY: demo test test-all test-hf test-min test-wheel lint types fix bench clean help
+
+demo: $(READY)  ## train four tasks on a support desk's messages, compare, use the model as a stranger
+	$(BIN)/python -m polyhead.train.demo configs/quickstart.yaml
+
+test: $(READY)  ## unit tests, offline, minutes
+	$(BIN)/python -m pytest
+
+test-all: test test-hf test-wheel  ## everything: slow tests, HF's model tests, the wheel
+	$(BIN)/python -m pytest -m slow
+
+test-hf: $(READY)  ## HF's own common model tests against PolyheadModel
+	HF_HUB_OFFLINE=0 $(BIN)/python tests/hf_common.py
+
+test-min: $(READY)  ## unit tests on the oldest transformers that pyproject.toml allows
+	$(PYTHON) -m venv .venv-min
+	.venv-min/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-min/bin/python -m pip install --quiet -e ".[dev]" "transformers==$$(sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml).*"
+	.venv-min/bin/python -m pytest
+
+test-wheel: $(READY)  ## build the wheel, install it alone, import and predict from another folder
+	$(BIN)/python tests/wheel.py
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+fix: $(READY)  ## ruff, mending what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## benchmarks that run on a CPU; see benchmarks/README.md
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "no benchmark scripts yet"; exit 1; }
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove environments, builds and runs
+	rm -rf .venv .venv-min build dist runs *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
