@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .configuration_polyhead import PolyheadConfig, TaskConfig, check_task_name
 from .heads import HEADS, Head
@@ -220,7 +221,7 @@ class PolyheadModel(PreTrainedModel):
         """
         names = self._names_to_run(tasks, labels)
         rows = self._rows_by_task(names, task_ids)
-        names = [name for name in names if rows[name] is None or len(rows[name])]
+        names = [name for name in names if (own := rows[name]) is None or len(own)]
         deep = any(self._head(name).states_needed > 1 for name in names)
         encoded = self._encode(
             input_ids=input_ids,
@@ -231,8 +232,8 @@ class PolyheadModel(PreTrainedModel):
             output_hidden_states=True if deep else output_hidden_states,
             output_attentions=output_attentions,
         )
-        last = encoded.last_hidden_state
-        states = encoded.hidden_states[-4:] if deep else (last,)
+        last: Tensor = encoded.last_hidden_state  # pyright: ignore[reportAssignmentType]
+        states = (encoded.hidden_states or ())[-4:] if deep else (last,)
         mask = attention_mask if attention_mask is not None else last.new_ones(last.shape[:2])
         logits, embeddings, losses = {}, {}, {}
         for name in names:
@@ -261,7 +262,7 @@ class PolyheadModel(PreTrainedModel):
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
 
-    def _encode(self, **inputs: Any) -> ModelOutput:
+    def _encode(self, **inputs: Any) -> BaseModelOutput:
         """One encoder pass; `token_type_ids` is left out where the encoder has no segments."""
         accepted = inspect.signature(self.encoder.forward).parameters
         if "token_type_ids" not in accepted:

@@ -60,7 +60,7 @@ class PolyheadPipeline(Pipeline):
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Predict; see the class."""
         single = isinstance(texts, (str, tuple))
-        given = [texts] if single else list(texts)  # pyright: ignore[reportArgumentType]
+        given: list[TextOrPair] = [texts] if single else list(texts)  # pyright: ignore
         for number, text in enumerate(given):
             parts = text if isinstance(text, tuple) else (text,)
             if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
@@ -146,7 +146,8 @@ class PolyheadPipeline(Pipeline):
         """(row, is its first, window) for each window that the tasks need."""
         limit = self.tokenizer.model_max_length
         if isinstance(texts[0], tuple):
-            encoded = self.tokenizer([tuple(t) for t in texts], truncation=True, max_length=limit)
+            first, second = zip(*texts, strict=True)
+            encoded = self.tokenizer(list(first), list(second), truncation=True, max_length=limit)
             types = encoded.get("token_type_ids")
             return [
                 (row, True, Window(ids, types[row] if types else None, []))
@@ -156,7 +157,9 @@ class PolyheadPipeline(Pipeline):
         every = "token_classification" in heads
         return [
             (row, number == 0, window)
-            for row, found in enumerate(encode_windows(self.tokenizer, texts, words, limit))
+            for row, found in enumerate(
+                encode_windows(self.tokenizer, [str(t) for t in texts], words, limit)
+            )
             for number, window in enumerate(found)
             if every or number == 0
         ]
@@ -189,8 +192,10 @@ class PolyheadPipeline(Pipeline):
         )
 
     def _fill(self, values: Tensor, ids: Tensor, top_k: int) -> list:
-        vocabulary = self.tokenizer.convert_ids_to_tokens(range(values.shape[-1]))
-        places = (ids == self.tokenizer.mask_token_id).nonzero().squeeze(1).tolist()
+        vocabulary = list(self.tokenizer.convert_ids_to_tokens(list(range(values.shape[-1]))))
+        places = [
+            i for i, token in enumerate(ids.tolist()) if token == self.tokenizer.mask_token_id
+        ]
         return [
             decode_classes(values[place], vocabulary, multi_label=False, top_k=top_k, threshold=0.0)
             for place in places

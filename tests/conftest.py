@@ -5,13 +5,23 @@ layer shows as a large difference and not as one below the tolerance.
 """
 
 import json
+import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from polyhead.modeling import PolyheadModel, TaskConfig
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.modeling_utils import PreTrainedModel
 
@@ -83,41 +93,46 @@ def shake(model: torch.nn.Module, *, scale: float = 0.2) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def train_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """Tokenizer trained on `CORPUS`: WordPiece, byte-level BPE or Unigram with Metaspace."""
+def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """Tokenizer for `CORPUS`: WordPiece, byte-level BPE or Unigram with Metaspace.
+
+    Vocabularies of WordPiece and Unigram are written down, not trained: their trainers break ties
+    at random. They hold letters and short words, so that longer words take several tokens.
+    """
     special = list(SPECIAL[family].values())
-    size = VOCABULARY[family]
+    text = " ".join(CORPUS)
+    short = sorted({word for word in re.findall(r"[A-Za-z]+", text) if len(word) <= 5})
     if family == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        letters = sorted(set(unicodedata.normalize("NFD", text.lower())) - {" ", "\u0308"})
+        continued = [f"##{letter}" for letter in letters if letter.isalpha()]
+        pieces = dict.fromkeys([*special, *letters, *continued, *map(str.lower, short)])
+        vocabulary = {piece: number for number, piece in enumerate(pieces)}
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=special, show_progress=False
-        )
         single, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
     elif family == "bpe":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
-            vocab_size=size,
+            vocab_size=VOCABULARY[family],
             special_tokens=special,
-            initial_alphabet=alphabet,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
+        tokenizer.train_from_iterator(CORPUS, trainer)
         single, pair = "<s> $A </s>", "<s> $A </s> </s> $B </s>"
     else:
-        tokenizer = Tokenizer(models.Unigram())
+        pieces = [(token, 0.0) for token in special]
+        pieces += [("▁", -8.0), *((letter, -9.0) for letter in sorted(set(text) - {" "}))]
+        pieces += [(f"▁{word}", -6.0) for word in short]
+        tokenizer = Tokenizer(models.Unigram(pieces, special.index("<unk>")))
         tokenizer.normalizer = normalizers.NFKC()
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(
-            vocab_size=size, special_tokens=special, unk_token="<unk>", show_progress=False
-        )
         single, pair = "<s> $A </s>", "<s> $A </s> </s> $B </s>"
-    tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single,
         pair=pair,
@@ -154,7 +169,7 @@ def family(request) -> str:
 @pytest.fixture(scope="session")
 def tokenizer_of() -> Callable[[str], PreTrainedTokenizerFast]:
     """Family (`wordpiece`, `bpe`, `unigram`) -> its tokenizer."""
-    made = {name: train_tokenizer(name) for name in VOCABULARY}
+    made = {name: make_tokenizer(name) for name in VOCABULARY}
     for name, tokenizer in made.items():
         assert len(tokenizer) <= VOCABULARY[name], (name, len(tokenizer))
     return made.__getitem__
@@ -168,7 +183,9 @@ def encoder_folder(tmp_path_factory, tokenizer_of) -> Callable[..., Path]:
     def folder(kind: str, **changes: object) -> Path:
         key = json.dumps([kind, changes], sort_keys=True)
         if key not in made:
-            encoder = AutoModel.from_config(tiny_encoder_config(kind, **changes))
+            with torch.random.fork_rng():
+                torch.manual_seed(0)  # the same encoder whichever test asks first
+                encoder = AutoModel.from_config(tiny_encoder_config(kind, **changes))
             shake(encoder)
             made[key] = root / f"{kind}-{len(made)}"
             encoder.save_pretrained(made[key])

@@ -4,12 +4,11 @@ import inspect
 
 import pytest
 import torch
+from conftest import POSITIONS, shake, tiny_encoder_config
 from polyhead.modeling import PolyheadModel, TaskConfig
 from polyhead.modeling.modeling_polyhead import usable_length
 from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForMaskedLM
-
-from conftest import POSITIONS, shake, tiny_encoder_config
 
 HEADS = {
     "single": TaskConfig(head="sequence_classification", labels=["a", "b", "c"], pooling="cls"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import shake, tiny_encoder_config
 from polyhead.modeling import PolyheadConfig, PolyheadModel, TaskConfig
 from torch.testing import assert_close
 from transformers import (
@@ -9,8 +10,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
-
-from conftest import ENCODERS, shake, tiny_encoder_config
 
 LENGTHS = [9, 5, 12, 7]
 LABELS = ["a", "b", "c"]
@@ -272,7 +271,10 @@ def test_masked_lm_scores_labelled_tokens_only_in_training(make_model, batch_of)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tasks": ["intent", "mood"]}, "unknown task 'mood'; this model has: intent, slots, pairs"),
+        (
+            {"tasks": ["intent", "mood"]},
+            "unknown task 'mood'; this model has: intent, slots, pairs",
+        ),
         ({"labels": {"mood": torch.zeros(4)}}, "unknown task 'mood'; .*: intent, slots, pairs"),
         ({"task_ids": torch.tensor([0, 1, 3, 0])}, "task_ids holds 3; .*: intent, slots, pairs"),
         ({"task_ids": torch.tensor([0, 1])}, "task_ids"),  # two ids for four rows

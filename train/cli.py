@@ -146,7 +146,7 @@ def _pipeline(model: str) -> "PolyheadPipeline":
     from .run import load_model
 
     loaded, tokenizer = load_model(model)
-    return PolyheadPipeline(model=loaded, tokenizer=tokenizer)
+    return PolyheadPipeline(model=loaded, tokenizer=tokenizer)  # pyright: ignore[reportArgumentType]
 
 
 def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> list[str]:
@@ -193,7 +193,7 @@ def _print_answer(text: Any, answer: dict[str, Any]) -> None:
     out.print(Text(" | ".join(text) if isinstance(text, tuple) else text, style="bold"))
     for task, value in answer.items():
         if isinstance(value, list) and value and "start" in value[0]:
-            shown = _marked(text, value)
+            shown = _marked(str(text), value)
         elif isinstance(value, list):
             shown = Text(", ".join(map(_short, value)) or "-")
         elif isinstance(value, dict):

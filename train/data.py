@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
+import datasets.exceptions
 import numpy as np
 
 from ..modeling.configuration_polyhead import TaskConfig
@@ -155,16 +156,21 @@ def _load(task: TaskRecipe) -> dict[str, datasets.Dataset]:
         if ending not in BUILDERS:
             raise ValueError(f"{files}: ending .{ending}; name data.path (parquet, csv, json)")
         path = BUILDERS[ending]
-    options = {"name": data.name, "data_dir": data.data_dir, "revision": data.revision}
+    options: dict[str, Any] = {
+        "name": data.name,
+        "data_files": data.data_files,
+        "data_dir": data.data_dir,
+        "revision": data.revision,
+    }
     options = {key: value for key, value in options.items() if value is not None}
     names = data.splits or {}
     if names:
         loaded = {
-            ours: datasets.load_dataset(path, data_files=data.data_files, split=theirs, **options)
+            ours: datasets.load_dataset(path, split=theirs, **options)
             for ours, theirs in names.items()
         }
     else:
-        every = datasets.load_dataset(path, data_files=data.data_files, **options)
+        every = datasets.load_dataset(path, **options)
         loaded = {split: every[split] for split in SPLITS if split in every}
         if "train" not in loaded:
             raise ValueError(

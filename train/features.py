@@ -113,11 +113,11 @@ def _encode_texts(
 ) -> list[list[Window]]:
     """Two or more texts a row: one sequence for a pair task, one each for an embedding group."""
     embeds = next(iter(source.tasks.values())).head == "embedding"
-    parts = [[t] for t in texts] if embeds else [texts]
-    encoded = [
-        tokenizer(*part, truncation=True, max_length=tokenizer.model_max_length, verbose=False)
-        for part in parts
-    ]
+    options: dict[str, Any] = {"truncation": True, "max_length": tokenizer.model_max_length}
+    if embeds:
+        encoded = [tokenizer(part, **options) for part in texts]
+    else:
+        encoded = [tokenizer(texts[0], texts[1], **options)]
     return [
         [
             Window(e["input_ids"][i], e["token_type_ids"][i] if "token_type_ids" in e else None, [])
@@ -198,6 +198,12 @@ class MultiTaskDataset(torch.utils.data.Dataset):
         """Row numbers of each source."""
         starts = [0, *self.ends[:-1]]
         return {n: range(s, e) for n, s, e in zip(self.names, starts, self.ends, strict=True)}
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row's longest text."""
+        texts = (row for part in self.parts.values() for row in part[:]["input_ids"])
+        return [max(map(len, row)) for row in texts]
 
     def __len__(self) -> int:
         return self.ends[-1]

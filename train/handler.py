@@ -14,7 +14,9 @@ class EndpointHandler:
     """
 
     def __init__(self, path: str = "") -> None:
-        self.pipeline = pipeline(model=path, trust_remote_code=True)
+        self.pipeline: Any = pipeline(  # pyright: ignore[reportCallIssue]
+            model=path, trust_remote_code=True
+        )
 
     def __call__(self, data: dict[str, Any]) -> Any:
         """Predict; `parameters` are the pipeline's: tasks, top_k, threshold, batch_size."""

@@ -46,7 +46,7 @@ def save_folder(
 
 
 def _resource(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return resources.files("polyhead.train").joinpath(name).read_text(encoding="utf-8")
 
 
 def _save_sentence_transformers(

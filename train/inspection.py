@@ -75,7 +75,7 @@ def _decoded(found: Prepared, source: Source, name: str, row: dict[str, Any]) ->
     """A tokenized row back to text, with the label that the head is trained on."""
     tokenizer, config = found.tokenizer, found.configs[name]
     texts = [tokenizer.decode(ids) for ids in row["input_ids"]]
-    label = row.get(f"labels_{name}")
+    label: Any = row.get(f"labels_{name}")
     names = config.labels or []
     if config.head == "token_classification":
         tokens = tokenizer.convert_ids_to_tokens(row["input_ids"][0])

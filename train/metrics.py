@@ -71,7 +71,7 @@ class _F1(_Metric):
             binary.fit_transform(references),
             binary.fit_transform(predictions),
             average=self.average,
-            zero_division=0.0,
+            zero_division=0.0,  # pyright: ignore[reportArgumentType]
         )
         return {f"f1_{self.average}": float(score)}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.exceptions
 import numpy as np
 
 from ..modeling.pipeline_polyhead import PolyheadPipeline

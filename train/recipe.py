@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+import torch
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -127,10 +128,12 @@ class Sampling:
     Args:
         strategy: proportional takes each row once an epoch.
         batches: mixed puts rows of several tasks into a batch; pure one task at a time.
+        order: shuffled, or length: rows of like length share a batch, which saves padding.
     """
 
     strategy: Literal["proportional"] = "proportional"
     batches: Literal["mixed", "pure"] = "mixed"
+    order: Literal["shuffled", "length"] = "shuffled"
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -406,7 +409,12 @@ def training_arguments(recipe: Recipe, *, evaluates: bool) -> TrainingArguments:
     Raises:
         RecipeError: a value that TrainingArguments refuses.
     """
-    defaults: dict[str, Any] = {"learning_rate": 5e-5, "warmup_steps": 0.1, "save_total_limit": 1}
+    defaults: dict[str, Any] = {
+        "warmup_steps": 0.1,
+        "save_total_limit": 1,
+        "disable_tqdm": False,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+    }
     if evaluates:
         defaults |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
         best = {"load_best_model_at_end": True, "metric_for_best_model": "macro"}

@@ -98,7 +98,7 @@ def train(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any
         eval_dataset=eval_splits(found.sources, "validation", tokenizer, found.configs)
         if evaluates
         else None,
-        batches=recipe.sampling.batches,
+        sampling=recipe.sampling,
     )
     trainer.train(resume_from_checkpoint=_checkpoint(args))
     scores = _final_scores(trainer, found)

@@ -22,6 +22,7 @@ from .collator import MultiTaskCollator
 from .evaluation import EvalSplit, macro, score
 from .features import MultiTaskDataset
 from .hub import save_folder
+from .recipe import Sampling
 from .sampler import MultiTaskBatchSampler
 
 
@@ -35,7 +36,7 @@ class MultiTaskTrainer(Trainer):
         train_dataset: tokenized rows of all sources, or None to evaluate only.
         eval_dataset: `EvalSplit` by source name.
         sources: source name to its tasks, for the collator.
-        batches: mixed or pure, see `MultiTaskBatchSampler`.
+        sampling: which batches the sampler makes.
 
     Raises:
         ValueError: arguments that do not fit several tasks.
@@ -53,7 +54,7 @@ class MultiTaskTrainer(Trainer):
         sources: dict[str, list[str]],
         train_dataset: MultiTaskDataset | None = None,
         eval_dataset: dict[str, EvalSplit] | None = None,
-        batches: str = "mixed",
+        sampling: Sampling | None = None,
     ) -> None:
         if args.remove_unused_columns:
             raise ValueError("TrainingArguments: set remove_unused_columns=False")
@@ -73,10 +74,12 @@ class MultiTaskTrainer(Trainer):
         self._eval_sums = _TaskSums(model.task_names)
         self.sampler = None
         if train_dataset is not None:
+            sampling = sampling or Sampling()
             self.sampler = MultiTaskBatchSampler(
                 train_dataset.ranges,
                 batch_size=args.per_device_train_batch_size,
-                batches=batches,  # pyright: ignore[reportArgumentType]
+                batches=sampling.batches,
+                lengths=train_dataset.lengths if sampling.order == "length" else None,
                 replicas=args.world_size,
                 accumulation=args.gradient_accumulation_steps,
                 seed=args.seed if args.data_seed is None else args.data_seed,
@@ -205,7 +208,7 @@ class MultiTaskTrainer(Trainer):
             `<prefix>_<task>_<metric>`, `<prefix>_<task>_loss` and `<prefix>_macro`, the mean of the
             tasks' main metrics; `evaluate_tasks` gives the rows by entity type too.
         """
-        splits = self.eval_dataset if eval_dataset is None else eval_dataset
+        splits: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         scores, losses = self.evaluate_tasks(splits, metric_key_prefix)
         metrics = {}
         for name, values in scores.items():

@@ -1,0 +1,121 @@
+"""Small rows, recipes in YAML and calls of the command, for the tests of `polyhead.train`."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+from polyhead.train import cli
+from polyhead.train.recipe import DataConfig, TaskRecipe
+
+INTENTS = ["book", "cancel", "play"]
+CITIES = ["Paris", "New York", "Berlin"]
+SPLITS = {"train": 12, "validation": 4, "test": 5}
+
+
+def messages(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Rows that carry every kind of label over one text."""
+    rows = []
+    for number in range(start, start + count):
+        intent, city = INTENTS[number % 3], CITIES[number // 3 % 3]
+        tokens = [intent, "the", "train", *["now"] * (number % 4), "to", *city.split(), "!"]
+        tags = ["O"] * tokens.index("to") + ["O", "B-city", *["I-city"] * (" " in city), "O"]
+        rows.append(
+            {
+                "text": " ".join(tokens[:-1]) + "!",
+                "tokens": tokens,
+                "tags": tags,
+                "intent": intent,
+                "topics": ["travel", "music"][: number % 3],
+                "urgency": number % 5 / 4,
+            }
+        )
+    return rows
+
+
+def pairs(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Rows of two texts, with whether and how much they say the same."""
+    rows = []
+    for number in range(start, start + count):
+        one, other = INTENTS[number % 3], INTENTS[number % 2]
+        same = ["no", "yes"][one == other]
+        score = (number % 4) / 3
+        rows.append({"text1": f"{one} it", "text2": f"{other} this", "same": same, "score": score})
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """One row a line, as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_splits(folder: Path, name: str, make: Callable[..., list]) -> None:
+    """Rows of three splits, different in each."""
+    start = 0
+    for split, count in SPLITS.items():
+        write_rows(folder / f"{name}_{split}.jsonl", make(count, start))
+        start += count
+
+
+def files_of(name: str, *splits: str) -> dict[str, str]:
+    """`data_files` of a recipe that lies beside the files of `write_splits`."""
+    return {split: f"${{RECIPE_DIR}}/{name}_{split}.jsonl" for split in splits or SPLITS}
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
+    """The recipe as YAML, in the order given and without anchors."""
+    path.write_text(yaml.dump(recipe, Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def set_key(recipe: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        recipe = recipe.setdefault(parent, {})
+    recipe[last] = value
+
+
+def dataset(rows: list[dict[str, Any]], **features: Any) -> datasets.Dataset:
+    """Rows in memory; `features` replace those found for single columns."""
+    found = datasets.Dataset.from_list(rows)
+    return found.cast(datasets.Features({**found.features, **features})) if features else found
+
+
+def task(head: str, **options: Any) -> TaskRecipe:
+    """One task of a recipe; options named as columns (`text=`, `label=`, ...) go to its data."""
+    data_keys = DataConfig.__dataclass_fields__
+    data = {key: options.pop(key) for key in list(options) if key in data_keys}
+    return TaskRecipe(head=head, data=DataConfig(**{"path": "json", **data}), **options)
+
+
+def run_cli(*arguments: str | Path) -> int:
+    """Run the command in this process; its exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    return int(stopped.value.code or 0)
+
+
+def message_of(stderr: str) -> list[str]:
+    """The lines of a message, without the bars that `datasets` draws while it reads files."""
+    return [line for line in re.sub(r"\r.*", "", stderr).splitlines() if line.strip()]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def private_cache(tmp_path_factory) -> Iterator[None]:
+    """Datasets are cached for this session only, and not among the user's own."""
+    usual = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    yield
+    datasets.config.HF_DATASETS_CACHE = usual
