@@ -7,7 +7,7 @@ labelled units divided by `num_items`: with the count of the whole optimizer ste
 gradient accumulation and over ranks; without one it is the mean over the batch, as in HF's heads.
 
 Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `V` vocabulary, `D` embedding width,
-`G` groups.
+`G` groups, `P` tokens of a packed batch.
 """
 
 import torch
@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_polyhead import TaskConfig
 from .losses import contrastive, cosent, cosine_mse
+from .packing import Texts
 from .pooling import layers_needed, pool
 
 IGNORE = -100  # the label that torch's cross-entropy and HF skip
@@ -53,8 +54,8 @@ class Head(nn.Module):
         """How many of the last hidden states the head reads."""
         return 1 if self.per_token else layers_needed(self.pooling)
 
-    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-        """(N, T, H) per state and (N, T) mask -> logits or embeddings."""
+    def forward(self, states: tuple[Tensor, ...], texts: Texts) -> Tensor:
+        """States (N, T, H), or packed (1, P, H) -> logits or embeddings."""
         raise NotImplementedError
 
     def count(self, labels: Tensor) -> Tensor:
@@ -87,9 +88,9 @@ class SequenceClassificationHead(Head):
         self.act = ACT2FN[task.activation] if task.activation else None
         self.out = nn.Linear(self.pooled_size, task.num_labels)
 
-    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+    def forward(self, states: tuple[Tensor, ...], texts: Texts) -> Tensor:
         """-> (N, L); L = 1 for regression."""
-        x = pool(states, mask, self.pooling)  # (N, H)
+        x = pool(states, texts, self.pooling)  # (N, H)
         if self.dense is not None and self.act is not None:
             x = self.act(self.dense(self.dropout(x)))
         return self.out(self.dropout(x))
@@ -122,8 +123,8 @@ class TokenClassificationHead(Head):
         self.dropout = nn.Dropout(task.dropout)
         self.out = nn.Linear(encoder_config.hidden_size, task.num_labels)
 
-    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-        """-> (N, T, L)."""
+    def forward(self, states: tuple[Tensor, ...], texts: Texts) -> Tensor:
+        """-> (N, T, L), or packed (1, P, L)."""
         return self.out(self.dropout(states[-1]))
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -144,9 +145,9 @@ class EmbeddingHead(Head):
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
         self.out = nn.Linear(self.pooled_size, task.projection) if task.projection else None
 
-    def forward(self, states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+    def forward(self, states: tuple[Tensor, ...], texts: Texts) -> Tensor:
         """-> (N, D)."""
-        x = pool(states, mask, self.pooling)
+        x = pool(states, texts, self.pooling)
         if self.out is not None:
             x = self.out(x)
         return F.normalize(x, dim=-1) if self.task.normalize else x
@@ -193,7 +194,7 @@ class MaskedLMHead(Head):
         self.norm = nn.LayerNorm(width, eps=getattr(encoder_config, "layer_norm_eps", 1e-5))
         self.decoder = nn.Linear(width, encoder_config.vocab_size)
 
-    def forward(self, states: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
+    def forward(self, states: tuple[Tensor, ...], texts: Texts | None) -> Tensor:
         """(..., H) -> (..., V)."""
         return self.decoder(self.norm(self.act(self.dense(states[-1]))))
 

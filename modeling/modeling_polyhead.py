@@ -17,13 +17,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from .configuration_polyhead import PolyheadConfig, TaskConfig, check_task_name
 from .heads import HEADS, Head
+from .packing import Texts, can_pack, encode_packed, pad, unpad
 
 # Not used here: the import makes the pipeline's file travel with the model.
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -72,6 +76,7 @@ class PolyheadModel(PreTrainedModel):
     def __init__(self, config: PolyheadConfig) -> None:
         super().__init__(config)
         self.encoder = build_encoder(config.encoder_config)
+        self._packs: bool | None = None
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
         self.heads = nn.ModuleDict(
             {name: self._build_head(config.tasks[name]) for name in self.task_names}
@@ -192,6 +197,10 @@ class PolyheadModel(PreTrainedModel):
         task_ids: Tensor | None = None,
         labels: dict[str, Tensor] | None = None,
         num_items: dict[str, Tensor] | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -212,6 +221,13 @@ class PolyheadModel(PreTrainedModel):
                 (G,) scores for embeddings. With `task_ids`, of the task's rows only or of all N.
             num_items: by task, the labelled units that the loss is divided by; default the units
                 in this batch. A trainer gives the count over the whole optimizer step.
+            cu_seq_lens_q: (N + 1,) int32: the batch is packed, N texts end to end in one row of P
+                tokens: `input_ids` (1, P). `position_ids` restart with each text; left out, they
+                are made. Token logits and labels are then (1, tokens of the task's texts, L) and
+                (1, tokens). An encoder that cannot pack is given padded rows, with one warning.
+            cu_seq_lens_k: the same; flash attention's name for it.
+            max_length_q: longest text; found from `cu_seq_lens_q`.
+            max_length_k: the same.
             output_hidden_states: give the encoder's hidden states too.
             output_attentions: give the encoder's attentions too.
             return_dict: False for a tuple.
@@ -221,9 +237,12 @@ class PolyheadModel(PreTrainedModel):
         """
         names = self._names_to_run(tasks, labels)
         rows = self._rows_by_task(names, task_ids)
+        if cu_seq_lens_q is not None and attention_mask is not None:
+            raise ValueError("a packed batch has no padding: give cu_seq_lens_q or attention_mask")
         names = [name for name in names if (own := rows[name]) is None or len(own)]
         deep = any(self._head(name).states_needed > 1 for name in names)
         encoded = self._encode(
+            cu_seq_lens_q,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -234,12 +253,17 @@ class PolyheadModel(PreTrainedModel):
         )
         last: Tensor = encoded.last_hidden_state  # pyright: ignore[reportAssignmentType]
         states = (encoded.hidden_states or ())[-4:] if deep else (last,)
-        mask = attention_mask if attention_mask is not None else last.new_ones(last.shape[:2])
+        if cu_seq_lens_q is not None:
+            texts = Texts(cu_seq_lens=cu_seq_lens_q)
+        elif attention_mask is not None:
+            texts = Texts(mask=attention_mask)
+        else:
+            texts = Texts(mask=last.new_ones(last.shape[:2]))
         logits, embeddings, losses = {}, {}, {}
         for name in names:
             target = _labels_of(name, labels, rows[name])
             found, loss = self._run_head(
-                name, states, mask, rows[name], target, (num_items or {}).get(name)
+                name, states, texts, rows[name], target, (num_items or {}).get(name)
             )
             kept = embeddings if self.config.tasks[name].head == "embedding" else logits
             kept[name] = found
@@ -262,12 +286,44 @@ class PolyheadModel(PreTrainedModel):
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
 
-    def _encode(self, **inputs: Any) -> BaseModelOutput:
+    def _encode(self, cu_seq_lens: Tensor | None, **inputs: Any) -> BaseModelOutput:
         """One encoder pass; `token_type_ids` is left out where the encoder has no segments."""
         accepted = inspect.signature(self.encoder.forward).parameters
         if "token_type_ids" not in accepted:
             inputs.pop("token_type_ids")
-        return self.encoder(**{k: v for k, v in inputs.items() if v is not None}, return_dict=True)
+        given = {k: v for k, v in inputs.items() if v is not None} | {"return_dict": True}
+        if cu_seq_lens is None:
+            return self.encoder(**given)
+        if self.can_pack:
+            return encode_packed(self.encoder, given, cu_seq_lens)
+        return self._encode_padded(given, cu_seq_lens)
+
+    @property
+    def can_pack(self) -> bool:
+        """The encoder reads packed batches as they are; found at first use."""
+        if self._packs is None:
+            self._packs = can_pack(self.encoder)
+            if not self._packs:
+                logger.warning(
+                    f"{self.encoder.config.model_type} cannot read packed batches (attention of "
+                    "its own); they are padded, with the same results"
+                )
+        return self._packs
+
+    def _encode_padded(self, given: dict[str, Any], cu_seq_lens: Tensor) -> BaseModelOutput:
+        """A packed batch as padded rows, and the states packed again."""
+        given.pop("position_ids", None)  # padded rows count by themselves
+        for key in ("input_ids", "token_type_ids", "inputs_embeds"):
+            if key in given:
+                given[key] = pad(given[key], cu_seq_lens)
+        lengths = cu_seq_lens.diff()
+        places = torch.arange(int(lengths.max()), device=lengths.device)
+        mask = (places < lengths[:, None]).long()
+        encoded = self.encoder(**given, attention_mask=mask)
+        encoded.last_hidden_state = unpad(encoded.last_hidden_state, cu_seq_lens)
+        if encoded.hidden_states is not None:
+            encoded.hidden_states = tuple(unpad(s, cu_seq_lens) for s in encoded.hidden_states)
+        return encoded
 
     def _head(self, name: str) -> Head:
         return self.heads[name]  # pyright: ignore[reportReturnType]
@@ -276,7 +332,7 @@ class PolyheadModel(PreTrainedModel):
         self,
         name: str,
         states: tuple[Tensor, ...],
-        mask: Tensor,
+        texts: Texts,
         rows: Tensor | None,
         labels: Tensor | None,
         num_items: Tensor | None,
@@ -284,11 +340,16 @@ class PolyheadModel(PreTrainedModel):
         """Logits (or embeddings) of the task's rows, and its loss if it has labels."""
         head = self._head(name)
         if rows is not None:
-            states, mask = tuple(s[rows] for s in states[-head.states_needed :]), mask[rows]
+            chosen = [texts.select(s, rows) for s in states[-head.states_needed :]]
+            if labels is not None and labels.shape[:2] == states[-1].shape[:2] and len(labels) == 1:
+                labels = texts.select(labels.unsqueeze(-1), rows)[0].squeeze(
+                    -1
+                )  # packed, all texts
+            states, texts = tuple(s for s, _ in chosen), chosen[0][1]
         if self.training and labels is not None and self.config.tasks[name].head == "masked_lm":
             keep = labels != -100
             states, labels = (states[-1][keep],), labels[keep]
-        found = head(states, mask)
+        found = head(states, texts)
         return found, None if labels is None else head.loss(found, labels, num_items)
 
     def count_items(self, labels: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,35 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
-"""Token states to one vector per row, counting real tokens only, whichever side is padded.
+"""Token states to one vector per text, counting real tokens only, padded on either side or packed.
 
-Shapes: `N` rows, `T` tokens, `H` hidden.
+Shapes: `N` texts, `T` tokens of the longest, `P` tokens of all, `H` hidden.
 """
 
 import torch
 from torch import Tensor
 
-
-def mean_pooling(states: Tensor, mask: Tensor) -> Tensor:
-    """(N, T, H), (N, T) -> (N, H): mean over the tokens with mask 1."""
-    weight = mask.unsqueeze(-1).to(states.dtype)  # (N, T, 1)
-    return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
+from .packing import Texts
 
 
-def max_pooling(states: Tensor, mask: Tensor) -> Tensor:
-    """(N, T, H), (N, T) -> (N, H): maximum over the tokens with mask 1."""
-    hidden = ~mask.unsqueeze(-1).bool()
-    return states.masked_fill(hidden, torch.finfo(states.dtype).min).amax(1)
+def mean_pooling(states: Tensor, texts: Texts) -> Tensor:
+    """(N, T, H) or (1, P, H) -> (N, H): mean over the text's tokens."""
+    if texts.mask is not None:
+        weight = texts.mask.unsqueeze(-1).to(states.dtype)  # (N, T, 1)
+        return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
+    lengths = texts.lengths
+    owner = torch.repeat_interleave(lengths)  # (P,)
+    sums = states.new_zeros(len(lengths), states.shape[-1]).index_add(0, owner, states[0])
+    return sums / lengths.clamp(min=1).unsqueeze(-1)
 
 
-def cls_pooling(states: Tensor, mask: Tensor) -> Tensor:
-    """(N, T, H), (N, T) -> (N, H): the first real token."""
-    first = mask.long().argmax(1)  # argmax gives the first of equal values
+def max_pooling(states: Tensor, texts: Texts) -> Tensor:
+    """(N, T, H) or (1, P, H) -> (N, H): maximum over the text's tokens."""
+    if texts.mask is not None:
+        hidden = ~texts.mask.unsqueeze(-1).bool()
+        return states.masked_fill(hidden, torch.finfo(states.dtype).min).amax(1)
+    parts = states[0].split(texts.lengths.tolist())
+    return torch.stack([part.amax(0) for part in parts])
+
+
+def cls_pooling(states: Tensor, texts: Texts) -> Tensor:
+    """(N, T, H) or (1, P, H) -> (N, H): the text's first token."""
+    if texts.cu_seq_lens is not None:
+        return states[0, texts.cu_seq_lens[:-1].long()]
+    assert texts.mask is not None
+    first = texts.mask.long().argmax(1)  # argmax gives the first of equal values
     return states[torch.arange(len(states), device=states.device), first]
 
 
-def last_token_pooling(states: Tensor, mask: Tensor) -> Tensor:
-    """(N, T, H), (N, T) -> (N, H): the last real token."""
-    last = mask.shape[1] - 1 - mask.long().flip(1).argmax(1)
+def last_token_pooling(states: Tensor, texts: Texts) -> Tensor:
+    """(N, T, H) or (1, P, H) -> (N, H): the text's last token."""
+    if texts.cu_seq_lens is not None:
+        return states[0, texts.cu_seq_lens[1:].long() - 1]
+    assert texts.mask is not None
+    last = texts.mask.shape[1] - 1 - texts.mask.long().flip(1).argmax(1)
     return states[torch.arange(len(states), device=states.device), last]
 
 
@@ -46,13 +62,13 @@ def layers_needed(pooling: str) -> int:
     return 4 if pooling == "mean_last_4" else 1
 
 
-def pool(states: tuple[Tensor, ...], mask: Tensor, pooling: str) -> Tensor:
-    """One vector per row.
+def pool(states: tuple[Tensor, ...], texts: Texts, pooling: str) -> Tensor:
+    """One vector per text.
 
     Args:
-        states: the last hidden states, each (N, T, H), the final layer last; `mean_last_4` reads
-            four of them, the others the final one.
-        mask: (N, T), 1 for real tokens.
+        states: the last hidden states, each (N, T, H) or packed (1, P, H), the final layer last;
+            `mean_last_4` reads four of them, the others the final one.
+        texts: where the texts are.
         pooling: one of `POOLINGS`.
 
     Returns:
@@ -60,5 +76,5 @@ def pool(states: tuple[Tensor, ...], mask: Tensor, pooling: str) -> Tensor:
         setting that did best in the BERT paper, arXiv:1810.04805, table 7).
     """
     if pooling == "mean_last_4":
-        return torch.cat([mean_pooling(layer, mask) for layer in states[-4:]], dim=-1)
-    return POOL[pooling](states[-1], mask)
+        return torch.cat([mean_pooling(layer, texts) for layer in states[-4:]], dim=-1)
+    return POOL[pooling](states[-1], texts)

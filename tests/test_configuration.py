@@ -281,6 +281,15 @@ def test_masked_lm_output_is_the_input_embeddings_also_when_added_later(make_mod
     assert "heads.words.decoder.weight" not in parameters
 
 
+def test_masked_lm_follows_a_grown_vocabulary(model, batch_of):
+    assert logits_of(model, batch_of)["words"].shape == (2, 6, 160)
+    model.resize_token_embeddings(170, mean_resizing=False)
+    batch = batch_of(model, [4])
+    batch["input_ids"][0, 0] = 169
+    assert model(**batch).logits["words"].shape == (1, 4, 170)
+    assert model.heads["words"].decoder.weight is model.get_input_embeddings().weight
+
+
 @pytest.mark.parametrize("name", ["intent", "a.b", "lora", "keys", ""])
 def test_a_refused_name_leaves_the_model_as_it_was(name, model):
     before = snapshot(model)

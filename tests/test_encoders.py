@@ -50,6 +50,21 @@ def test_row_alone_equals_row_padded_in_a_batch(kind, make_model, batch_of):
             assert_close(found, alone[name][0], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: n + m)
 
 
+def test_packed_rows_equal_padded_rows(kind, make_model, batch_of):
+    model = make_model(kind, HEADS)
+    batch = batch_of(model, [9, 5, 12, 5, 1])
+    real = batch["attention_mask"].bool()
+    ends = real.sum(1).cumsum(0)
+    packed = {
+        "input_ids": batch["input_ids"][real][None],
+        "cu_seq_lens_q": torch.cat([ends.new_zeros(1), ends]).int(),
+    }
+    padded, found = results(model, batch), results(model, packed)
+    for name in HEADS:
+        expected = padded[name][real][None] if name in PER_TOKEN else padded[name]
+        assert_close(found[name], expected, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: n + m)
+
+
 def test_rows_of_other_texts_give_other_results(kind, make_model, batch_of):
     # guards the test above: heads that ignore their input would pass it
     model = make_model(kind, HEADS)

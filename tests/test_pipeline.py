@@ -107,13 +107,14 @@ def test_batch_size_changes_nothing(pipe, size):
     assert_same(pipe(TEXTS, batch_size=size), pipe(TEXTS))
 
 
-def test_batches_hold_at_most_batch_size_rows(pipe):
-    rows = []
+def test_batches_hold_texts_of_like_length(pipe):
+    shapes = []
     pipe.model.encoder.register_forward_pre_hook(
-        lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True
+        lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
     )
     pipe(TEXTS, batch_size=2)
-    assert rows == [2, 2, 1]
+    lengths = sorted((len(pipe.tokenizer(text)["input_ids"]) for text in TEXTS), reverse=True)
+    assert shapes == [(2, lengths[0]), (2, lengths[2]), (1, lengths[4])]
 
 
 def test_any_iterable_of_texts_is_read(pipe):

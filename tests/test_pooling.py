@@ -1,8 +1,9 @@
-"""Each pooling by hand, with padding on either side."""
+"""Each pooling by hand, padded on either side and packed."""
 
 import pytest
 import torch
 from polyhead.modeling.configuration_polyhead import POOLINGS
+from polyhead.modeling.packing import Texts
 from polyhead.modeling.pooling import POOL, layers_needed, pool
 
 REAL = torch.tensor([[1.0, -8.0], [3.0, -4.0], [5.0, -6.0]])  # three tokens, H = 2
@@ -13,63 +14,66 @@ EXPECTED = {
     "cls": [1.0, -8.0],
     "last_token": [5.0, -6.0],
 }
-SIDES = {
-    "none": (REAL, [1, 1, 1]),
-    "right": (torch.cat([REAL, JUNK, JUNK]), [1, 1, 1, 0, 0]),
-    "left": (torch.cat([JUNK, JUNK, REAL]), [0, 0, 1, 1, 1]),
+LAYOUTS = {
+    "whole": (REAL, Texts(mask=torch.tensor([[1, 1, 1]]))),
+    "right": (torch.cat([REAL, JUNK, JUNK]), Texts(mask=torch.tensor([[1, 1, 1, 0, 0]]))),
+    "left": (torch.cat([JUNK, JUNK, REAL]), Texts(mask=torch.tensor([[0, 0, 1, 1, 1]]))),
+    "packed": (REAL, Texts(cu_seq_lens=torch.tensor([0, 3], dtype=torch.int32))),
 }
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pooling", EXPECTED)
-def test_pooling_by_hand(pooling, side):
-    states, mask = SIDES[side]
-    found = pool((states[None],), torch.tensor([mask]), pooling)
-    assert found.tolist() == [EXPECTED[pooling]]
+def test_pooling_by_hand(pooling, layout):
+    states, texts = LAYOUTS[layout]
+    assert pool((states[None],), texts, pooling).tolist() == [EXPECTED[pooling]]
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_mean_of_last_4_layers_by_hand(side):
-    states, mask = SIDES[side]
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_mean_of_last_4_layers_by_hand(layout):
+    states, texts = LAYOUTS[layout]
     layers = tuple(states[None] * factor for factor in (1000, 1, 2, 3, 4))  # the first is not read
-    found = pool(layers, torch.tensor([mask]), "mean_last_4")
+    found = pool(layers, texts, "mean_last_4")
     assert found.tolist() == [[3.0, -6.0, 6.0, -12.0, 9.0, -18.0, 12.0, -24.0]]
 
 
 @pytest.mark.parametrize("pooling", EXPECTED)
 def test_rows_of_different_length_pool_apart(pooling):
-    states = torch.stack([SIDES["right"][0], SIDES["left"][0]])
-    mask = torch.tensor([SIDES["right"][1], SIDES["left"][1]])
-    assert pool((states,), mask, pooling).tolist() == [EXPECTED[pooling]] * 2
+    padded = torch.stack([torch.cat([REAL, JUNK]), torch.cat([JUNK, JUNK, JUNK, REAL[:1]])])
+    mask = Texts(mask=torch.tensor([[1, 1, 1, 0], [0, 0, 0, 1]]))
+    packed, starts = torch.cat([REAL, REAL[:1]])[None], Texts(cu_seq_lens=torch.tensor([0, 3, 4]))
+    expected = [EXPECTED[pooling], [1.0, -8.0]]
+    assert pool((padded,), mask, pooling).tolist() == expected
+    assert pool((packed,), starts, pooling).tolist() == expected
 
 
 @pytest.mark.parametrize("pooling", EXPECTED)
 def test_only_the_final_layer_is_read(pooling):
-    states, mask = SIDES["right"]
-    found = pool((states[None] * 7, states[None]), torch.tensor([mask]), pooling)
-    assert found.tolist() == [EXPECTED[pooling]]
+    states, texts = LAYOUTS["right"]
+    assert pool((states[None] * 7, states[None]), texts, pooling).tolist() == [EXPECTED[pooling]]
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int32])
 @pytest.mark.parametrize("pooling", EXPECTED)
 def test_mask_may_be_of_any_type(pooling, dtype):
-    states, mask = SIDES["left"]
-    found = pool((states[None],), torch.tensor([mask]).to(dtype), pooling)
+    states, texts = LAYOUTS["left"]
+    found = pool((states[None],), Texts(mask=texts.mask.to(dtype)), pooling)
     assert found.tolist() == [EXPECTED[pooling]]
 
 
+@pytest.mark.parametrize("layout", ["right", "packed"])
 @pytest.mark.parametrize("pooling", EXPECTED)
-def test_half_precision_stays_half_precision(pooling):
-    states, mask = SIDES["right"]
-    found = pool((states[None].bfloat16(),), torch.tensor([mask]), pooling)
+def test_half_precision_stays_half_precision(pooling, layout):
+    states, texts = LAYOUTS[layout]
+    found = pool((states[None].bfloat16(),), texts, pooling)
     assert found.dtype == torch.bfloat16
     assert found.tolist() == [EXPECTED[pooling]]
 
 
 def test_gradient_reaches_real_tokens_only():
-    states, mask = SIDES["right"]
+    states, texts = LAYOUTS["right"]
     states = states.clone().requires_grad_()
-    pool((states[None],), torch.tensor([mask]), "mean").sum().backward()
+    pool((states[None],), texts, "mean").sum().backward()
     assert states.grad.tolist() == [[pytest.approx(1 / 3)] * 2] * 3 + [[0.0, 0.0]] * 2
 
 

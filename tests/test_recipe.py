@@ -71,6 +71,11 @@ def fault(*parts: str, **changes: Any) -> Broken:
     return Broken([list(parts)], **changes)
 
 
+def each(splits: tuple[str, ...], *parts: str, **changes: Any) -> Broken:
+    """The same fault in several splits."""
+    return Broken([[split, *parts] for split in splits], **changes)
+
+
 INTENT, SLOTS = "tasks.intent", "tasks.slots"
 CLASSIFIES = {"head": CLASSES, "data": messages_of("intent")}
 # fmt: off
@@ -157,11 +162,17 @@ BROKEN = {
                                      cells={("*", None, "tags"): lambda row: [
                                          "name" if tag != "O" else tag for tag in row["tags"]]}),
     # ---- columns and files ----
-    "missing-column": fault(f"{INTENT}.data.label", "'intnt'", "it has: text, tokens, tags, intent",
-                            keys={f"{INTENT}.data.label": "intnt"}),
-    "missing-column-of-one-split": fault(f"{INTENT}.data.label", "split validation", "'intent'",
-                                         files={VALIDATION: b'{"text": "a", "tokens": ["a"], '
-                                                            b'"tags": ["O"]}\n'}),
+    "missing-column": each(("train", "validation", "test"), f"{INTENT}.data.label", "'intnt'",
+                           "it has: text, tokens, tags, intent",
+                           keys={f"{INTENT}.data.label": "intnt"}),
+    "split-without-labels": fault(f"{INTENT}.data.label", "validation", "'intent'", keys={
+        f"{INTENT}.data.data_files": {"train": f"${{RECIPE_DIR}}/{TRAIN}",
+                                      "validation": "${RECIPE_DIR}/more.jsonl"}},
+        files={"more.jsonl": b'{"text": "a", "intent": null}\n'}),
+    "other-columns-in-another-split": fault(f"{INTENT}.data", "more.csv", keys={
+        f"{INTENT}.data.data_files": {"train": "${RECIPE_DIR}/some.csv",
+                                      "validation": "${RECIPE_DIR}/more.csv"}},
+        files={"some.csv": b"text,intent\na,x\nb,y\n", "more.csv": b"text,label\na,x\n"}),
     "missing-file": fault(f"{INTENT}.data.data_files.train", "there is no file", "nowhere.jsonl",
                           keys={"tasks.intent.data.data_files": {"train": "nowhere.jsonl"}}),
     "no-train-split": fault(f"{INTENT}.data", "no split train", "validation",
@@ -180,18 +191,19 @@ BROKEN = {
                      f"{INTENT}.data": {"text": "text", "label": "intent"}}),
     "no-dataset-of-that-name": fault(f"{INTENT}.data", "nobody/nothing", keys={
         f"{INTENT}.data": {"path": "nobody/nothing", "text": "text", "label": "intent"}}),
-    "file-that-is-not-json": fault(f"{INTENT}.data", "cannot be loaded",
+    "file-that-is-not-json": fault(f"{INTENT}.data", "cannot be loaded", "bad.jsonl",
                                    keys={f"{INTENT}.data.data_files": "${RECIPE_DIR}/bad.jsonl"},
                                    files={"bad.jsonl": b"this is no json\n"}),
     "file-that-is-not-parquet": fault(f"{INTENT}.data", "cannot be loaded", keys={
         f"{INTENT}.data.data_files": "${RECIPE_DIR}/bad.parquet"},
         files={"bad.parquet": b"PAR0"}),
-    "empty-split": fault(f"{INTENT}.data", "split validation is empty", files={"empty.csv": b"text,intent\n", "full.csv": b"text,intent\na,x\nb,y\n"},
-                         keys={f"{INTENT}.data.data_files": {
-                             "train": "${RECIPE_DIR}/full.csv",
-                             "validation": "${RECIPE_DIR}/empty.csv"}}),
-    "empty-json-file": fault(f"{INTENT}.data", files={"empty.jsonl": b""},
-                             keys={f"{INTENT}.data.data_files": "${RECIPE_DIR}/empty.jsonl"}),
+    "empty-split": fault(f"{INTENT}.data", "validation", "no data", keys={
+        f"{INTENT}.data.data_files": {"train": "${RECIPE_DIR}/full.csv",
+                                      "validation": "${RECIPE_DIR}/empty.csv"}},
+        files={"empty.csv": b"text,intent\n", "full.csv": b"text,intent\na,x\nb,y\n"}),
+    "empty-json-file": fault(f"{INTENT}.data", "cannot be loaded", "no data",
+                             keys={f"{INTENT}.data.data_files": "${RECIPE_DIR}/empty.jsonl"},
+                             files={"empty.jsonl": b""}),
     "no-label-column": fault(f"{INTENT}.data.label: missing", CLASSES,
                              keys={f"{INTENT}.data.label": ...}),
     "no-text-column": fault(f"{INTENT}.data.text: missing", "tokens",
@@ -212,44 +224,49 @@ BROKEN = {
     # ---- values of the data ----
     "text-that-is-none": fault(f"{INTENT}.data.text", "train", "'text'", "row 3", "None",
                                keys={"tasks.slots": ...}, cells={(TRAIN, 3, "text"): None}),
-    "text-that-is-a-number": fault(f"{INTENT}.data.text", "train", "row 0, 1, 2 and 9 more",
-                                   keys={"tasks.slots": ..., f"{INTENT}.data.text": "urgency"}),
-    "tokens-that-are-a-string": fault(f"{SLOTS}.data.tokens", "no list of words", "row 0",
-                                      keys={f"{SLOTS}.data.tokens": "intent"}),
+    "text-that-is-a-number": each(("train", "validation", "test"), f"{INTENT}.data.text",
+                                  "'urgency'", "row 0, 1, 2 and", "no text",
+                                  keys={f"{INTENT}.data.text": "urgency", "tasks.slots": ...}),
+    "tokens-that-are-a-string": each(("train", "validation", "test"), f"{SLOTS}.data.tokens",
+                                     "no list of words in row 0", "'intent'",
+                                     keys={f"{SLOTS}.data.tokens": "intent"}),
     "fewer-tags-than-tokens": fault(f"{SLOTS}.data.label", "validation", "row 2",
-                                    "1 tags, 8 tokens", cells={(VALIDATION, 2, "tags"): ["O"]}),
+                                    "1 tags, 9 tokens", cells={(VALIDATION, 2, "tags"): ["O"]}),
     "tokens-that-are-not-the-words": fault(f"{SLOTS}.data.tokens", "validation", "'text'", "row 1",
                                            cells={(VALIDATION, 1, "text"): "something else"}),
     "broken-iob2": fault(f"{SLOTS}.data.label", "train", "iob2", "row 4, word 1",
                          "'I-city' cannot follow 'O'",
-                         cells={(TRAIN, 4, "tags"): ["O", "I-city", *["O"] * 6]}),
-    "broken-bioes": fault(f"{SLOTS}.data.label", "bioes", "row 0", "'I-city' cannot follow 'O'",
+                         cells={(TRAIN, 4, "tags"): ["O", "I-city", *["O"] * 5]}),
+    "broken-bioes": fault(f"{SLOTS}.data.label", "bioes", "row 0", "'E-city' cannot follow 'O'",
                           cells={("*", None, "tags"): lambda row: [
-                              {"B-city": "I-city", "I-city": "E-city"}.get(tag, tag)
-                              for tag in row["tags"]]}),
-    "unfinished-bioes": fault(f"{SLOTS}.data.label", "bioes", "'the end' cannot follow 'B-city'",
+                              tag.replace("B-", "E-") for tag in row["tags"]]}),
+    "unfinished-bioes": fault(f"{SLOTS}.data.label", "bioes", "train", "row 3",
+                              "'O' cannot follow 'I-city'",
                               cells={("*", None, "tags"): lambda row: [
-                                  "S-city" if "city" in tag else tag for tag in row["tags"]],
-                                  (TRAIN, 5, "tags"): lambda row: [
-                                      *["O"] * (len(row["tags"]) - 1), "B-city"]}),
+                                  "S-city" if tag == "B-city" and "I-city" not in row["tags"]
+                                  else tag for tag in row["tags"]]}),
     "another-scheme-than-said": fault(f"{SLOTS}.data.label", "iob1", "'B-city' cannot follow 'O'",
                                       keys={f"{SLOTS}.scheme": "iob1"}),
-    "odd-tags-beside-a-scheme": fault(f"{SLOTS}.data.label", "city", "O or begins with B-",
-                                      cells={(TRAIN, 0, "tags"): ["O", "city", *["O"] * 3]}),
-    "regression-of-strings": fault("tasks.n.data.label", "train", "a number", "row 0", "'book'",
-                                   keys={"tasks.n": {"head": CLASSES, "problem_type": "regression",
+    "odd-tags-beside-a-scheme": fault(f"{SLOTS}.data.label", "tags city", "O or begins with B-",
+                                      cells={(TRAIN, 0, "tags"): ["O", "city", *["O"] * 4]}),
+    "regression-of-strings": each(("train", "validation", "test"), "tasks.n.data.label", "a number",
+                                  "row 0", "'intent'",
+                                  keys={"tasks.n": {"head": CLASSES, "problem_type": "regression",
+                                                    "data": messages_of("intent")}}),
+    "regression-without-numbers": fault("tasks.n.data.label", "train", "number", "'score'",
+                                        keys={"tasks.n": {
+                                            "head": CLASSES, "problem_type": "regression", "data": {
+                                                "data_files": "${RECIPE_DIR}/n.jsonl",
+                                                "text": "text", "label": "score"}}},
+                                        files={"n.jsonl": b'{"text": "a", "score": null}\n'}),
+    "multi-label-of-strings": each(("train", "validation", "test"), "tasks.n.data.label",
+                                   "list of labels", "'intent'",
+                                   keys={"tasks.n": {"head": CLASSES,
+                                                     "problem_type": "multi_label_classification",
                                                      "data": messages_of("intent")}}),
-    "regression-without-numbers": fault("tasks.n.data.label", "train", "number",
-                                        keys={"tasks.n": {"head": CLASSES,
-                                                          "problem_type": "regression",
-                                                          "data": messages_of("urgency")}},
-                                        cells={(TRAIN, None, "urgency"): lambda row: None}),
-    "multi-label-of-strings": fault("tasks.n.data.label", "train", "list of labels", "'book'",
-                                    keys={"tasks.n": {"head": CLASSES,
-                                                      "problem_type": "multi_label_classification",
-                                                      "data": messages_of("intent")}}),
-    "classes-of-fractions": fault(f"{INTENT}.data.label", "row", "0.25",
-                                  keys={f"{INTENT}.data.label": "urgency"}),
+    "classes-of-fractions": each(("train", "validation", "test"), f"{INTENT}.data.label", "row 0",
+                                 "string or id", "'urgency'",
+                                 keys={f"{INTENT}.data.label": "urgency"}),
     "one-class-only": fault(INTENT, "2 labels or more", "'intent'",
                             cells={("*", None, "intent"): lambda row: "book"}),
     "label-not-in-the-list": fault(f"{INTENT}.labels", "'play'", "add it",
@@ -262,8 +279,9 @@ BROKEN = {
     "cosine-out-of-range": fault("tasks.similar.data.label", "row 1", "2.5", "[-1, 1]",
                                  "label_range", keys={"tasks.similar.loss": "cosine_mse"},
                                  cells={("pairs_train.jsonl", 1, "score"): 2.5}),
-    "score-outside-label-range": fault("tasks.similar.data.label", "[0, 0.5]", "1.0",
-                                       keys={"tasks.similar.data.label_range": [0, 0.5]}),
+    "score-outside-label-range": each(("train", "validation", "test"), "tasks.similar.data.label",
+                                      "[0, 0.5]", "row 2, 3", "0.6666666666666666",
+                                      keys={"tasks.similar.data.label_range": [0, 0.5]}),
     # ---- training ----
     "unknown-training-argument": fault("training.lerning_rate: unknown key",
                                        "did you mean learning_rate?",

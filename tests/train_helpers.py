@@ -10,7 +10,8 @@ import datasets
 import pytest
 import yaml
 from polyhead.train import cli
-from polyhead.train.recipe import DataConfig, TaskRecipe
+from polyhead.train.data import Source, load_sources
+from polyhead.train.recipe import DataConfig, Recipe, TaskRecipe
 
 INTENTS = ["book", "cancel", "play"]
 CITIES = ["Paris", "New York", "Berlin"]
@@ -87,17 +88,15 @@ def set_key(recipe: dict[str, Any], key: str, value: Any) -> None:
     recipe[last] = value
 
 
-def dataset(rows: list[dict[str, Any]], **features: Any) -> datasets.Dataset:
-    """Rows in memory; `features` replace those found for single columns."""
-    found = datasets.Dataset.from_list(rows)
-    return found.cast(datasets.Features({**found.features, **features})) if features else found
-
-
 def task(head: str, **options: Any) -> TaskRecipe:
-    """One task of a recipe; options named as columns (`text=`, `label=`, ...) go to its data."""
-    data_keys = DataConfig.__dataclass_fields__
-    data = {key: options.pop(key) for key in list(options) if key in data_keys}
-    return TaskRecipe(head=head, data=DataConfig(**{"path": "json", **data}), **options)
+    """One task of a recipe; options named as keys of `data` (`text=`, `label=`, ...) go there."""
+    data = {key: options.pop(key) for key in list(options) if key in DataConfig.__annotations__}
+    return TaskRecipe(head=head, data=DataConfig(**data), **options)  # pyright: ignore
+
+
+def sources_of(**tasks: TaskRecipe) -> list[Source]:
+    """The checked data of some tasks."""
+    return load_sources(Recipe(encoder="-", tasks=tasks, output_dir="-"))
 
 
 def run_cli(*arguments: str | Path) -> int:

@@ -39,7 +39,11 @@ def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     """Train a recipe; the finished model is saved in output_dir/model."""
     from .run import train as run
 
-    scores = run(recipe, overrides)
+    def note(line: str) -> None:
+        if _is_first_rank():
+            err.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
+
+    scores = run(recipe, overrides, notify=note)
     if not _is_first_rank():
         return
     if as_json:

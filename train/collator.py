@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from ..modeling.configuration_polyhead import TaskConfig
+from ..modeling.packing import cumulative
 
 IGNORE = -100
 
@@ -22,9 +23,10 @@ class MultiTaskCollator:
     Keys in: `source`, `input_ids`, `row`, `window`, perhaps `token_type_ids`, and `labels_<task>`.
     Keys out, with N texts and T tokens:
         input_ids, attention_mask, perhaps token_type_ids: (N, T)
+            or, packed: input_ids (1, P), perhaps token_type_ids, and cu_seq_lens_q (N + 1,)
         task_ids: (N, K), the tasks of each text, -1 fills
-        labels: by task, of its own texts only: (n,) ids or numbers, (n, L) multi-label, (n, T)
-            token tasks and masked LM, (groups,) embeddings
+        labels: by task, of its own texts only: (n,) ids or numbers, (n, L) multi-label, (n, T) or
+            packed (1, tokens) token tasks and masked LM, (groups,) embeddings
         rows: (examples,), the number of each example in its dataset
 
     Args:
@@ -34,6 +36,7 @@ class MultiTaskCollator:
         sources: source name to its tasks.
         mlm_probability: share of tokens to predict (arXiv:1810.04805: 0.15).
         mask_seed: masks the same tokens each time, for evaluation; None draws anew.
+        packed: lay the texts end to end instead of padding them; those of like length side by side.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -42,11 +45,14 @@ class MultiTaskCollator:
     sources: dict[str, list[str]]
     mlm_probability: float = 0.15
     mask_seed: int | None = None
+    packed: bool = False
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """See the class."""
+        if self.packed:
+            rows = sorted(rows, key=lambda row: len(row["input_ids"][0]))
         members = [self._tasks_of(row) for row in rows]
-        batch = self._pad(rows)
+        batch = self._pack(rows) if self.packed else self._pad(rows)
         batch["task_ids"] = self._task_ids(rows, members)
         labels = {}
         for name in self.task_names:
@@ -70,6 +76,15 @@ class MultiTaskCollator:
             features["token_type_ids"] = [t for row in rows for t in row["token_type_ids"]]
         return dict(self.tokenizer.pad(features, padding_side="right", return_tensors="pt"))
 
+    def _pack(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = {
+            key: torch.tensor([[token for row in rows for text in row[key] for token in text]])
+            for key in ("input_ids", "token_type_ids")
+            if key in rows[0]
+        }
+        lengths = torch.tensor([len(text) for row in rows for text in row["input_ids"]])
+        return {**batch, "cu_seq_lens_q": cumulative(lengths)}
+
     def _task_ids(self, rows: list[dict[str, Any]], members: list[list[str]]) -> Tensor:
         width = max(len(tasks) for tasks in members)
         ids = []
@@ -84,15 +99,21 @@ class MultiTaskCollator:
             return self._mask(name, rows, batch)
         values = [row[f"labels_{name}"] for row in rows]
         if config.head == "token_classification":
-            width = batch["input_ids"].shape[1]
+            width = 0 if self.packed else batch["input_ids"].shape[1]
             values = [tags + [IGNORE] * (width - len(tags)) for tags in values]
+            if self.packed:
+                values = [[tag for tags in values for tag in tags]]
         return torch.tensor(values)
 
     def _mask(self, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
         """Mask tokens of the task's rows in `batch`; labels are the tokens that stood there."""
         number = self.task_names.index(name)
-        own = (batch["task_ids"] == number).any(1).nonzero().squeeze(1)
-        ids = batch["input_ids"][own]
+        own = (batch["task_ids"] == number).any(1)
+        if self.packed:
+            place: Any = (0, torch.repeat_interleave(own, batch["cu_seq_lens_q"].diff()))
+            ids = batch["input_ids"][place].unsqueeze(0)
+        else:
+            place, ids = own, batch["input_ids"][own]
         seed = None if self.mask_seed is None else self.mask_seed + int(rows[0]["row"])
         masker = DataCollatorForLanguageModeling(
             self.tokenizer, mlm_probability=self.mlm_probability, seed=seed
@@ -104,5 +125,5 @@ class MultiTaskCollator:
             for row in ids.tolist()
         ]
         masked, labels = masker.torch_mask_tokens(ids, torch.tensor(special))
-        batch["input_ids"][own] = masked
+        batch["input_ids"][place] = masked.view_as(batch["input_ids"][place])
         return labels

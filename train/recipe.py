@@ -128,11 +128,13 @@ class Sampling:
     Args:
         strategy: proportional takes each row once an epoch.
         batches: mixed puts rows of several tasks into a batch; pure one task at a time.
+        packing: batches without padding, where the encoder can read them: the same losses, faster.
         order: shuffled, or length: rows of like length share a batch, which saves padding.
     """
 
     strategy: Literal["proportional"] = "proportional"
     batches: Literal["mixed", "pure"] = "mixed"
+    packing: bool = True
     order: Literal["shuffled", "length"] = "shuffled"
 
 

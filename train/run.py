@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import (
 
 from ..modeling.configuration_polyhead import PolyheadConfig, TaskConfig
 from ..modeling.modeling_polyhead import PolyheadModel, usable_length
-from .data import Source, load_sources
+from .data import Source, load_sources, unseen_labels
 from .evaluation import eval_splits, macro
 from .features import MultiTaskDataset, tokenize
 from .hub import save_folder
@@ -73,8 +74,18 @@ def prepare(path: str | Path, overrides: list[str] | None = None) -> Prepared:
     return Prepared(recipe, sources, model, tokenizer)
 
 
-def train(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+def train(
+    path: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    notify: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
     """Train a recipe, save `output_dir/model` and `output_dir/scores.json`.
+
+    Args:
+        path: the recipe.
+        overrides: `key=value` with dotted keys.
+        notify: called with each line worth knowing before training starts.
 
     Returns:
         `{"tasks": {task: {metric: value}}, "macro": value, "splits": {task: split}}`, over test, or
@@ -85,6 +96,8 @@ def train(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any
     """
     found = prepare(path, overrides)
     recipe, tokenizer, model = found.recipe, found.tokenizer, found.model
+    for line in unseen_labels(found.sources):
+        notify(line)
     evaluates = any("validation" in source.splits for source in found.sources)
     args = training_arguments(recipe, evaluates=evaluates)
     trainer = MultiTaskTrainer(

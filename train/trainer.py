@@ -61,11 +61,13 @@ class MultiTaskTrainer(Trainer):
         if args.label_smoothing_factor:
             raise ValueError("TrainingArguments: label_smoothing_factor does not fit several tasks")
         options = (tokenizer, model.config.tasks, model.task_names, sources)
+        sampling = sampling or Sampling()
+        packed = train_dataset is not None and sampling.packing and model.can_pack
         super().__init__(
             model=model,
             args=args,
             processing_class=tokenizer,
-            data_collator=MultiTaskCollator(*options),
+            data_collator=MultiTaskCollator(*options, packed=packed),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,  # pyright: ignore[reportArgumentType]
         )
@@ -74,7 +76,6 @@ class MultiTaskTrainer(Trainer):
         self._eval_sums = _TaskSums(model.task_names)
         self.sampler = None
         if train_dataset is not None:
-            sampling = sampling or Sampling()
             self.sampler = MultiTaskBatchSampler(
                 train_dataset.ranges,
                 batch_size=args.per_device_train_batch_size,

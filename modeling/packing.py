@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
+"""Padding-free batches: N texts end to end in one row, (1, total tokens), with `cu_seq_lens`.
+
+On mixed-length text most of a padded batch is padding, and every layer pays for it. Packed, the
+linear layers see real tokens only; attention runs text by text, texts of equal length that stand
+together as one call. No model code is changed: the attention comes in through transformers'
+AttentionInterface, so it works where an encoder takes its attention from there, and an encoder that
+does not (mpnet, deberta) is found by asking and is given padded rows instead.
+
+Shapes: `N` texts, `T` tokens of the longest, `P` tokens of all, `A` heads, `K` key heads,
+`d` head size.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+NAME = "polyhead"  # of our attention in AttentionInterface
+_state = {"packed": False, "calls": 0}  # set while a packed batch's masks are made
+
+
+@dataclass
+class Texts:
+    """Where the texts of a batch are.
+
+    Args:
+        mask: padded: (N, T), 1 for real tokens.
+        cu_seq_lens: packed: (N + 1,), text n is tokens [n] to [n + 1]. One of the two is given.
+    """
+
+    mask: Tensor | None = None
+    cu_seq_lens: Tensor | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) tokens of each text."""
+        if self.cu_seq_lens is not None:
+            return self.cu_seq_lens.diff()
+        assert self.mask is not None
+        return self.mask.sum(1).long()
+
+    def select(self, states: Tensor, rows: Tensor) -> tuple[Tensor, "Texts"]:
+        """States and places of some texts only, in ascending order."""
+        if self.cu_seq_lens is None:
+            assert self.mask is not None
+            return states[rows], Texts(mask=self.mask[rows])
+        lengths = self.lengths
+        wanted = torch.zeros_like(lengths, dtype=torch.bool)
+        wanted[rows] = True
+        tokens = torch.repeat_interleave(wanted, lengths)
+        return states[:, tokens], Texts(cu_seq_lens=cumulative(lengths[rows]))
+
+
+def cumulative(lengths: Tensor) -> Tensor:
+    """(N,) lengths -> (N + 1,) int32 starts and end, as flash attention wants them."""
+    return F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+
+
+def position_offset(encoder: PreTrainedModel) -> int:
+    """The position of a text's first token: RoBERTa and its kin count from padding_idx + 1."""
+    for name, module in encoder.named_modules():
+        if "position" in name and isinstance(module, nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
+
+
+def restarting_positions(cu_seq_lens: Tensor, offset: int = 0) -> Tensor:
+    """(N + 1,) -> (1, P): positions that begin anew with each text."""
+    starts = cu_seq_lens[:-1].long()
+    total = int(cu_seq_lens[-1])
+    positions = torch.arange(total, device=cu_seq_lens.device)
+    return (positions - torch.repeat_interleave(starts, cu_seq_lens.diff())).unsqueeze(0) + offset
+
+
+# ---- attention ----
+
+
+def _mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> Tensor | None:
+    """Packed: no mask, or the reach of a sliding window; padded: what sdpa takes."""
+    if not _state["packed"]:
+        return AttentionMaskInterface()["sdpa"](*args, local_size=local_size, **kwargs)
+    return None if local_size is None else torch.tensor(local_size)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each text of a packed batch; without `cu_seq_lens_q`, sdpa.
+
+    Args:
+        module: the attention layer.
+        query: (1, A, P, d).
+        key: (1, K, P, d).
+        value: (1, K, P, d).
+        attention_mask: the reach of a sliding window, inclusive, as a scalar; or None.
+        dropout: on the attention weights, in training.
+        scaling: of the scores.
+        cu_seq_lens_q: (N + 1,).
+        kwargs: what else the layer passes; read by sdpa only.
+
+    Returns:
+        (1, P, A, d), and no weights.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **kwargs
+        )
+    _state["calls"] += 1
+    heads, groups = query.shape[1], query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    found = []
+    for start, count, length in _runs(cu_seq_lens_q.tolist()):
+        stop = start + count * length
+        parts = (
+            x[0, :, start:stop].view(heads, count, length, -1).transpose(0, 1)
+            for x in (query, key, value)
+        )
+        near = None
+        if attention_mask is not None and length > int(attention_mask) + 1:
+            place = torch.arange(length, device=query.device)
+            near = (place[:, None] - place[None]).abs() <= int(attention_mask)
+        out = F.scaled_dot_product_attention(
+            *parts, attn_mask=near, dropout_p=dropout, scale=scaling
+        )  # (count, A, length, d)
+        found.append(out.transpose(1, 2).reshape(count * length, heads, -1))
+    return torch.cat(found).unsqueeze(0), None
+
+
+def _runs(starts: list[int]) -> list[tuple[int, int, int]]:
+    """(first token, texts, tokens of each) for runs of neighbours of equal length."""
+    runs: list[tuple[int, int, int]] = []
+    for start, end in zip(starts[:-1], starts[1:], strict=True):
+        length = end - start
+        if runs and runs[-1][2] == length:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, length)
+        elif length:
+            runs.append((start, 1, length))
+    return runs
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, _mask)
+
+
+# ---- encoding ----
+
+
+def can_pack(encoder: PreTrainedModel) -> bool:
+    """The encoder takes attention from AttentionInterface and positions from its caller.
+
+    What it declares is checked by a call: some accept the name of an attention and ignore it.
+    """
+    if not encoder._supports_attention_backend:  # noqa: SLF001 - transformers' own flag
+        return False
+    before = encoder.config._attn_implementation  # noqa: SLF001
+    if before not in (NAME, "sdpa"):  # eager was asked for (attentions), or a kernel of its own
+        return False
+    encoder.set_attn_implementation(NAME)
+    calls = _state["calls"]
+    device = encoder.device
+    starts = torch.tensor([0, 1, 3], dtype=torch.int32, device=device)
+    ids = torch.zeros(1, 3, dtype=torch.long, device=device)
+    training = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            encode_packed(encoder, {"input_ids": ids}, starts)
+    except TypeError:  # does not take position_ids or passes nothing on to attention
+        pass
+    encoder.train(training)
+    if _state["calls"] - calls < encoder.config.num_hidden_layers:
+        encoder.set_attn_implementation(before)
+        return False
+    return True
+
+
+def encode_packed(encoder: PreTrainedModel, inputs: dict[str, Any], cu_seq_lens: Tensor) -> Any:
+    """One encoder pass over a packed batch.
+
+    Args:
+        encoder: one for which `can_pack` holds.
+        inputs: the encoder's arguments, (1, P).
+        cu_seq_lens: (N + 1,), int32.
+    """
+    longest = int(cu_seq_lens.diff().max())
+    if inputs.get("position_ids") is None:
+        inputs["position_ids"] = restarting_positions(cu_seq_lens, position_offset(encoder))
+    _state["packed"] = True
+    try:
+        return encoder(
+            **inputs,
+            cu_seq_lens_q=cu_seq_lens,
+            cu_seq_lens_k=cu_seq_lens,
+            max_length_q=longest,
+            max_length_k=longest,
+        )
+    finally:
+        _state["packed"] = False
+
+
+def pad(values: Tensor, cu_seq_lens: Tensor, fill: float = 0) -> Tensor:
+    """(1, P, ...) -> (N, T, ...), filled on the right."""
+    parts = values[0].split(cu_seq_lens.diff().tolist())
+    return nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=fill)
+
+
+def unpad(values: Tensor, cu_seq_lens: Tensor) -> Tensor:
+    """(N, T, ...) -> (1, P, ...): `pad` undone."""
+    lengths = cu_seq_lens.diff()
+    real = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
+    return values[real].unsqueeze(0)
