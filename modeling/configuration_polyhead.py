@@ -40,7 +40,7 @@ def check_task_name(name: str) -> None:
         )
     if name in "lora_":
         raise ValueError(f"task name {name!r} is part of 'lora_', which names PEFT's parameters")
-    if hasattr(nn.ModuleDict, name):
+    if hasattr(nn.ModuleDict(), name):
         raise ValueError(f"task name {name!r} is an attribute of torch's ModuleDict; take another")
 
 
@@ -91,10 +91,9 @@ class TaskConfig:
         check_choice("pooling", self.pooling, (None, *POOLINGS))
         check_choice("activation", self.activation, (None, *ACTIVATIONS))
         check_choice("loss", self.loss, (None, *EMBEDDING_LOSSES))
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+        self._check_numbers()
+        if self.pair and self.head != "sequence_classification":
+            raise ValueError(f"pair belongs to sequence_classification, not to {self.head}")
         self._check_labels()
         for option, owner in (
             ("problem_type", "sequence_classification"),
@@ -111,6 +110,18 @@ class TaskConfig:
             raise ValueError(f"a {self.head} task has no labels, got {len(self.labels)}")
         if self.head == "embedding" and self.loss is None:
             self.loss = "cosent"
+
+    def _check_numbers(self) -> None:
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold is {self.threshold}; it must lie in [0, 1]")
+        if not self.loss_weight >= 0:
+            raise ValueError(f"loss_weight is {self.loss_weight}; it must be 0 or more")
+        if self.projection is not None and self.projection < 1:
+            raise ValueError(f"projection is {self.projection}; it must be 1 or more, or None")
 
     def _check_labels(self) -> None:
         if self.labels is not None:
@@ -157,11 +168,16 @@ class TaskConfig:
 
 
 def scheme_of(labels: list[str]) -> str | None:
-    """The tag scheme that `labels` can only belong to: bioes, iob2 (also for IOB1), or None."""
+    """The tag scheme of `labels`: bioes, iob1 (when none begins with B-), iob2, or None.
+
+    IOB1 with some B- tags has the same labels as IOB2; it must be named.
+    """
     prefixes = {label[:2] for label in labels if label != "O"}
     if not prefixes or not prefixes <= {"B-", "I-", "E-", "S-"}:
         return None
-    return "bioes" if prefixes & {"E-", "S-"} else "iob2"
+    if prefixes & {"E-", "S-"}:
+        return "bioes"
+    return "iob2" if "B-" in prefixes else "iob1"
 
 
 class PolyheadConfig(PreTrainedConfig):

@@ -11,6 +11,7 @@ Shapes: `W` words, `L` labels.
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,11 @@ from transformers import PreTrainedTokenizerBase
 _SOLID = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 )
-WORD = re.compile(rf"[{_SOLID}]|[^\W_{_SOLID}]+|[^\w\s]|_")
+# Accents and vowel signs that are characters of their own; they belong to the letter before.
+_MARKS = "\u200c\u200d" + "".join(
+    chr(c) for c in range(0x300, 0x1F000) if unicodedata.category(chr(c)) in ("Mn", "Mc")
+)
+WORD = re.compile(rf"[{_SOLID}][{_MARKS}]*|(?:[^\W_{_SOLID}][{_MARKS}]*)+|[^\w\s]|_")
 
 Span = tuple[int, int]
 
@@ -254,7 +259,9 @@ def spans_of(tags: list[str], scheme: str) -> list[tuple[str, int, int]]:
             if not broken and (scheme != "bioes" or split_tag(before)[0] in "ES"):
                 spans.append((kind, start, i))
             opens = {"iob1": "BI", "iob2": "B", "bioes": "BS"}[scheme]
-            broken = prefix not in opens
+            broken = prefix not in opens or (
+                scheme == "iob1" and not _may_follow(before, tag, scheme)
+            )
             start, kind = i, new_kind
     return spans
 

@@ -167,6 +167,8 @@ class EmbeddingHead(Head):
             return logits.sum() * 0
         if rows % count or rows // count < 2:
             raise ValueError(f"{rows} rows for {count} scores: rows come in groups of 2 or more")
+        if self.task.loss != "contrastive" and rows != 2 * count:
+            raise ValueError(f"{self.task.loss} reads pairs; got groups of {rows // count}")
         known = ~labels.isnan()
         groups = logits.view(count, rows // count, -1)[known]  # (G, g, D)
         scores = labels[known].to(logits.dtype)  # (G,)
@@ -178,7 +180,7 @@ class EmbeddingHead(Head):
 class MaskedLMHead(Head):
     """Masked-token prediction with the input embeddings as output layer.
 
-        logits = E LayerNorm(gelu(W h + b)) + c,   E the (V, E) input embeddings (tied)
+        logits = E LayerNorm(act(W h + b)) + c,   E the (V, E) input embeddings (tied)
 
     The head of BERT (arXiv:1810.04805); E may be narrower than H (ALBERT, ELECTRA). In training the
     model gives it the labelled tokens only: V is large, and 85 % of the tokens have no label.
@@ -190,8 +192,8 @@ class MaskedLMHead(Head):
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
         width = getattr(encoder_config, "embedding_size", None) or encoder_config.hidden_size
         self.dense = nn.Linear(encoder_config.hidden_size, width)
-        self.act = ACT2FN["gelu"]
-        self.norm = nn.LayerNorm(width, eps=getattr(encoder_config, "layer_norm_eps", 1e-5))
+        self.act = ACT2FN[getattr(encoder_config, "hidden_act", "gelu")]  # ALBERT: gelu_new
+        self.norm = nn.LayerNorm(width, eps=getattr(encoder_config, "layer_norm_eps", 1e-12))
         self.decoder = nn.Linear(width, encoder_config.vocab_size)
 
     def forward(self, states: tuple[Tensor, ...], texts: Texts | None) -> Tensor:

@@ -9,6 +9,7 @@ Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width, `G` g
 """
 
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,8 @@ class PolyheadModel(PreTrainedModel):
                 name_or_path, config=encoder_config, **kwargs, **more
             )
         )
+        if os.path.isdir(name_or_path):  # a path of this machine is nobody's business
+            encoder.config.name_or_path = ""
         config = PolyheadConfig(encoder_config=encoder.config, pooling=pooling, dtype=encoder.dtype)
         with torch.device("meta"):  # the encoder made here is replaced at once
             model = cls(config)
@@ -125,6 +128,20 @@ class PolyheadModel(PreTrainedModel):
         for name, task in tasks.items():
             model.add_task(name, task)
         return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As PreTrainedModel.from_pretrained, with each head's weights in memory of their own.
+
+        In the file's memory the alignment of a weight depends on what is saved before it, and the
+        last bit of a dot product on the alignment: another task would change a regression's score.
+        """
+        found = super().from_pretrained(*args, **kwargs)
+        model = found[0] if isinstance(found, tuple) else found
+        for parameter in model.parameters():
+            if not parameter.is_meta:
+                parameter.data = parameter.data.clone()
+        return found
 
     def add_task(self, name: str, task: TaskConfig) -> None:
         """Add a task with a new head; the encoder and the other heads stay as they are.
@@ -236,7 +253,11 @@ class PolyheadModel(PreTrainedModel):
             ValueError: a task in `tasks` or `labels` is unknown or not run, or a task id is.
         """
         names = self._names_to_run(tasks, labels)
-        rows = self._rows_by_task(names, task_ids)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None:
+            raise ValueError("give input_ids or inputs_embeds")
+        count = len(given) if cu_seq_lens_q is None else len(cu_seq_lens_q) - 1
+        rows = self._rows_by_task(names, task_ids, count)
         if cu_seq_lens_q is not None and attention_mask is not None:
             raise ValueError("a packed batch has no padding: give cu_seq_lens_q or attention_mask")
         names = [name for name in names if (own := rows[name]) is None or len(own)]
@@ -261,7 +282,7 @@ class PolyheadModel(PreTrainedModel):
             texts = Texts(mask=last.new_ones(last.shape[:2]))
         logits, embeddings, losses = {}, {}, {}
         for name in names:
-            target = _labels_of(name, labels, rows[name])
+            target = self._labels_of(name, labels, rows[name], count)
             found, loss = self._run_head(
                 name, states, texts, rows[name], target, (num_items or {}).get(name)
             )
@@ -325,6 +346,29 @@ class PolyheadModel(PreTrainedModel):
             encoded.hidden_states = tuple(unpad(s, cu_seq_lens) for s in encoded.hidden_states)
         return encoded
 
+    def _labels_of(
+        self, name: str, labels: dict[str, Tensor] | None, rows: Tensor | None, count: int
+    ) -> Tensor | None:
+        """The task's labels for its own rows; labels of all `count` rows are cut down to them."""
+        if labels is None or name not in labels:
+            return None
+        values = labels[name]
+        own = count if rows is None else len(rows)
+        packed_tokens = self._head(name).per_token and len(values) == 1
+        if self.config.tasks[name].head == "embedding" or packed_tokens or len(values) == own:
+            return values
+        if rows is not None and len(values) == count:
+            return values[rows]
+        raise ValueError(
+            f"{len(values)} labels for task {name!r}; give one for each of its {own} rows"
+            + (f" or of all {count} rows" if rows is not None else "")
+        )
+
+    @property
+    def usable_length(self) -> int | None:
+        """Number of tokens that the encoder accepts; None where it has no limit."""
+        return usable_length(self.encoder)
+
     def _head(self, name: str) -> Head:
         return self.heads[name]  # pyright: ignore[reportReturnType]
 
@@ -382,10 +426,14 @@ class PolyheadModel(PreTrainedModel):
             raise ValueError(f"labels for {', '.join(idle)}, but tasks={chosen} leaves them out")
         return [name for name in self.task_names if name in chosen]
 
-    def _rows_by_task(self, names: list[str], task_ids: Tensor | None) -> dict[str, Tensor | None]:
+    def _rows_by_task(
+        self, names: list[str], task_ids: Tensor | None, count: int
+    ) -> dict[str, Tensor | None]:
         """Row numbers of each task; None stands for all rows."""
         if task_ids is None:
             return dict.fromkeys(names)
+        if len(task_ids) != count:
+            raise ValueError(f"task_ids has {len(task_ids)} rows; the batch has {count}")
         ids = task_ids.view(len(task_ids), -1)  # (N, K), -1 fills
         if ids.numel() and int(ids.max()) >= len(self.task_names):
             raise ValueError(
@@ -395,16 +443,6 @@ class PolyheadModel(PreTrainedModel):
         return {
             name: (ids == self.task_names.index(name)).any(1).nonzero().squeeze(1) for name in names
         }
-
-
-def _labels_of(name: str, labels: dict[str, Tensor] | None, rows: Tensor | None) -> Tensor | None:
-    """The task's labels for its own rows; labels of all N rows are cut down to them."""
-    if labels is None or name not in labels:
-        return None
-    values = labels[name]
-    if rows is not None and len(values) > len(rows):
-        return values[rows]
-    return values
 
 
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "code_revision")

@@ -90,6 +90,8 @@ class PolyheadPipeline(Pipeline):
                 want = "single texts" if pairs else "pairs, as (text, text)"
                 raise ValueError(f"every task of this model reads {want}")
             return chosen
+        if isinstance(tasks, str):
+            raise ValueError(f"tasks is the string {tasks!r}; give a list: tasks=[{tasks!r}]")
         unknown = [name for name in tasks if name not in known]
         if unknown:
             raise ValueError(
@@ -144,7 +146,8 @@ class PolyheadPipeline(Pipeline):
         self, texts: list[TextOrPair], words: list[list[tuple[int, int]]], tasks: list[str]
     ) -> list[tuple[int, bool, Window]]:
         """(row, is its first, window) for each window that the tasks need."""
-        limit = self.tokenizer.model_max_length
+        # a tokenizer without a limit says 1e30, one of another model may say more than fits
+        limit = min(self.tokenizer.model_max_length, self.model.usable_length or 1 << 20)
         if isinstance(texts[0], tuple):
             first, second = zip(*texts, strict=True)
             encoded = self.tokenizer(list(first), list(second), truncation=True, max_length=limit)
@@ -192,7 +195,9 @@ class PolyheadPipeline(Pipeline):
         )
 
     def _fill(self, values: Tensor, ids: Tensor, top_k: int) -> list:
-        vocabulary = list(self.tokenizer.convert_ids_to_tokens(list(range(values.shape[-1]))))
+        known = min(len(self.tokenizer), values.shape[-1])  # an encoder's vocabulary may be padded
+        vocabulary = list(self.tokenizer.convert_ids_to_tokens(list(range(known))))
+        values = values[:, :known]
         places = [
             i for i, token in enumerate(ids.tolist()) if token == self.tokenizer.mask_token_id
         ]

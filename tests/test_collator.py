@@ -1,5 +1,7 @@
 """Rows to a batch: the exact keys, shapes and values; masks for masked LM."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from polyhead.modeling import TaskConfig
@@ -150,6 +152,84 @@ class TestBatches:
         assert counts == {"intent": 1, "near": 1, "slots": 1}
 
 
+class TestPacked:
+    """Texts end to end in one row, those of like length side by side."""
+
+    @pytest.fixture
+    def collate(self, tokenizer):
+        return MultiTaskCollator(tokenizer, CONFIGS, NAMES, SOURCES, packed=True)
+
+    def test_rows_of_several_sources_make_one_row(self, collate):
+        rows = [
+            row("text", [2, 6, 6, 3], number=2, intent=-100, slots=[-100, 0, -100, -100]),
+            row("pairs", [2, 8, 3], [2, 8, 9, 8, 3], number=1, near=0.5),
+            row("more", [2, 3], number=0, topics=[1.0, 0.0], urgency=0.25),
+            row("text", [2, 7, 3], number=5, intent=1, slots=[-100, 2, -100]),
+        ]
+        intent, near, slots, topics, urgency, _ = range(6)
+        batch = collate(rows)
+        lengths = batch.pop("cu_seq_lens_q")
+        assert (lengths.tolist(), lengths.dtype) == ([0, 2, 5, 10, 13, 17], torch.int32)
+        assert_batch(
+            batch,
+            {
+                "input_ids": [[2, 3, 2, 8, 3, 2, 8, 9, 8, 3, 2, 7, 3, 2, 6, 6, 3]],
+                "token_type_ids": [[0] * 17],
+                "task_ids": [
+                    [topics, urgency],
+                    [near, -1],
+                    [near, -1],
+                    [intent, slots],
+                    [intent, slots],
+                ],
+                "labels": {
+                    "intent": [1, -100],
+                    "near": [0.5],
+                    "slots": [[-100, 2, -100, -100, 0, -100, -100]],
+                    "topics": [[1.0, 0.0]],
+                    "urgency": [0.25],
+                },
+                "rows": [0, 1, 5, 2],
+            },
+        )
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_losses_are_those_of_the_padded_batch(self, collate, make_model, tokenizer, training):
+        configs = {n: replace(c, dropout=0.0) for n, c in CONFIGS.items() if n != "words"}
+        model = make_model("bert", configs).train(training)
+        padded = MultiTaskCollator(tokenizer, CONFIGS, NAMES, SOURCES)
+        rows = [
+            row("text", [2, 6, 6, 3], intent=2, slots=[-100, 0, 1, -100]),
+            row("pairs", [2, 8, 3], [2, 8, 9, 8, 3], near=0.5),
+            row("pairs", [2, 9, 3], [2, 7, 3], near=1.0),
+            row("more", [2, 7, 7, 7, 3], topics=[1.0, NAN], urgency=0.25),
+            row("text", [2, 7, 3], intent=1, slots=[-100, 2, -100]),
+        ]
+        losses = []
+        for one in (collate, padded):
+            batch = one(rows)
+            del batch["rows"]
+            losses.append(model(**batch).losses)
+        assert sorted(losses[0]) == ["intent", "near", "slots", "topics", "urgency"]
+        torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-5)
+
+    def test_a_row_of_as_many_labels_as_tokens_keeps_its_labels(self, make_model, tokenizer):
+        names = ["a", "b", "c", "d", "e"]
+        topics = TaskConfig(**SEQUENCE, labels=names, problem_type="multi_label_classification")
+        configs = {"intent": CONFIGS["intent"], "topics": topics}
+        sources = {"text": ["intent"], "more": ["topics"]}
+        rows = [row("text", [2, 3], intent=1), row("more", [2, 7, 3], topics=[1.0] * 5)]
+        model = make_model("bert", configs).eval()
+        found = []
+        for packed in (False, True):
+            batch = MultiTaskCollator(tokenizer, configs, list(configs), sources, packed=packed)(
+                rows
+            )
+            del batch["rows"]
+            found.append(model(**batch).losses["topics"])
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+
+
 class TestMaskedLM:
     """A row of `mixed` is masked; a row of `text`, beside it, is not."""
 
@@ -163,9 +243,15 @@ class TestMaskedLM:
         labels = [-100] * len(ids[0])
         return [*found, row("text", ids[0], number=99, intent=1, slots=labels)]
 
-    def collate(self, tokenizer, seed=None, share=0.3):
+    def collate(self, tokenizer, seed=None, share=0.3, packed=False):
         return MultiTaskCollator(
-            tokenizer, CONFIGS, NAMES, self.SOURCES, mlm_probability=share, mask_seed=seed
+            tokenizer,
+            CONFIGS,
+            NAMES,
+            self.SOURCES,
+            mlm_probability=share,
+            mask_seed=seed,
+            packed=packed,
         )
 
     def plain(self, tokenizer, rows):
@@ -181,6 +267,21 @@ class TestMaskedLM:
         assert torch.equal(labels, expected)
         assert torch.equal(batch["input_ids"][12], plain[12])
         assert torch.equal(batch["input_ids"][:12][special[:12]], plain[:12][special[:12]])
+
+    def test_packed_rows_are_masked_alike(self, tokenizer, rows):
+        batch = self.collate(tokenizer, share=1.0, packed=True)(rows)
+        order = batch["rows"].tolist()
+        texts = {r["row"]: torch.tensor(r["input_ids"][0]) for r in rows}
+        plain = torch.cat([texts[number] for number in order if number != 99])
+        special = torch.isin(plain, torch.tensor(tokenizer.all_special_ids))
+        labels = batch["labels"]["words"]
+        assert torch.equal(labels, plain.masked_fill(special, -100).unsqueeze(0))
+        ends = batch["cu_seq_lens_q"].tolist()
+        for place, number in enumerate(order):
+            found = batch["input_ids"][0, ends[place] : ends[place + 1]]
+            kept = torch.isin(texts[number], torch.tensor(tokenizer.all_special_ids))
+            assert torch.equal(found[kept], texts[number][kept])
+            assert number != 99 or torch.equal(found, texts[number])
 
     def test_labels_are_the_tokens_that_stood_there(self, tokenizer, rows):
         plain = self.plain(tokenizer, rows)["input_ids"]

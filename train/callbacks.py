@@ -21,6 +21,15 @@ class SetEpoch(TrainerCallback):
 class TaskProgress(ProgressCallback):
     """HF's progress bar, with the loss of each task beside it and one line per evaluation."""
 
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any
+    ) -> None:
+        """A bar for each source: HF's would count on where the last one ended."""
+        if self.prediction_bar is not None and self.prediction_bar.n == self.prediction_bar.total:
+            self.prediction_bar.close()
+            self.prediction_bar = None
+        super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader)
+
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any
     ) -> None:

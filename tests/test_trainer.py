@@ -1,0 +1,471 @@
+"""Training: exact losses under accumulation, evaluation by task, checkpoints, resuming.
+
+Encoders are tiny, and dropout is off where two ways to train are compared.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from polyhead.modeling import PolyheadModel
+from polyhead.train import trainer as trainer_module
+from polyhead.train.collator import MultiTaskCollator
+from polyhead.train.evaluation import eval_splits
+from polyhead.train.features import MultiTaskDataset, tokenize
+from polyhead.train.recipe import Sampling
+from polyhead.train.run import _checkpoint
+from polyhead.train.trainer import MultiTaskTrainer
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from train_helpers import (
+    files_of,
+    messages,
+    pairs,
+    private_cache,  # noqa: F401
+    sources_of,
+    task,
+    write_rows,
+    write_splits,
+)
+from transformers import AutoTokenizer, TrainingArguments
+
+SEQUENCE, TOKENS = "sequence_classification", "token_classification"
+ROWS = 12 + 12 + 12  # of train: messages, pairs as one text, pairs as two
+FOLDER = {
+    "1_Pooling",
+    "README.md",
+    "config.json",
+    "handler.py",
+    "model.safetensors",
+    "modules.json",
+    "sentence_bert_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+CODE = {path.name for path in (Path(trainer_module.__file__).parents[1] / "modeling").glob("*.py")}
+STATE = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Callable[[str], dict[str, str]]:
+    """Name of the rows -> `data_files` of their splits."""
+    folder = tmp_path_factory.mktemp("data")
+    write_splits(folder, "messages", messages)
+    write_splits(folder, "pairs", pairs)
+    return lambda name: {
+        split: path.replace("${RECIPE_DIR}", str(folder)) for split, path in files_of(name).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def tasks(data):
+    """Five tasks over messages, two over pairs; dropout as given."""
+
+    def make(dropout=0.0):
+        text = {"data_files": data("messages"), "text": "text", "dropout": dropout}
+        pair = {"data_files": data("pairs"), "text": "text1", "text_pair": "text2"}
+        multi = {"problem_type": "multi_label_classification", "threshold": 0.4}
+        return {
+            "intent": task(SEQUENCE, label="intent", loss_weight=0.5, **text),
+            "slots": task(TOKENS, tokens="tokens", label="tags", **text),
+            "topics": task(SEQUENCE, label="topics", **multi, **text),
+            "urgency": task(SEQUENCE, label="urgency", problem_type="regression", **text),
+            "same": task(SEQUENCE, label="same", dropout=dropout, **pair),
+            "near": task("embedding", label="score", loss="cosine_mse", **pair),
+        }
+
+    return make
+
+
+@pytest.fixture
+def build(tasks, make_model, tokenizer_of, tmp_path) -> Callable[..., MultiTaskTrainer]:
+    """(tasks or None for the usual, size of a batch, accumulation, ...) -> trainer, model new."""
+
+    def make(
+        chosen=None,
+        *,
+        size=8,
+        accumulation=1,
+        batches="mixed",
+        packing=True,
+        evaluates=False,
+        output="out",
+        **arguments,
+    ):
+        sources = sources_of(**(chosen or tasks()))
+        configs = {name: config for s in sources for name, config in s.configs.items()}
+        torch.manual_seed(0)  # the same heads each time
+        model = make_model("bert", {name: configs[name] for name in sorted(configs)})
+        tokenizer = tokenizer_of("wordpiece")
+        usual = {
+            "optim": "sgd",
+            "learning_rate": 0.05,
+            "lr_scheduler_type": "constant",
+            "max_steps": 3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
+        args = TrainingArguments(
+            output_dir=str(tmp_path / output),
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            use_cpu=True,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            **{**usual, **arguments},
+        )
+        return MultiTaskTrainer(
+            model=model,
+            args=args,
+            tokenizer=tokenizer,
+            sources={source.name: list(source.tasks) for source in sources},
+            train_dataset=MultiTaskDataset(
+                {source.name: tokenize(source, "train", tokenizer) for source in sources}
+            ),
+            eval_dataset=eval_splits(sources, "validation", tokenizer, configs)
+            if evaluates
+            else None,
+            sampling=Sampling(batches=batches, packing=packing),
+        )
+
+    return make
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def logged(trainer, prefix: str) -> list[dict[str, float]]:
+    """The entries of each log line that begin so."""
+    lines = [{k: v for k, v in line.items() if k.startswith(prefix)} for line in history(trainer)]
+    return [line for line in lines if line]
+
+
+def history(trainer) -> list[dict[str, float]]:
+    return trainer.state.log_history
+
+
+class TestLosses:
+    @pytest.mark.parametrize("batches", ["mixed", "pure"])
+    def test_accumulation_changes_neither_losses_nor_weights(self, build, batches):
+        found = []
+        for size, accumulation in ((12, 1), (3, 4), (6, 2)):
+            trainer = build(size=size, accumulation=accumulation, batches=batches)
+            before = weights(trainer)
+            trainer.train()
+            found.append((weights(trainer), logged(trainer, "loss")))
+        for after, losses in found[1:]:
+            assert_close(after, found[0][0], rtol=0, atol=1e-5)
+            assert_close(losses, found[0][1], rtol=0, atol=1e-4)
+        moved = {name for name, value in found[0][0].items() if not value.equal(before[name])}
+        assert moved >= {name for name in before if name.startswith("heads.") and "out" in name}
+
+    def test_packing_changes_neither_losses_nor_weights(self, build):
+        found = []
+        for packing in (True, False):
+            trainer = build(packing=packing)
+            assert trainer.data_collator.packed == packing
+            trainer.train()
+            found.append((weights(trainer), logged(trainer, "loss")))
+        assert_close(found[0], found[1], rtol=0, atol=1e-5)
+
+    def test_the_loss_of_a_task_is_the_mean_over_its_units_in_the_step(self, build):
+        trainer = build(size=9, accumulation=4, max_steps=1)
+        rows = [trainer.train_dataset[number] for number in range(ROWS)]
+        batch = trainer._eval_collator(rows)
+        del batch["rows"]
+        with torch.no_grad():
+            expected = trainer.model(**batch)
+        trainer.train()
+        first = logged(trainer, "loss")[0]
+        losses = {f"loss_{name}": float(loss) for name, loss in expected.losses.items()}
+        assert first == pytest.approx({"loss": float(expected.loss), **losses}, abs=1e-3)
+
+    def test_the_total_is_the_weighted_sum_of_the_tasks(self, build):
+        trainer = build()
+        trainer.train()
+        for line in logged(trainer, "loss"):
+            parts = {name.removeprefix("loss_"): v for name, v in line.items() if name != "loss"}
+            total = sum(parts.values()) - 0.5 * parts.get("intent", 0.0)
+            assert line["loss"] == pytest.approx(total, abs=1e-3)
+
+    def test_each_log_starts_anew(self, build):
+        found = []
+        for steps in (1, 3):
+            trainer = build(logging_steps=steps, learning_rate=0.0)
+            trainer.train()
+            found.append(logged(trainer, "loss_"))
+        every, one = found
+        assert (len(every), len(one)) == (3, 1)
+        intents = [line["loss_intent"] for line in every]
+        assert min(intents) < one[0]["loss_intent"] < max(intents)
+
+    def test_pure_batches_log_the_tasks_of_their_step(self, build):
+        trainer = build(size=6, batches="pure", max_steps=6)
+        trainer.train()
+        found = [{n.removeprefix("loss_") for n in line} for line in logged(trainer, "loss_")]
+        text = {"intent", "slots", "topics", "urgency"}
+        assert sorted(found, key=sorted) == [text, text, {"near"}, {"near"}, {"same"}, {"same"}]
+
+    def test_rows_without_labels_teach_nothing(self, build, tmp_path):
+        known = [row | {"urgency": float(i % 2)} for i, row in enumerate(messages(8))]
+        blank = [row | {"urgency": float("nan"), "intent": None} for row in messages(8, 8)]
+        found = []
+        for name, rows in (("some", known + blank), ("known", known)):
+            path = str(write_rows(tmp_path / f"{name}.jsonl", rows))
+            text = {"data_files": path, "text": "text", "dropout": 0.0}
+            chosen = {
+                "intent": task(SEQUENCE, label="intent", **text),
+                "urgency": task(SEQUENCE, label="urgency", problem_type="regression", **text),
+            }
+            trainer = build(chosen, size=16, max_steps=1)
+            trainer.train()
+            found.append((weights(trainer), logged(trainer, "loss")))
+        assert_close(found[0], found[1], rtol=0, atol=1e-5)
+
+    def test_a_task_of_one_row_trains(self, build, tasks, tmp_path):
+        row = {"text": "play it", "score": 0.5}
+        path = str(write_rows(tmp_path / "one.jsonl", [row]))
+        options = {"data_files": path, "text": "text", "label": "score"}
+        chosen = tasks() | {"lone": task(SEQUENCE, problem_type="regression", **options)}
+        for batches in ("mixed", "pure"):
+            trainer = build(chosen, batches=batches, max_steps=-1, num_train_epochs=1)
+            trainer.train()
+            assert sum("loss_lone" in line for line in history(trainer)) == 1
+
+    def test_arguments_that_do_not_fit_several_tasks_are_refused(self, build):
+        with pytest.raises(ValueError, match="label_smoothing_factor does not fit"):
+            build(label_smoothing_factor=0.1)
+
+
+class TestEvaluation:
+    def test_every_task_has_its_loss_and_its_metrics(self, build):
+        found = build(evaluates=True).evaluate()
+        assert set(found) == {
+            "eval_intent_accuracy",
+            "eval_intent_f1_macro",
+            "eval_intent_loss",
+            "eval_slots_entity_f1",
+            "eval_slots_precision",
+            "eval_slots_recall",
+            "eval_slots_loss",
+            "eval_topics_f1_micro",
+            "eval_topics_f1_macro",
+            "eval_topics_loss",
+            "eval_urgency_pearson",
+            "eval_urgency_spearman",
+            "eval_urgency_mse",
+            "eval_urgency_loss",
+            "eval_same_accuracy",
+            "eval_same_f1_macro",
+            "eval_same_loss",
+            "eval_near_spearman",
+            "eval_near_pearson",
+            "eval_near_loss",
+            "eval_loss",
+            "eval_macro",
+            "epoch",
+        }
+        main = ("intent_accuracy", "slots_entity_f1", "topics_f1_micro")
+        main += ("urgency_pearson", "same_accuracy", "near_spearman")
+        mean = sum(found[f"eval_{name}"] for name in main) / len(main)
+        assert found["eval_macro"] == pytest.approx(mean)
+
+    def test_losses_are_those_of_the_whole_split_at_once(self, build, tokenizer_of):
+        trainer = build(evaluates=True)
+        found = trainer.evaluate()
+        for part in trainer.eval_dataset.values():
+            rows = MultiTaskDataset({part.source.name: part.rows})
+            batch = trainer._eval_collator([rows[number] for number in range(len(rows))])
+            del batch["rows"]
+            with torch.no_grad():
+                losses = trainer.model.eval()(**batch).losses
+            for name, loss in losses.items():
+                assert found[f"eval_{name}_loss"] == pytest.approx(float(loss), abs=1e-5)
+
+    def test_the_size_of_a_batch_changes_nothing(self, build):
+        found = [
+            build(evaluates=True, per_device_eval_batch_size=size).evaluate() for size in (1, 3, 64)
+        ]
+        assert found[0] == pytest.approx(found[1], abs=1e-5)
+        assert found[0] == pytest.approx(found[2], abs=1e-5)
+
+    @pytest.mark.parametrize("size", [1, 2, 64])
+    def test_long_rows_are_read_in_windows(self, build, tmp_path, size):
+        rows = messages(3)
+        words, tags = rows[0]["tokens"] * 20, rows[0]["tags"] * 20
+        rows[0] |= {"text": " ".join(words), "tokens": words, "tags": tags}
+        path = str(write_rows(tmp_path / "rows.jsonl", rows))
+        text = {"data_files": {"train": path, "validation": path}, "text": "text"}
+        chosen = {
+            "intent": task(SEQUENCE, label="intent", **text),
+            "slots": task(TOKENS, tokens="tokens", label="tags", **text),
+        }
+        trainer = build(chosen, evaluates=True, per_device_eval_batch_size=size)
+        assert len(trainer.eval_dataset["intent+slots"].rows) == 5
+        scores, losses = trainer.evaluate_tasks(trainer.eval_dataset)
+        cities = [tags.count("B-city") for tags in (row["tags"] for row in rows)]
+        assert scores["slots"]["per_type"]["city"]["support"] == sum(cities) == 22
+        assert set(losses) == {"intent", "slots"}
+
+    def test_a_label_that_train_lacks_is_scored_as_wrong(self, build, tmp_path):
+        rows = messages(6)
+        unseen = [{**row, "intent": "unheard"} for row in rows]
+        unseen[0] |= {"tags": ["B-moon", *rows[0]["tags"][1:]], "topics": ["unheard"]}
+        files = {
+            "train": str(write_rows(tmp_path / "train.jsonl", rows)),
+            "validation": str(write_rows(tmp_path / "validation.jsonl", unseen)),
+        }
+        text = {"data_files": files, "text": "text"}
+        multi = {"problem_type": "multi_label_classification", "label": "topics"}
+        chosen = {
+            "intent": task(SEQUENCE, label="intent", **text),
+            "slots": task(TOKENS, tokens="tokens", label="tags", **text),
+            "topics": task(SEQUENCE, **multi, **text),
+        }
+        trainer = build(chosen, evaluates=True)
+        scores, losses = trainer.evaluate_tasks(trainer.eval_dataset)
+        assert scores["intent"]["accuracy"] == 0.0
+        assert scores["slots"]["per_type"]["moon"] == {
+            "precision": 0.0,
+            "recall": 0.0,
+            "f1": 0.0,
+            "support": 1,
+        }
+        assert set(losses) >= {"slots", "topics"}
+        assert set(trainer.evaluate()) >= {"eval_intent_accuracy", "eval_macro", "eval_loss"}
+
+    def test_masked_words_are_the_same_each_time(self, build, data):
+        options = {"data_files": data("messages"), "text": "text"}
+        trainer = build({"words": task("masked_lm", **options)}, evaluates=True)
+        first, second = trainer.evaluate(), trainer.evaluate()
+        assert first == second
+        assert 0 < first["eval_words_loss"] < 20
+
+
+class TestSaving:
+    def test_the_best_checkpoint_by_macro_score_is_kept_as_the_model(self, build, monkeypatch):
+        values = iter([0.5, 0.9, 0.1])
+        monkeypatch.setattr(trainer_module, "macro", lambda scores: next(values))
+        trainer = build(
+            evaluates=True,
+            max_steps=3,
+            eval_strategy="steps",
+            save_strategy="steps",
+            eval_steps=1,
+            save_steps=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="macro",
+        )
+        trainer.train()
+        best = Path(trainer.args.output_dir) / "checkpoint-2"
+        assert Path(trainer.state.best_model_checkpoint) == best
+        assert trainer.state.best_metric == 0.9
+        kept = load_file(best / "model.safetensors")
+        after = weights(trainer)
+        assert {name: after[name].equal(value) for name, value in kept.items()} == dict.fromkeys(
+            kept, True
+        )
+        other = load_file(best.with_name("checkpoint-3") / "model.safetensors")
+        assert any(not after[name].equal(value) for name, value in other.items())
+
+    def test_every_checkpoint_is_a_folder_that_loads(self, build):
+        trainer = build(save_strategy="steps", save_steps=1, max_steps=2)
+        trainer.train()
+        folders = sorted(Path(trainer.args.output_dir).glob("checkpoint-*"))
+        assert [folder.name for folder in folders] == ["checkpoint-1", "checkpoint-2"]
+        for folder in folders:
+            found = {path.name for path in folder.iterdir()}
+            assert found == FOLDER | (CODE - {"__init__.py"}) | STATE
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            assert tokenizer.model_max_length == 64
+        model = PolyheadModel.from_pretrained(folders[-1])
+        batch = tokenizer(["book the train", "play"], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            found, expected = model.eval()(**batch), trainer.model.eval()(**batch)
+        assert_close(found.logits, expected.logits, rtol=0, atol=0)
+        assert_close(found.embeddings, expected.embeddings, rtol=0, atol=0)
+
+
+class TestResume:
+    """A run that stopped goes on as if it had not; dropout is on."""
+
+    STEPS = 5  # of two epochs of three
+
+    @pytest.fixture
+    def run(self, build, tasks, data):
+        """(checkpoint or None, folder, tasks) -> trainer after training."""
+
+        def train(resume=None, output="out", extra=(), **options):
+            every = tasks(dropout=0.3)
+            if "words" in extra:
+                text = {"data_files": data("messages"), "text": "text"}
+                every["words"] = task("masked_lm", **text)
+            usual = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": self.STEPS}
+            saves = {"save_strategy": "steps", "save_steps": 1}
+            trainer = build(every, output=output, **{"size": 8, **usual, **saves, **options})
+            trainer.train(resume_from_checkpoint=resume)
+            return trainer
+
+        return train
+
+    @pytest.mark.parametrize("options", [{}, {"batches": "pure", "size": 2, "accumulation": 2}])
+    @pytest.mark.parametrize("step", [2, 4])
+    def test_final_weights_are_those_of_the_uninterrupted_run(self, run, options, step):
+        whole = run(**options)
+        checkpoint = Path(whole.args.output_dir) / f"checkpoint-{step}"
+        resumed = run(str(checkpoint), output="other", **options)
+        assert resumed.state.global_step == self.STEPS
+        assert len(logged(resumed, "loss_")) == len(logged(whole, "loss_")) == self.STEPS
+        assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
+        assert logged(resumed, "loss_") == logged(whole, "loss_")
+
+    def test_masks_of_a_masked_lm_go_on_too(self, run):
+        whole = run(extra=["words"])
+        checkpoint = Path(whole.args.output_dir) / "checkpoint-2"
+        resumed = run(str(checkpoint), output="other", extra=["words"])
+        assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
+
+    def test_true_takes_the_latest_intact_checkpoint(self, run):
+        trainer = run(max_steps=3)
+        folder = Path(trainer.args.output_dir)
+        args = trainer.args
+        args.resume_from_checkpoint = True
+        assert _checkpoint(args) == str(folder / "checkpoint-3")
+        shutil.copytree(folder / "checkpoint-3", folder / "checkpoint-10")
+        assert _checkpoint(args) == str(folder / "checkpoint-10")
+
+        weights_file = folder / "checkpoint-10" / "model.safetensors"
+        weights_file.write_bytes(weights_file.read_bytes()[:-100])
+        assert _checkpoint(args) == str(folder / "checkpoint-3")
+
+        (folder / "checkpoint-3" / "trainer_state.json").unlink()
+        assert _checkpoint(args) == str(folder / "checkpoint-2")
+
+        (folder / "checkpoint-2" / "model.safetensors").unlink()
+        assert _checkpoint(args) == str(folder / "checkpoint-1")
+
+        (folder / "checkpoint-1" / "model.safetensors").write_bytes(b"")
+        assert _checkpoint(args) is None
+
+    @pytest.mark.parametrize("wanted", [None, False])
+    def test_nothing_asked_for_is_nothing_resumed(self, wanted, tmp_path):
+        args = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint=wanted)
+        assert _checkpoint(args) is None
+
+    def test_a_checkpoint_named_is_taken(self, tmp_path):
+        args = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint="some/folder")
+        assert _checkpoint(args) == "some/folder"
+
+    def test_true_in_an_empty_folder_starts(self, tmp_path):
+        args = TrainingArguments(output_dir=str(tmp_path / "new"), resume_from_checkpoint=True)
+        assert _checkpoint(args) is None
+
+
+def test_the_collator_of_evaluation_masks_by_seed_and_that_of_training_does_not(build):
+    trainer = build(seed=7)
+    assert isinstance(trainer.data_collator, MultiTaskCollator)
+    assert (trainer.data_collator.mask_seed, trainer._eval_collator.mask_seed) == (None, 7)
