@@ -11,7 +11,6 @@ import pytest
 import torch
 from polyhead.modeling import PolyheadModel
 from polyhead.train import trainer as trainer_module
-from polyhead.train.collator import MultiTaskCollator
 from polyhead.train.evaluation import eval_splits
 from polyhead.train.features import MultiTaskDataset, tokenize
 from polyhead.train.recipe import Sampling
@@ -463,9 +462,3 @@ class TestResume:
     def test_true_in_an_empty_folder_starts(self, tmp_path):
         args = TrainingArguments(output_dir=str(tmp_path / "new"), resume_from_checkpoint=True)
         assert _checkpoint(args) is None
-
-
-def test_the_collator_of_evaluation_masks_by_seed_and_that_of_training_does_not(build):
-    trainer = build(seed=7)
-    assert isinstance(trainer.data_collator, MultiTaskCollator)
-    assert (trainer.data_collator.mask_seed, trainer._eval_collator.mask_seed) == (None, 7)

@@ -1,9 +1,9 @@
 """The package and a saved model on machines that are not this one. Run by `make test-wheel`.
 
-1. In an environment with only torch and transformers: a saved folder loads, gives the same logits to
-   the bit, and saves the same bytes again.
-2. With the wheel installed there: it imports, saves and predicts from another folder. This catches what
-   an editable install hides: a module or data file that the wheel leaves out.
+1. In an environment with only torch and transformers: a saved folder loads, gives the same logits
+   to the bit, and saves the same bytes again.
+2. With the wheel installed there: it imports, saves and predicts from another folder. This catches
+   what an editable install hides: a module or data file that the wheel leaves out.
 """
 
 import os

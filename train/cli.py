@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from .errors import RecipeError
+
 if TYPE_CHECKING:
     from ..modeling.pipeline_polyhead import PolyheadPipeline
 
@@ -21,7 +23,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="One transformer encoder, many tasks.",
 )
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -32,6 +33,15 @@ Overrides = Annotated[
 ]
 ModelPath = Annotated[str, typer.Argument(help="Folder or Hub id of a Polyhead.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def quiet() -> None:
+    """One transformer encoder, many tasks."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of loading and saving; training and tokenizing show theirs
 
 
 @app.command()
@@ -87,7 +97,6 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
 ) -> None:
     """Predict for texts, or for every row of a file."""
     from .prediction import plain, predict_file
-    from .recipe import RecipeError
 
     if (source is None) != (target is None) or (source is None) == (not texts):
         raise RecipeError("predict", ["give texts, or both --input and --output"])
@@ -154,8 +163,6 @@ def _pipeline(model: str) -> "PolyheadPipeline":
 
 
 def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> list[str]:
-    from .recipe import RecipeError
-
     try:
         return pipe.choose_tasks(texts, tasks)
     except ValueError as error:
@@ -261,11 +268,6 @@ def _print_model(report: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a mistake of the user ends in one message and exit code 2."""
-    import transformers
-
-    from .recipe import RecipeError
-
-    transformers.logging.set_verbosity_error()
     try:
         app(arguments)
     except RecipeError as error:

@@ -10,7 +10,7 @@ import datasets.exceptions
 import numpy as np
 
 from ..modeling.pipeline_polyhead import PolyheadPipeline
-from .recipe import RecipeError
+from .errors import RecipeError
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
 CHUNK = 1024  # rows read, predicted and handed on together

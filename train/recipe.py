@@ -19,19 +19,11 @@ from pydantic.dataclasses import dataclass
 from transformers import TrainingArguments
 
 from ..modeling.configuration_polyhead import TaskConfig, check_task_name
+from .errors import RecipeError
 from .metrics import METRICS, metrics_for
 
 STRICT = ConfigDict(extra="forbid")
 TEXT_COLUMNS = ("text", "text_pair", "negative", "tokens")
-
-
-class RecipeError(ValueError):
-    """All faults of a recipe, or of the data against it, in one message."""
-
-    def __init__(self, source: str, faults: list[str]) -> None:
-        self.faults = faults
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        super().__init__(f"{source}: {count}\n" + "\n".join(f"  - {fault}" for fault in faults))
 
 
 @dataclass(config=STRICT, kw_only=True)

@@ -19,10 +19,11 @@ from transformers import (
 from ..modeling.configuration_polyhead import PolyheadConfig, TaskConfig
 from ..modeling.modeling_polyhead import PolyheadModel, usable_length
 from .data import Source, load_sources, unseen_labels
+from .errors import RecipeError
 from .evaluation import eval_splits, macro
 from .features import MultiTaskDataset, tokenize
 from .hub import save_folder
-from .recipe import Recipe, RecipeError, ScratchEncoder, load_recipe, training_arguments
+from .recipe import Recipe, ScratchEncoder, load_recipe, training_arguments
 from .trainer import MultiTaskTrainer
 
 DEFAULT_LENGTH = 512  # for an encoder and a tokenizer that both know no limit
@@ -185,7 +186,8 @@ def load_model(path: str | Path) -> tuple[PolyheadModel, PreTrainedTokenizerBase
         return model, AutoTokenizer.from_pretrained(path)
     except OSError as error:
         lines = str(error).strip().splitlines()
-        raise RecipeError(str(path), [f"no model can be loaded: {lines[0]}"]) from error
+        here = "" if Path(path).is_dir() else f"there is no folder {path}, and as a Hub id: "
+        raise RecipeError(str(path), [f"no model can be loaded: {here}{lines[0]}"]) from error
 
 
 def _final_scores(trainer: MultiTaskTrainer, found: Prepared) -> dict[str, Any]:
