@@ -66,6 +66,8 @@ class TaskConfig:
         projection: width of a linear layer after pooling, for `embedding`; None leaves it out.
         normalize: scale embeddings to length 1.
         loss_weight: this task's factor in the total loss.
+        adapter: name of the PEFT adapter that its rows go through, its own or a shared one; None
+            for the bare encoder.
 
     Raises:
         ValueError: an option is unknown, missing, or does not fit the kind of head.
@@ -85,6 +87,7 @@ class TaskConfig:
     projection: int | None = None
     normalize: bool = True
     loss_weight: float = 1.0
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("head", self.head, HEAD_KINDS)
@@ -190,9 +193,10 @@ class PolyheadConfig(PreTrainedConfig):
         task_names: the tasks in the order that `task_ids` counts them; JSON does not keep the
             order of `tasks`.
         pooling: pooling of every task that names none.
+        adapters: names of the adapters saved with the model, in `adapters/<name>/`.
 
     Raises:
-        ValueError: a task name or a task is not valid.
+        ValueError: a task name or a task is not valid, or names an adapter that is not listed.
     """
 
     model_type = "polyhead"
@@ -204,6 +208,7 @@ class PolyheadConfig(PreTrainedConfig):
     tasks: dict[str, Any] = field(default_factory=dict)
     task_names: list[str] | None = None
     pooling: str = "mean"
+    adapters: list[str] | None = None
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
     format_version: int = 1
@@ -229,6 +234,7 @@ class PolyheadConfig(PreTrainedConfig):
         if sorted(names) != sorted(given):
             raise ValueError(f"task_names {names} and tasks {sorted(given)} differ")
         self.tasks, self.task_names = {}, []
+        self.adapters = list(self.adapters or [])
         for name in names:
             task = given[name]
             self.set_task(name, TaskConfig(**task) if isinstance(task, dict) else task)
@@ -243,6 +249,9 @@ class PolyheadConfig(PreTrainedConfig):
         check_task_name(name)
         if name in self.tasks:
             raise ValueError(f"task {name!r} exists already; remove it first or take another name")
+        if task.adapter is not None and task.adapter not in (self.adapters or []):
+            known = ", ".join(self.adapters or []) or "none"
+            raise ValueError(f"task {name!r} names adapter {task.adapter!r}; there are: {known}")
         self.tasks[name] = task
         self.task_names = [*(self.task_names or []), name]
 

@@ -10,25 +10,51 @@ Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width, `G` g
 
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from .configuration_polyhead import PolyheadConfig, TaskConfig, check_task_name
+from .encoding import (
+    Encoded,
+    auto_class,
+    build_encoder,
+    joined,
+    moved_texts,
+    usable_length,
+    without_pooler,
+)
 from .heads import HEADS, Head
-from .packing import Texts, can_pack, encode_packed, pad, unpad
+from .packing import Texts, can_pack, encode_packed, pad_inputs, unpad_output
 
 # Not used here: the import makes the pipeline's file travel with the model.
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
+from .routing import (
+    NotRoutable,
+    Plan,
+    checkpoint_contexts,
+    first_adapted_layer,
+    inject,
+    load_adapter,
+    load_plain,
+    make_plan,
+    move,
+    parts_of,
+    plain_state,
+    remove,
+    routed,
+    save_adapter,
+)
 
 logger = logging.get_logger(__name__)
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "code_revision")
 
 
 @dataclass
@@ -83,6 +109,7 @@ class PolyheadModel(PreTrainedModel):
             {name: self._build_head(config.tasks[name]) for name in self.task_names}
         )
         self._tied_weights_keys = self._ties()
+        self.register_load_state_dict_pre_hook(load_plain)
         self.post_init()
 
     # ---- making and changing a model ----
@@ -130,18 +157,67 @@ class PolyheadModel(PreTrainedModel):
         return model.eval()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As PreTrainedModel.from_pretrained, with each head's weights in memory of their own.
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        *args: Any,
+        tasks: Iterable[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As PreTrainedModel.from_pretrained, and the adapters with it.
 
-        In the file's memory the alignment of a weight depends on what is saved before it, and the
-        last bit of a dot product on the alignment: another task would change a regression's score.
+        Each weight gets memory of its own: in the file's memory its alignment depends on what is
+        saved before it, and the last bit of a dot product on the alignment, so that another task
+        would change a regression's score.
+
+        Args:
+            name_or_path: folder or Hub id of a saved Polyhead.
+            args: for PreTrainedModel.from_pretrained.
+            tasks: load the adapters of these tasks only; None for all. The others' heads are
+                there, but running them raises.
+            kwargs: for PreTrainedModel.from_pretrained.
+
+        Raises:
+            ImportError: the model has adapters and peft is missing.
+            ValueError: a task is unknown, or an adapter does not fit the encoder.
         """
-        found = super().from_pretrained(*args, **kwargs)
+        found = super().from_pretrained(name_or_path, *args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
         for parameter in model.parameters():
             if not parameter.is_meta:
                 parameter.data = parameter.data.clone()
+        if tasks is None:
+            wanted = list(model.config.adapters or [])
+        else:
+            names = list(tasks)
+            model._check_tasks(names)
+            wanted = sorted({a for n in names if (a := model.config.tasks[n].adapter) is not None})
+        hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
+        for name in wanted:
+            load_adapter(model.encoder, name, str(name_or_path), **hub)
         return found
+
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As PreTrainedModel.save_pretrained, with each adapter in `adapters/<name>/`.
+
+        Raises:
+            ValueError: an adapter of the model is not loaded; saving would lose it.
+        """
+        absent = set(self.config.adapters or []) - set(self.loaded_adapters)
+        if absent:
+            raise ValueError(f"adapter {', '.join(sorted(absent))} is not loaded; saving loses it")
+        if self.loaded_adapters:
+            state_dict = plain_state(self, state_dict or self.state_dict())
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if is_main_process:
+            for name in self.loaded_adapters:
+                save_adapter(self.encoder, name, os.path.join(save_directory, "adapters", name))
 
     def add_task(self, name: str, task: TaskConfig) -> None:
         """Add a task with a new head; the encoder and the other heads stay as they are.
@@ -168,6 +244,49 @@ class PolyheadModel(PreTrainedModel):
         self.config.task_names = [t for t in self.task_names if t != name]
         self._retie()
 
+    def attach_adapter(self, name: str, config: Any, tasks: Iterable[str]) -> None:
+        """Put a new PEFT adapter into the encoder for the rows of `tasks`.
+
+        The encoder's own weights stay plain weights in the saved folder; the adapter is saved
+        beside them in PEFT's format.
+
+        Args:
+            name: name of the adapter; by convention the task's, unless it is shared.
+            config: a peft config (LoraConfig, IA3Config) whose targets are layers of the encoder.
+            tasks: the tasks whose rows go through it.
+
+        Raises:
+            ImportError: peft is missing.
+            ValueError: the name is not allowed or taken, a task is unknown, or the config does not
+                fit; the model is left as it was.
+        """
+        check_task_name(name)
+        names = list(tasks)
+        self._check_tasks(names)
+        inject(self.encoder, name, config)
+        self.config.adapters = [*(self.config.adapters or []), name]
+        for task in names:
+            self.config.tasks[task].adapter = name
+
+    def detach_adapter(self, name: str) -> None:
+        """Take an adapter out; its tasks read the bare encoder from then on.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        known = self.config.adapters or []
+        if name not in known:
+            raise ValueError(f"unknown adapter {name!r}; there are: {', '.join(known) or 'none'}")
+        if name in self.loaded_adapters:
+            remove(self.encoder, name)
+        self.config.adapters = [a for a in known if a != name]
+        for task in self.config.tasks.values():
+            task.adapter = None if task.adapter == name else task.adapter
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: transformers would save one adapter and wrap the heads too."""
+        raise ValueError("use attach_adapter(name, config, tasks=[...])")
+
     def _build_head(self, task: TaskConfig) -> Head:
         return HEADS[task.head](
             task=task, encoder_config=self.encoder.config, pooling=self.config.pooling
@@ -189,6 +308,11 @@ class PolyheadModel(PreTrainedModel):
         self.tie_weights()
 
     @property
+    def loaded_adapters(self) -> list[str]:
+        """The adapters that the encoder holds."""
+        return list(getattr(self.encoder, "peft_config", {}))
+
+    @property
     def task_names(self) -> list[str]:
         """The tasks in the order that `task_ids` counts them."""
         return list(self.config.task_names or [])
@@ -200,6 +324,21 @@ class PolyheadModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the encoder's token embeddings."""
         self.encoder.set_input_embeddings(value)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """As PreTrainedModel's; the recomputation goes through the adapters of its forward.
+
+        Raises:
+            ValueError: `use_reentrant=True`, which cannot tell the recomputation its adapters.
+        """
+        given = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if self.loaded_adapters:
+            if given["use_reentrant"]:
+                raise ValueError("adapters need gradient_checkpointing_kwargs use_reentrant=False")
+            given["context_fn"] = checkpoint_contexts
+        super().gradient_checkpointing_enable(given, **kwargs)
 
     # ---- the forward pass ----
 
@@ -262,29 +401,26 @@ class PolyheadModel(PreTrainedModel):
             raise ValueError("a packed batch has no padding: give cu_seq_lens_q or attention_mask")
         names = [name for name in names if (own := rows[name]) is None or len(own)]
         deep = any(self._head(name).states_needed > 1 for name in names)
-        encoded = self._encode(
+        encoded = self._encode_for(
+            names,
+            rows,
+            count,
             cu_seq_lens_q,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=True if deep else output_hidden_states,
-            output_attentions=output_attentions,
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "position_ids": position_ids,
+                "inputs_embeds": inputs_embeds,
+                "output_hidden_states": True if deep else output_hidden_states,
+                "output_attentions": output_attentions,
+            },
         )
-        last: Tensor = encoded.last_hidden_state  # pyright: ignore[reportAssignmentType]
-        states = (encoded.hidden_states or ())[-4:] if deep else (last,)
-        if cu_seq_lens_q is not None:
-            texts = Texts(cu_seq_lens=cu_seq_lens_q)
-        elif attention_mask is not None:
-            texts = Texts(mask=attention_mask)
-        else:
-            texts = Texts(mask=last.new_ones(last.shape[:2]))
         logits, embeddings, losses = {}, {}, {}
         for name in names:
             target = self._labels_of(name, labels, rows[name], count)
             found, loss = self._run_head(
-                name, states, texts, rows[name], target, (num_items or {}).get(name)
+                name, encoded, rows[name], target, (num_items or {}).get(name)
             )
             kept = embeddings if self.config.tasks[name].head == "embedding" else logits
             kept[name] = found
@@ -296,28 +432,107 @@ class PolyheadModel(PreTrainedModel):
         )
         output = PolyheadOutput(
             loss=total if losses else None,  # pyright: ignore[reportArgumentType]
-            last_hidden_state=last,
+            last_hidden_state=encoded.in_order(encoded.output.last_hidden_state),
             logits=logits or None,
             embeddings=embeddings or None,
             losses=losses or None,
             hidden_states=encoded.hidden_states if wanted else None,
-            attentions=encoded.get("attentions"),
+            attentions=encoded.output.get("attentions") if encoded.plan is None else None,
         )
         if return_dict is None:
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
 
-    def _encode(self, cu_seq_lens: Tensor | None, **inputs: Any) -> BaseModelOutput:
-        """One encoder pass; `token_type_ids` is left out where the encoder has no segments."""
-        accepted = inspect.signature(self.encoder.forward).parameters
-        if "token_type_ids" not in accepted:
-            inputs.pop("token_type_ids")
-        given = {k: v for k, v in inputs.items() if v is not None} | {"return_dict": True}
+    def _encode_for(
+        self,
+        names: list[str],
+        rows: dict[str, Tensor | None],
+        count: int,
+        cu_seq_lens: Tensor | None,
+        inputs: dict[str, Any],
+    ) -> Encoded:
+        """One encoder pass that takes each text through the adapters of its tasks."""
+        ids = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"]
         if cu_seq_lens is None:
+            mask = inputs["attention_mask"]
+            texts = Texts(mask=ids.new_ones(ids.shape[:2]) if mask is None else mask)
+        else:
+            texts = Texts(cu_seq_lens=cu_seq_lens)
+        plan = self._plan(names, rows, count, texts, ids.shape[1])
+        if plan is not None and inputs["output_hidden_states"]:
+            plan.first = None  # every layer's states in one order
+        if cu_seq_lens is None or self.can_pack:
+            found = self._encode_planned(plan, texts, inputs, ids.shape[1])
+        else:
+            inputs = pad_inputs(inputs, cu_seq_lens)
+            rows_of = Texts(mask=inputs["attention_mask"])
+            width = rows_of.mask.shape[1]  # pyright: ignore[reportOptionalMemberAccess]
+            padded = self._plan(names, rows, count, rows_of, width)
+            found = self._encode_planned(padded, rows_of, inputs, width)
+            moved = moved_texts(plan, texts).cu_seq_lens
+            found = unpad_output(found, moved)  # pyright: ignore[reportArgumentType]
+        return Encoded(found, moved_texts(plan, texts), texts, plan)
+
+    def _encode_planned(
+        self, plan: Plan | None, texts: Texts, inputs: dict[str, Any], width: int
+    ) -> BaseModelOutput:
+        """One pass as planned; one for each adapter where the encoder cannot take several."""
+        try:
+            with routed(plan):
+                return self._encode(*self._moved(plan, texts, inputs))
+        except NotRoutable:
+            assert plan is not None
+        found = []
+        for part in parts_of(plan, texts, width):
+            with routed(part):
+                found.append(self._encode(*self._moved(part, texts, inputs)))
+        return joined(found, dim=0 if texts.cu_seq_lens is None else 1)
+
+    def _plan(
+        self,
+        names: list[str],
+        rows: dict[str, Tensor | None],
+        count: int,
+        texts: Texts,
+        width: int,
+    ) -> Plan | None:
+        """Which text goes through which adapters; None for a model without adapters."""
+        if not self.config.adapters:
+            return None
+        own = {name: self.config.tasks[name].adapter for name in names}
+        absent = {a for a in own.values() if a is not None} - set(self.loaded_adapters)
+        if absent:
+            raise ValueError(
+                f"adapter {', '.join(sorted(absent))} is not loaded; "
+                f"loaded are: {', '.join(self.loaded_adapters) or 'none'}"
+            )
+        if len(set(own.values())) < 2:
+            return Plan([(next(iter(own.values()), None), 0, 0)])
+        wanted: list[list[str | None]] = [[] for _ in range(count)]
+        for name in names:
+            chosen = rows[name]
+            for row in range(count) if chosen is None else chosen.tolist():
+                if own[name] not in wanted[row]:
+                    wanted[row].append(own[name])
+        first = first_adapted_layer(self.encoder)
+        return make_plan([w or [None] for w in wanted], texts, width=width, first=first)
+
+    def _moved(
+        self, plan: Plan | None, texts: Texts, inputs: dict[str, Any]
+    ) -> tuple[Texts, dict[str, Any]]:
+        """Inputs with their texts sorted and copied, where no layer does it later."""
+        if plan is None or plan.source is None or plan.first is not None:
+            return texts, inputs
+        return moved_texts(plan, texts), move(inputs, plan)
+
+    def _encode(self, texts: Texts, inputs: dict[str, Any]) -> BaseModelOutput:
+        """One encoder pass; `token_type_ids` is left out where the encoder has no segments."""
+        given = {k: v for k, v in inputs.items() if v is not None} | {"return_dict": True}
+        if "token_type_ids" not in inspect.signature(self.encoder.forward).parameters:
+            given.pop("token_type_ids", None)
+        if texts.cu_seq_lens is None:
             return self.encoder(**given)
-        if self.can_pack:
-            return encode_packed(self.encoder, given, cu_seq_lens)
-        return self._encode_padded(given, cu_seq_lens)
+        return encode_packed(self.encoder, given, texts.cu_seq_lens)
 
     @property
     def can_pack(self) -> bool:
@@ -330,21 +545,6 @@ class PolyheadModel(PreTrainedModel):
                     "its own); they are padded, with the same results"
                 )
         return self._packs
-
-    def _encode_padded(self, given: dict[str, Any], cu_seq_lens: Tensor) -> BaseModelOutput:
-        """A packed batch as padded rows, and the states packed again."""
-        given.pop("position_ids", None)  # padded rows count by themselves
-        for key in ("input_ids", "token_type_ids", "inputs_embeds"):
-            if key in given:
-                given[key] = pad(given[key], cu_seq_lens)
-        lengths = cu_seq_lens.diff()
-        places = torch.arange(int(lengths.max()), device=lengths.device)
-        mask = (places < lengths[:, None]).long()
-        encoded = self.encoder(**given, attention_mask=mask)
-        encoded.last_hidden_state = unpad(encoded.last_hidden_state, cu_seq_lens)
-        if encoded.hidden_states is not None:
-            encoded.hidden_states = tuple(unpad(s, cu_seq_lens) for s in encoded.hidden_states)
-        return encoded
 
     def _labels_of(
         self, name: str, labels: dict[str, Tensor] | None, rows: Tensor | None, count: int
@@ -375,20 +575,19 @@ class PolyheadModel(PreTrainedModel):
     def _run_head(
         self,
         name: str,
-        states: tuple[Tensor, ...],
-        texts: Texts,
+        encoded: Encoded,
         rows: Tensor | None,
         labels: Tensor | None,
         num_items: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (or embeddings) of the task's rows, and its loss if it has labels."""
         head = self._head(name)
+        states, texts = encoded.states(head.states_needed), encoded.texts
+        if labels is not None and rows is not None and head.per_token:
+            labels = encoded.own_labels(labels, rows)
+        rows = encoded.rows_of(self.config.tasks[name].adapter, rows)
         if rows is not None:
-            chosen = [texts.select(s, rows) for s in states[-head.states_needed :]]
-            if labels is not None and labels.shape[:2] == states[-1].shape[:2] and len(labels) == 1:
-                labels = texts.select(labels.unsqueeze(-1), rows)[0].squeeze(
-                    -1
-                )  # packed, all texts
+            chosen = [texts.select(s, rows) for s in states]
             states, texts = tuple(s for s, _ in chosen), chosen[0][1]
         if self.training and labels is not None and self.config.tasks[name].head == "masked_lm":
             keep = labels != -100
@@ -443,42 +642,6 @@ class PolyheadModel(PreTrainedModel):
         return {
             name: (ids == self.task_names.index(name)).any(1).nonzero().squeeze(1) for name in names
         }
-
-
-HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "code_revision")
-
-
-def auto_class(encoder_config: Any) -> Any:
-    """AutoModel, or for encoder-decoder models (T5) the class that holds their encoder."""
-    return AutoModelForTextEncoding if encoder_config.is_encoder_decoder else AutoModel
-
-
-def without_pooler(load: Callable[..., PreTrainedModel]) -> PreTrainedModel:
-    """Load an encoder without its pooler, whose parameters would never get a gradient."""
-    try:
-        return load(add_pooling_layer=False)
-    except TypeError:  # this encoder has no pooler to leave out
-        return load()
-
-
-def build_encoder(encoder_config: Any) -> PreTrainedModel:
-    """A new encoder with random weights, from its config."""
-    auto = auto_class(encoder_config)
-    return without_pooler(lambda **more: auto.from_config(encoder_config, **more))
-
-
-def usable_length(encoder: PreTrainedModel) -> int | None:
-    """Number of tokens that the encoder accepts; None where it has no limit.
-
-    Learned position embeddings with a padding index (RoBERTa and its kin) count positions from
-    padding_idx + 1, so they hold that many tokens fewer than rows.
-    """
-    for name, module in encoder.named_modules():
-        if "position" in name and isinstance(module, nn.Embedding):
-            used = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - used
-    limit = getattr(encoder.config, "max_position_embeddings", None)
-    return limit if limit is not None and limit > 0 else None
 
 
 PolyheadConfig.register_for_auto_class()

@@ -212,6 +212,25 @@ def encode_packed(encoder: PreTrainedModel, inputs: dict[str, Any], cu_seq_lens:
         _state["packed"] = False
 
 
+def pad_inputs(inputs: dict[str, Any], cu_seq_lens: Tensor) -> dict[str, Any]:
+    """An encoder's packed arguments as padded rows, for encoders that cannot read packed ones."""
+    padded = {k: v for k, v in inputs.items() if k != "position_ids"}  # rows count by themselves
+    for key in ("input_ids", "token_type_ids", "inputs_embeds"):
+        if padded.get(key) is not None:
+            padded[key] = pad(padded[key], cu_seq_lens)
+    lengths = cu_seq_lens.diff()
+    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+    return {**padded, "attention_mask": mask.long()}
+
+
+def unpad_output(output: Any, cu_seq_lens: Tensor) -> Any:
+    """The states of padded rows packed again."""
+    output.last_hidden_state = unpad(output.last_hidden_state, cu_seq_lens)
+    if output.hidden_states is not None:
+        output.hidden_states = tuple(unpad(s, cu_seq_lens) for s in output.hidden_states)
+    return output
+
+
 def pad(values: Tensor, cu_seq_lens: Tensor, fill: float = 0) -> Tensor:
     """(1, P, ...) -> (N, T, ...), filled on the right."""
     parts = values[0].split(cu_seq_lens.diff().tolist())

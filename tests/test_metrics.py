@@ -123,6 +123,7 @@ PAIRS = st.lists(st.tuples(LABELS, LABELS), min_size=1, max_size=12)
 
 
 class TestClassification:
+    @pytest.mark.filterwarnings("ignore:A single label was found")
     @given(PAIRS)
     def test_single_labels_equal_scikit_learn(self, pairs):
         predictions, references = map(list, zip(*pairs, strict=True))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polyhead.train.recipe import DataConfig, RecipeError, load_recipe, training_arguments
 from train_helpers import (
     SPLITS,
     files_of,
@@ -169,7 +170,7 @@ BROKEN = {
         f"{INTENT}.data.data_files": {"train": f"${{RECIPE_DIR}}/{TRAIN}",
                                       "validation": "${RECIPE_DIR}/more.jsonl"}},
         files={"more.jsonl": b'{"text": "a", "intent": null}\n'}),
-    "other-columns-in-another-split": fault(f"{INTENT}.data", "more.csv", keys={
+    "other-columns-in-another-split": fault(f"{INTENT}.data", "column names don't match", keys={
         f"{INTENT}.data.data_files": {"train": "${RECIPE_DIR}/some.csv",
                                       "validation": "${RECIPE_DIR}/more.csv"}},
         files={"some.csv": b"text,intent\na,x\nb,y\n", "more.csv": b"text,label\na,x\n"}),
@@ -191,7 +192,7 @@ BROKEN = {
                      f"{INTENT}.data": {"text": "text", "label": "intent"}}),
     "no-dataset-of-that-name": fault(f"{INTENT}.data", "nobody/nothing", keys={
         f"{INTENT}.data": {"path": "nobody/nothing", "text": "text", "label": "intent"}}),
-    "file-that-is-not-json": fault(f"{INTENT}.data", "cannot be loaded", "bad.jsonl",
+    "file-that-is-not-json": fault(f"{INTENT}.data", "JSON parse error", "row 0",
                                    keys={f"{INTENT}.data.data_files": "${RECIPE_DIR}/bad.jsonl"},
                                    files={"bad.jsonl": b"this is no json\n"}),
     "file-that-is-not-parquet": fault(f"{INTENT}.data", "cannot be loaded", keys={
@@ -407,3 +408,171 @@ def test_a_broken_recipe_ends_in_one_message_and_writes_nothing(broken, folder, 
         assert len(said) == 1, (parts, stderr)
     assert (code, stdout) == (2, "")
     assert sorted(folder.iterdir()) == before
+
+
+# ---- good recipes ----
+
+
+class TestReading:
+    """`load_recipe` over a recipe without a fault."""
+
+    TEXT = """
+encoder: some/encoder
+tasks:
+  urgency:
+    head: sequence_classification
+    problem_type: regression
+    data: &messages
+      path: some/dataset
+      text: text
+      label: urgency
+  intent:
+    head: sequence_classification
+    data: {<<: *messages, label: intent}
+    labels: [2, true, other]
+training:
+  learning_rate: 1e-4
+  weight_decay: 1.5E-2
+  num_train_epochs: 3
+output_dir: ${RECIPE_DIR}/${RUN}
+"""
+
+    @pytest.fixture
+    def path(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("RUN", "first")
+        path = tmp_path / "recipe.yaml"
+        path.write_text(self.TEXT, encoding="utf-8")
+        return path
+
+    def test_merge_keys_take_over_and_replace(self, path):
+        recipe = load_recipe(path)
+        assert recipe.tasks["intent"].data == DataConfig(
+            path="some/dataset", text="text", label="intent"
+        )
+        assert recipe.tasks["urgency"].data.label == "urgency"
+
+    def test_tasks_are_read_in_alphabetical_order(self, path):
+        assert list(load_recipe(path).tasks) == ["intent", "urgency"]
+
+    def test_numbers_with_an_exponent_are_numbers(self, path):
+        found = load_recipe(path, ["training.adam_epsilon=1e-6", "training.warmup_steps=1E+1"])
+        assert found.training == {
+            "learning_rate": 1e-4,
+            "weight_decay": 0.015,
+            "num_train_epochs": 3,
+            "adam_epsilon": 1e-6,
+            "warmup_steps": 10.0,
+        }
+
+    def test_variables_are_replaced_and_the_folder_of_the_recipe_is_one(self, path):
+        assert load_recipe(path).output_dir == f"{path.parent}/first"
+
+    def test_the_folder_of_the_recipe_is_absolute(self, path, monkeypatch):
+        monkeypatch.chdir(path.parent)
+        assert load_recipe("recipe.yaml").output_dir == f"{path.parent.resolve()}/first"
+
+    def test_what_is_left_out_has_its_default(self, path):
+        recipe = load_recipe(path)
+        assert (recipe.pooling, recipe.max_length) == ("mean", None)
+        assert (recipe.sampling.strategy, recipe.sampling.batches) == ("proportional", "mixed")
+        task = recipe.tasks["urgency"]
+        assert (task.loss_weight, task.threshold, task.dropout) == (1.0, 0.5, 0.1)
+        assert (task.metrics, task.max_rows, task.labels) == (None, None, None)
+
+    def test_overrides_replace_and_add(self, path):
+        recipe = load_recipe(
+            path,
+            [
+                "tasks.intent.loss_weight=2",
+                "tasks.intent.metrics=[mcc, accuracy]",
+                "tasks.urgency.data.label_range=[1, 5]",
+                "training.learning_rate=3e-5",
+                "sampling.batches=pure",
+                "max_length=32",
+                "output_dir=${RUN}=x",
+            ],
+        )
+        assert recipe.tasks["intent"].loss_weight == 2.0
+        assert recipe.tasks["intent"].metrics == ["mcc", "accuracy"]
+        assert recipe.tasks["urgency"].data.label_range == (1.0, 5.0)
+        assert recipe.training["learning_rate"] == 3e-5
+        assert (recipe.sampling.batches, recipe.max_length) == ("pure", 32)
+        assert recipe.output_dir == "first=x"
+
+    def test_an_override_of_one_task_leaves_its_neighbour(self, path):
+        recipe = load_recipe(path, ["tasks.urgency.data.text=other"])
+        assert recipe.tasks["urgency"].data.text == "other"
+        assert recipe.tasks["intent"].data.text == "text"
+
+    def test_a_whole_task_may_be_added(self, path):
+        task = "{head: masked_lm, data: {path: some/dataset, text: text}}"
+        assert list(load_recipe(path, [f"tasks.words={task}"]).tasks) == [
+            "intent",
+            "urgency",
+            "words",
+        ]
+
+    def test_labels_become_strings_in_the_model(self, path):
+        task = load_recipe(path).tasks["intent"]
+        assert task.task_config(["a", "b"]).labels == ["a", "b"]
+        assert [str(label) for label in task.labels] == ["2", "True", "other"]
+
+    def test_a_second_text_makes_a_pair_task(self, path):
+        recipe = load_recipe(path, ["tasks.intent.data.text_pair=more"])
+        assert recipe.tasks["intent"].task_config(["a", "b"]).pair
+        assert not recipe.tasks["urgency"].task_config().pair
+
+    def test_options_reach_the_config_of_the_model(self, path):
+        options = {"pooling": "max", "activation": "tanh", "dropout": 0.3, "loss_weight": 0.25}
+        overrides = [f"tasks.intent.{key}={value}" for key, value in options.items()]
+        config = load_recipe(path, overrides).tasks["intent"].task_config(["a", "b"])
+        assert {key: getattr(config, key) for key in options} == options
+
+    def test_faults_are_all_in_the_error(self, path):
+        with pytest.raises(ValueError, match="2 faults") as error:
+            load_recipe(path, ["tasks.intent.head=x", "pooling=y"])
+        assert isinstance(error.value, RecipeError)
+        assert [fault.split(":")[0] for fault in error.value.faults] == [
+            "tasks.intent.head",
+            "pooling",
+        ]
+
+
+class TestTrainingArguments:
+    @pytest.fixture
+    def arguments(self, tmp_path):
+        def make(*, evaluates=True, **training):
+            recipe = good_recipe() | {"encoder": "x", "output_dir": str(tmp_path / "out")}
+            recipe["tasks"] = {"intent": {"head": CLASSES, "data": {"path": "x", "text": "text"}}}
+            recipe["tasks"]["intent"]["data"]["label"] = "label"
+            recipe["training"] = training
+            return training_arguments(
+                load_recipe(write_recipe(tmp_path / "recipe.yaml", recipe)), evaluates=evaluates
+            )
+
+        return make
+
+    def test_with_validation_rows_the_best_of_all_epochs_is_kept(self, arguments):
+        found = arguments()
+        assert (found.eval_strategy, found.save_strategy) == ("epoch", "epoch")
+        assert (found.load_best_model_at_end, found.metric_for_best_model) == (True, "macro")
+        assert found.greater_is_better is True
+
+    def test_without_them_nothing_is_evaluated(self, arguments):
+        found = arguments(evaluates=False)
+        assert (found.eval_strategy, found.load_best_model_at_end) == ("no", False)
+
+    @pytest.mark.parametrize(
+        "training", [{"save_strategy": "no"}, {"eval_strategy": "no"}, {"save_strategy": "steps"}]
+    )
+    def test_what_cannot_keep_the_best_keeps_the_last(self, arguments, training):
+        assert not arguments(**training).load_best_model_at_end
+
+    def test_steps_for_both_keep_the_best_too(self, arguments):
+        found = arguments(eval_strategy="steps", save_strategy="steps", eval_steps=5, save_steps=5)
+        assert found.load_best_model_at_end
+
+    def test_the_recipe_decides(self, arguments, tmp_path):
+        found = arguments(learning_rate=1e-3, save_total_limit=5, warmup_steps=3)
+        assert (found.learning_rate, found.save_total_limit, found.warmup_steps) == (1e-3, 5, 3)
+        assert (found.output_dir, found.remove_unused_columns) == (str(tmp_path / "out"), False)

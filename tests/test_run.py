@@ -5,6 +5,8 @@ One run with every kind of task is trained for the whole file; tests read what i
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +14,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from polyhead.modeling import PolyheadModel, PolyheadPipeline, modeling_polyhead
+from polyhead.modeling import PolyheadModel, PolyheadPipeline, TaskConfig, modeling_polyhead
 from polyhead.train import run
 from polyhead.train.evaluation import macro
 from polyhead.train.hub import render_card, save_folder
+from polyhead.train.inspection import inspect_recipe
 from polyhead.train.trainer import MultiTaskTrainer
 from safetensors.torch import load_file
 from train_helpers import (
@@ -272,6 +275,77 @@ class TestSplits:
         assert scores == {}
         assert found == {"model", "scores.json"}
         assert "not measured" in (tmp_path / "out/model/README.md").read_text()
+
+
+class TestCommand:
+    """`polyhead train` itself; its faults are in test_recipe.py."""
+
+    @pytest.fixture
+    def recipe(self, trained, tmp_path):
+        """One task, one step; test holds a label that train lacks."""
+        rows = [{**row, "intent": "unheard"} for row in messages(1)] + messages(2, 1)
+        files = {
+            "train": str(trained.folder / "messages_train.jsonl"),
+            "validation": str(trained.folder / "messages_validation.jsonl"),
+            "test": str(write_rows(tmp_path / "test.jsonl", rows)),
+        }
+        recipe = recipe_of(trained.folder / "tokenizer")
+        data = {"data_files": files, "text": "text", "label": "intent"}
+        recipe["tasks"] = {"intent": {"head": SEQUENCE, "data": data}}
+        recipe["training"] = {"max_steps": 1, "save_strategy": "no", "use_cpu": True}
+        return write_recipe(tmp_path / "recipe.yaml", recipe)
+
+    def test_json_is_all_that_goes_to_stdout(self, recipe, capsys):
+        assert run_cli("train", recipe, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        kept = json.loads((recipe.parent / "out" / "scores.json").read_text())
+        assert found == kept
+        assert found["splits"] == {"intent": "test"}
+
+    def test_a_table_shows_the_scores(self, recipe, capsys):
+        assert run_cli("train", recipe) == 0
+        out = capsys.readouterr().out
+        scores = json.loads((recipe.parent / "out" / "scores.json").read_text())
+        assert "Scores (test)" in out
+        assert f"{scores['tasks']['intent']['accuracy']:.4f}" in out
+        assert f"{scores['macro']:.4f}" in out
+
+    def test_a_label_that_train_lacks_is_told_and_scored_as_wrong(self, recipe, capsys):
+        assert run_cli("train", recipe) == 0
+        notes = [line for line in message_of(capsys.readouterr().err) if "note: " in line]
+        assert len(notes) == 1
+        assert "intent: label 'unheard' is not in train; test has it in 1 rows" in notes[0]
+        scores = json.loads((recipe.parent / "out" / "scores.json").read_text())
+        assert scores["tasks"]["intent"]["accuracy"] <= 2 / 3
+
+    def test_overrides_reach_the_run(self, recipe, tmp_path):
+        assert run_cli("train", recipe, f"output_dir={tmp_path / 'x'}", "pooling=max") == 0
+        config = json.loads((tmp_path / "x" / "model" / "config.json").read_text())
+        assert config["pooling"] == "max"
+
+    @pytest.mark.parametrize("arguments", [["trian", "x"], ["train"], ["predict"], ["--nonsense"]])
+    def test_a_wrong_call_is_the_users_mistake(self, arguments, capsys):
+        assert run_cli(*arguments) == 2
+        assert "Usage" in capsys.readouterr().err
+
+    def test_help_names_the_commands(self, capsys):
+        assert run_cli("--help") == 0
+        out = capsys.readouterr().out
+        assert all(name in out for name in ("train", "evaluate", "predict", "inspect"))
+
+    def test_help_answers_without_loading_torch(self):
+        code = "import sys, polyhead.train.cli; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+    @pytest.mark.slow
+    def test_the_package_runs_as_a_module(self, recipe):
+        command = [sys.executable, "-m", "polyhead.train", recipe, "--json"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert (done.returncode, list(json.loads(done.stdout))) == (0, ["tasks", "macro", "splits"])
+        command = [sys.executable, "-m", "polyhead.train", recipe, "pooling=sum"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert message_of(done.stderr)[0] == f"{recipe}: 1 fault"
 
 
 class TestResume:
@@ -666,8 +740,6 @@ class TestInspect:
 
 
 def run_inspect(path):
-    from polyhead.train.inspection import inspect_recipe
-
     return inspect_recipe(run.prepare(path))
 
 
@@ -687,8 +759,6 @@ class TestFolder:
 
     @pytest.mark.parametrize("pooling", ["cls", "max", "last_token"])
     def test_sentence_transformers_pools_alike(self, pooling, make_model, tokenizer_of, tmp_path):
-        from polyhead.modeling import TaskConfig
-
         library = pytest.importorskip("sentence_transformers")
         tasks = {"near": TaskConfig(head="embedding", pooling=pooling, normalize=False)}
         model, tokenizer = make_model("bert", tasks), tokenizer_of("wordpiece")
@@ -701,8 +771,6 @@ class TestFolder:
     def test_what_sentence_transformers_cannot_read_is_not_written(
         self, make_model, tokenizer_of, tmp_path
     ):
-        from polyhead.modeling import TaskConfig
-
         tasks = {"near": TaskConfig(head="embedding", projection=8)}
         save_folder(make_model("bert", tasks), tokenizer_of("wordpiece"), tmp_path)
         assert not (tmp_path / "modules.json").exists()
@@ -711,8 +779,6 @@ class TestFolder:
     def test_saving_over_another_model_leaves_none_of_its_files(
         self, make_model, tokenizer_of, tmp_path
     ):
-        from polyhead.modeling import TaskConfig
-
         for options in ({}, {"projection": 8}):
             tasks = {"near": TaskConfig(head="embedding", **options)}
             save_folder(make_model("bert", tasks), tokenizer_of("wordpiece"), tmp_path)

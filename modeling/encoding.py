@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
+"""The encoder: how it is made, what is asked of it, and what one pass through it gave.
+
+Shapes: `N` texts, `T` tokens, `H` hidden.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from .packing import Texts
+from .routing import Plan
+
+
+def auto_class(encoder_config: Any) -> Any:
+    """AutoModel, or for encoder-decoder models (T5) the class that holds their encoder."""
+    return AutoModelForTextEncoding if encoder_config.is_encoder_decoder else AutoModel
+
+
+def without_pooler(load: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """Load an encoder without its pooler, whose parameters would never get a gradient."""
+    try:
+        return load(add_pooling_layer=False)
+    except TypeError:  # this encoder has no pooler to leave out
+        return load()
+
+
+def build_encoder(encoder_config: Any) -> PreTrainedModel:
+    """A new encoder with random weights, from its config."""
+    auto = auto_class(encoder_config)
+    return without_pooler(lambda **more: auto.from_config(encoder_config, **more))
+
+
+def usable_length(encoder: PreTrainedModel) -> int | None:
+    """Number of tokens that the encoder accepts; None where it has no limit.
+
+    Learned position embeddings with a padding index (RoBERTa and its kin) count positions from
+    padding_idx + 1, so they hold that many tokens fewer than rows.
+    """
+    for name, module in encoder.named_modules():
+        if "position" in name and isinstance(module, nn.Embedding):
+            used = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - used
+    limit = getattr(encoder.config, "max_position_embeddings", None)
+    return limit if limit is not None and limit > 0 else None
+
+
+@dataclass
+class Encoded:
+    """What one encoder pass gave, and where each text stands in it.
+
+    Args:
+        output: the encoder's output, its texts sorted and copied for their adapters.
+        texts: where they are.
+        given: where the caller's were.
+        plan: how they were moved; None without adapters.
+    """
+
+    output: BaseModelOutput
+    texts: Texts
+    given: Texts
+    plan: Plan | None = None
+
+    def states(self, count: int) -> tuple[Tensor, ...]:
+        """The last `count` hidden states."""
+        if count == 1:
+            return (self.output.last_hidden_state,)  # pyright: ignore[reportReturnType]
+        return (self.output.hidden_states or ())[-count:]
+
+    def rows_of(self, adapter: str | None, rows: Tensor | None) -> Tensor | None:
+        """Where the caller's `rows` (None: all) stand once encoded through `adapter`."""
+        if self.plan is None or self.plan.source is None or self.plan.places is None:
+            return rows
+        chosen = range(len(self.given.lengths)) if rows is None else rows.tolist()
+        places = [self.plan.places[adapter, row] for row in chosen]
+        return torch.tensor(places, device=self.plan.source.device, dtype=torch.long)
+
+    def own_labels(self, labels: Tensor, rows: Tensor) -> Tensor:
+        """Packed token labels of all texts, cut down to those of `rows`."""
+        tokens = None if self.given.cu_seq_lens is None else int(self.given.cu_seq_lens[-1])
+        if tokens is None or labels.shape != (1, tokens):
+            return labels
+        return self.given.select(labels.unsqueeze(-1), rows)[0].squeeze(-1)
+
+    def in_order(self, states: Tensor | None) -> Tensor | None:
+        """States in the caller's order; None when texts were copied for several adapters."""
+        if states is None or self.plan is None or self.plan.source is None:
+            return states
+        if len(self.plan.source) != len(self.given.lengths):
+            return None
+        moved = self.plan.source if self.plan.tokens is None else self.plan.tokens
+        return states.index_select(0 if self.plan.tokens is None else 1, moved.argsort())
+
+    @property
+    def hidden_states(self) -> tuple[Tensor, ...] | None:
+        """The encoder's hidden states in the caller's order."""
+        states = [self.in_order(state) for state in self.output.hidden_states or ()]
+        return None if None in states or not states else tuple(states)  # pyright: ignore
+
+
+def moved_texts(plan: Plan | None, texts: Texts) -> Texts:
+    """Where the texts are once moved as planned."""
+    if plan is None or plan.source is None:
+        return texts
+    if plan.cu_seq_lens is not None:
+        return Texts(cu_seq_lens=plan.cu_seq_lens)
+    assert texts.mask is not None
+    return Texts(mask=texts.mask[plan.source])
+
+
+def joined(parts: list[BaseModelOutput], dim: int) -> BaseModelOutput:
+    """Outputs of several passes as one."""
+    deep = zip(*(part.hidden_states or () for part in parts), strict=True)
+    return BaseModelOutput(
+        last_hidden_state=torch.cat([p.last_hidden_state for p in parts], dim),  # pyright: ignore
+        hidden_states=tuple(torch.cat(states, dim) for states in deep) or None,
+    )
