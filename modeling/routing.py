@@ -17,6 +17,7 @@ Shapes: `N` texts of the caller, `M` texts after sorting and copying, `P` and `Q
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -319,7 +320,9 @@ def inject(encoder: PreTrainedModel, name: str, config: Any, state: dict | None 
     if kinds and config.peft_type not in kinds:
         raise ValueError(f"adapter {name!r} is {config.peft_type}; those here are {kinds.pop()}")
     trainable = {n for n, p in encoder.named_parameters() if p.requires_grad}
-    peft.inject_adapter_in_model(config, encoder, adapter_name=name)  # pyright: ignore
+    with warnings.catch_warnings():  # that there are several adapters is the point
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        peft.inject_adapter_in_model(config, encoder, adapter_name=name)  # pyright: ignore
     for module in encoder.modules():
         if isinstance(module, BaseTunerLayer) and not isinstance(module, Routed):
             module.__class__ = _routed_class(type(module))

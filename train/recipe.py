@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from transformers import TrainingArguments
 
 from ..modeling.configuration_polyhead import TaskConfig, check_task_name
+from .adapters import adapter_faults
 from .errors import RecipeError
 from .metrics import METRICS, metrics_for
 
@@ -69,6 +70,9 @@ class TaskRecipe:
         data: where its rows come from.
         metrics: names from `METRICS`; the first stands for the task in the macro score. Default:
             the usual ones of the kind of head.
+        adapter: `{r: 8, ...}`, fields of peft's LoraConfig, for an adapter of its own (`layers:
+            top 2` for the last two layers, `type: ia3` for IA3, `name` for another name than the
+            task's); or the name of one that another task defines; default none.
         max_rows: train on a random sample of so many rows, the same each time.
         loss_weight: this task's factor in the total loss.
 
@@ -91,6 +95,7 @@ class TaskRecipe:
     projection: int | None = Field(default=None, gt=0)
     normalize: bool = True
     loss_weight: float = Field(default=1.0, ge=0)
+    adapter: dict[str, Any] | str | None = None
     metrics: list[str] | None = None
     max_rows: int | None = Field(default=None, gt=0)
 
@@ -99,7 +104,7 @@ class TaskRecipe:
         options = {
             f.name: getattr(self, f.name)
             for f in fields(TaskConfig)
-            if f.name not in ("labels", "scheme", "pair")
+            if f.name not in ("labels", "scheme", "pair", "adapter")
         }
         pair = self.head == "sequence_classification" and self.data.text_pair is not None
         return TaskConfig(labels=labels, scheme=scheme or self.scheme, pair=pair, **options)
@@ -131,6 +136,17 @@ class Sampling:
 
 
 @dataclass(config=STRICT, kw_only=True)
+class Freeze:
+    """What does not train.
+
+    Args:
+        encoder: the encoder's own weights; heads and adapters train.
+    """
+
+    encoder: bool = False
+
+
+@dataclass(config=STRICT, kw_only=True)
 class Recipe:
     """All that a training run needs.
 
@@ -142,6 +158,7 @@ class Recipe:
         pooling: pooling of every task that names none.
         max_length: tokens in a text; default what encoder and tokenizer take.
         sampling: how rows of the tasks are mixed.
+        freeze: what does not train.
         training: fields of TrainingArguments.
     """
 
@@ -151,6 +168,7 @@ class Recipe:
     pooling: Literal["mean", "cls", "max", "last_token", "mean_last_4"] = "mean"
     max_length: int | None = Field(default=None, ge=8)
     sampling: Sampling = Field(default_factory=Sampling)
+    freeze: Freeze = Field(default_factory=Freeze)
     training: dict[str, Any] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -190,6 +208,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(source, faults) from error
     for name, task in recipe.tasks.items():
         faults += _task_faults(name, task)
+    faults += adapter_faults({name: task.adapter for name, task in recipe.tasks.items()})
     faults += _training_faults(recipe.training)
     if faults:
         raise RecipeError(source, faults)
@@ -268,7 +287,7 @@ def _pydantic_fault(entry: Any) -> str:
 
 
 def _known_keys(place: list[str]) -> list[str]:
-    groups: dict[str, type] = {"sampling": Sampling, "encoder": ScratchEncoder}
+    groups: dict[str, type] = {"sampling": Sampling, "encoder": ScratchEncoder, "freeze": Freeze}
     if not place:
         group: type = Recipe
     elif place[0] == "tasks":

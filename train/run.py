@@ -18,6 +18,7 @@ from transformers import (
 
 from ..modeling.configuration_polyhead import PolyheadConfig, TaskConfig
 from ..modeling.modeling_polyhead import PolyheadModel, usable_length
+from .adapters import attach_adapters, is_adapter_weight
 from .data import Source, load_sources, unseen_labels
 from .errors import RecipeError
 from .evaluation import eval_splits, macro
@@ -69,9 +70,13 @@ def prepare(path: str | Path, overrides: list[str] | None = None) -> Prepared:
     configs = {name: configs[name] for name in sorted(configs)}
     try:
         model, tokenizer = _make_model(recipe, configs)
+        attach_adapters(model, {name: recipe.tasks[name].adapter for name in configs})
     except (OSError, ValueError) as error:
         lines = str(error).strip().splitlines()
         raise RecipeError(str(path), [f"encoder: {lines[0] if lines else error!r}"]) from error
+    if recipe.freeze.encoder:
+        for name, parameter in model.encoder.named_parameters():
+            parameter.requires_grad_(is_adapter_weight(model, name))
     return Prepared(recipe, sources, model, tokenizer)
 
 

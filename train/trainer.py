@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainingArguments
 
 from ..modeling.modeling_polyhead import PolyheadModel
+from ..modeling.routing import load_adapter
 from .callbacks import SetEpoch, TaskProgress
 from .collator import MultiTaskCollator
 from .evaluation import EvalSplit, macro, score
@@ -244,7 +245,21 @@ class MultiTaskTrainer(Trainer):
                 scores[task] = score(task, config, part, found[task])
         return dict(sorted(scores.items())), self._eval_sums.means(self.accelerator)
 
-    # ---- saving ----
+    # ---- saving and loading ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The encoder and heads as HF loads them, then the adapters beside them."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_adapters(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_adapters(str(self.state.best_model_checkpoint))
+
+    def _load_adapters(self, folder: str) -> None:
+        model = self.model_for_tasks
+        for name in model.loaded_adapters:
+            load_adapter(model.encoder, name, folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """A checkpoint is the folder that users load; the trainer's state is added to it."""
