@@ -1,21 +1,25 @@
 """What happens beside the training step: the sampler's epoch, the progress bar."""
 
+import sys
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 
+from .collator import MultiTaskCollator
 from .sampler import MultiTaskBatchSampler
 
 
 class SetEpoch(TrainerCallback):
-    """Tells the sampler the epoch; on a resumed run with several processes nothing else does."""
+    """Tells sampler and collator the epoch; when several processes resume, nothing else does."""
 
-    def __init__(self, sampler: MultiTaskBatchSampler) -> None:
+    def __init__(self, sampler: MultiTaskBatchSampler, collator: MultiTaskCollator) -> None:
         self.sampler = sampler
+        self.collator = collator
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         """Set the epoch that begins."""
         self.sampler.set_epoch(int(state.epoch or 0))
+        self.collator.epoch = int(state.epoch or 0)
 
 
 class TaskProgress(ProgressCallback):
@@ -46,4 +50,4 @@ class TaskProgress(ProgressCallback):
                 for key, value in logs.items()
                 if key.startswith("eval_") and not key.endswith("loss")
             )
-            self.training_bar.write(f"epoch {state.epoch:.2f}: {scores}")
+            self.training_bar.write(f"epoch {state.epoch:.2f}: {scores}", file=sys.stderr)

@@ -117,8 +117,14 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     assert target is not None
     chosen = _choose(pipe, [("", "") if text_pair else ""], chosen)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress("rows", *columns, console=err) as bar:
-        task = bar.add_task("rows")
+    bar = Progress("rows", *columns, console=err)
+    task = bar.add_task("rows")
+
+    def progress(done: int, total: int) -> None:
+        bar.start()  # not before the file has been read and found good
+        bar.update(task, completed=done, total=total)
+
+    try:
         rows = predict_file(
             pipe,
             source,
@@ -127,8 +133,10 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
             text=text,
             text_pair=text_pair,
             batch_size=batch_size,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
+    finally:
+        bar.stop()
     err.print(f"{rows} rows written to {target}")
 
 

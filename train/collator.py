@@ -35,7 +35,8 @@ class MultiTaskCollator:
         task_names: the model's order of them, which `task_ids` counts.
         sources: source name to its tasks.
         mlm_probability: share of tokens to predict (arXiv:1810.04805: 0.15).
-        mask_seed: masks the same tokens each time, for evaluation; None draws anew.
+        mask_seed: masks the same tokens each time (with `epoch`), so that evaluation repeats and a
+            resumed run goes on as it was; None draws anew.
         packed: lay the texts end to end instead of padding them; those of like length side by side.
     """
 
@@ -46,6 +47,7 @@ class MultiTaskCollator:
     mlm_probability: float = 0.15
     mask_seed: int | None = None
     packed: bool = False
+    epoch: int = 0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """See the class."""
@@ -114,7 +116,9 @@ class MultiTaskCollator:
             ids = batch["input_ids"][place].unsqueeze(0)
         else:
             place, ids = own, batch["input_ids"][own]
-        seed = None if self.mask_seed is None else self.mask_seed + int(rows[0]["row"])
+        seed = None
+        if self.mask_seed is not None:
+            seed = self.mask_seed + 1_000_003 * self.epoch + int(rows[0]["row"])
         masker = DataCollatorForLanguageModeling(
             self.tokenizer, mlm_probability=self.mlm_probability, seed=seed
         )

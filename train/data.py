@@ -80,9 +80,8 @@ def load_sources(recipe: Recipe, source: str = "data") -> list[Source]:
         first = next(iter(tasks))
         try:
             splits = _load(tasks[first])
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            faults.append(f"tasks.{first}.data: cannot be loaded: {lines[0]}")
+        except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+            faults.append(f"tasks.{first}.data: cannot be loaded: {reason(error)}")
             continue
         text = next((t.data.text for t in tasks.values() if t.data.text), None)
         found = Source(tasks=tasks, splits=splits, text=text)
@@ -94,6 +93,16 @@ def load_sources(recipe: Recipe, source: str = "data") -> list[Source]:
     if faults:
         raise RecipeError(source, faults)
     return sources
+
+
+def reason(error: BaseException) -> str:
+    """What to tell of an error of `load_dataset`, in one line: it, or the cause that it hides."""
+    if isinstance(error, StopIteration):
+        return "no data: a file is empty"
+    text = " ".join(str(error).split())
+    if text == "An error occurred while generating the dataset":
+        text = " ".join(str(error.__cause__).split())
+    return text[:400] or type(error).__name__
 
 
 def unseen_labels(sources: list[Source]) -> list[str]:

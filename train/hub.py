@@ -58,6 +58,8 @@ def _save_sentence_transformers(
     sentence-transformers has no module for (several layers, a projection) is left out: no file is
     better than one that gives other vectors.
     """
+    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+        (folder / name).unlink(missing_ok=True)  # of a model saved here before
     tasks = [t for t in model.config.tasks.values() if t.head == "embedding"]
     task = tasks[0] if tasks else TaskConfig(head="embedding", normalize=False)
     pooling = task.pooling or model.config.pooling

@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets
 
-from ..modeling.configuration_polyhead import SCHEMES, TaskConfig, scheme_of
+from ..modeling.configuration_polyhead import TaskConfig, scheme_of
 from ..modeling.decoding import legal_transitions, refine, split_tag
 from .recipe import TaskRecipe
 
@@ -38,6 +38,12 @@ def find_labels(
             counts.update(_split_word_tags(splits["train"], task, scheme))
         labels, more = _agree(name, task, _order(set(counts)))
         faults += more
+        faults += _unlabelled(name, task, splits)
+        if scheme is None and "entity_f1" in (task.metrics or []):
+            faults.append(
+                f"tasks.{name}.metrics: entity_f1 does not fit, the tags in {column!r} have no "
+                "B-, I-, E- or S-; allowed: token_accuracy"
+            )
     elif task.data.label is not None:
         known = [v for v in splits["train"][:][column] if v is not None and v == v]
         if not known:
@@ -48,6 +54,17 @@ def find_labels(
         return task.task_config(labels, scheme), []
     except ValueError as error:
         return None, [f"tasks.{name}: {error} (labels found in column {column!r} of train)"]
+
+
+def _unlabelled(name: str, task: TaskRecipe, splits: dict[str, datasets.Dataset]) -> list[str]:
+    """Splits to evaluate on in which no row has a label."""
+    column = str(task.data.label)
+    return [
+        f"tasks.{name}.data.label: no row of {split} has a label in {column!r}; leave that split "
+        "out with data.splits or data_files"
+        for split, rows in splits.items()
+        if split != "train" and not any(value is not None for value in rows[:][column])
+    ]
 
 
 def has_classes(task: TaskRecipe) -> bool:
@@ -109,12 +126,13 @@ def _find_scheme(
             ]
         return None, []
     broken = {}
-    for scheme in [task.scheme] if task.scheme else SCHEMES:
+    marks = {tag[:2] for tag in marked}
+    possible = ("bioes",) if marks & {"E-", "S-"} else ("iob1", "iob2")
+    for scheme in [task.scheme] if task.scheme else possible:
         broken[scheme] = _first_break(splits, str(task.data.label), scheme)
         if broken[scheme] is None:
             return scheme, []
-    nearest = "bioes" if any(tag[:2] in ("E-", "S-") for tag in tags) else "iob2"
-    scheme = task.scheme or nearest
+    scheme = task.scheme or possible[-1]
     split, row, word, before, after = broken[scheme]  # pyright: ignore[reportGeneralTypeIssues]
     return None, [
         f"{place}: {split} breaks the tag scheme {scheme}: row {row}, word {word}: "

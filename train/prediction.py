@@ -10,6 +10,7 @@ import datasets.exceptions
 import numpy as np
 
 from ..modeling.pipeline_polyhead import PolyheadPipeline
+from .data import reason
 from .errors import RecipeError
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
@@ -46,6 +47,16 @@ def predict_file(
         RecipeError: a file kind or a column is wrong, a text is missing; nothing is written then.
     """
     rows = _read(source, target, text, text_pair)
+    taken = [name for name in tasks or pipe.model.task_names if name in rows.column_names]
+    if taken:
+        raise RecipeError(
+            str(source),
+            [
+                f"column {name!r} has the name of a task, whose answers would replace it; rename "
+                "the column, or choose other --tasks"
+                for name in taken
+            ],
+        )
 
     def results() -> Iterator[dict[str, Any]]:
         for start in range(0, len(rows), CHUNK):
@@ -85,9 +96,8 @@ def _read(source: Path, target: Path, text: str, text_pair: str | None) -> datas
         raise RecipeError("predict", faults)
     try:
         rows = datasets.load_dataset(READERS[source.suffix], data_files=str(source), split="train")
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(str(source), [f"cannot be read: {first}"]) from error
+    except (datasets.exceptions.DatasetsError, ValueError, OSError, StopIteration) as error:
+        raise RecipeError(str(source), [f"cannot be read: {reason(error)}"]) from error
     assert isinstance(rows, datasets.Dataset)
     faults = _column_faults(rows, text, "--text")
     if text_pair is not None:

@@ -203,7 +203,12 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         recipe = TypeAdapter(Recipe).validate_python(raw)
     except ValidationError as error:
-        faults += [_pydantic_fault(entry) for entry in error.errors()]
+        scratch = isinstance(raw.get("encoder"), dict)  # then it is no name: drop that complaint
+        faults += [
+            _pydantic_fault(entry)
+            for entry in error.errors()
+            if entry["loc"] != ("encoder", "str") or not scratch
+        ]
         faults += _training_faults(raw.get("training"))
         raise RecipeError(source, faults) from error
     for name, task in recipe.tasks.items():
@@ -219,12 +224,13 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice and reads 1e-4 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [str(key.value) for key, _ in node.value if not key.tag.endswith(":merge")]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {', '.join(twice)} stands twice", node.start_mark
-            )
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen and not key.tag.endswith(":merge"):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value} stands twice", key.start_mark
+                )
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -247,7 +253,10 @@ def _override(raw: dict, override: str, faults: list[str]) -> None:
         if not isinstance(place, dict):
             faults.append(f"{key} on the command line: {parent} is no group of keys")
             return
-    place[last] = yaml.load(value, Loader=_Loader)
+    try:
+        place[last] = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        faults.append(f"{key} on the command line: {value!r} is not YAML: {error.problem}")  # pyright: ignore
 
 
 def _expand(value: Any, key: str, extra: dict[str, str], faults: list[str]) -> Any:
@@ -412,12 +421,15 @@ def _training_faults(training: Any) -> list[str]:
     return faults
 
 
-def training_arguments(recipe: Recipe, *, evaluates: bool) -> TrainingArguments:
+def training_arguments(
+    recipe: Recipe, *, evaluates: bool, source: str = "recipe"
+) -> TrainingArguments:
     """TrainingArguments of a recipe, with this project's defaults.
 
     Args:
         recipe: the recipe.
         evaluates: some task has a validation split: evaluate and save each epoch, keep the best.
+        source: name of the recipe, for the error.
 
     Raises:
         RecipeError: a value that TrainingArguments refuses.
@@ -441,4 +453,4 @@ def training_arguments(recipe: Recipe, *, evaluates: bool) -> TrainingArguments:
     try:
         return TrainingArguments(output_dir=recipe.output_dir, remove_unused_columns=False, **given)
     except (ValueError, TypeError) as error:
-        raise RecipeError("training", [str(error)]) from error
+        raise RecipeError(source, [f"training: {' '.join(str(error).split())}"]) from error

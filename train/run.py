@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -24,6 +26,7 @@ from .errors import RecipeError
 from .evaluation import eval_splits, macro
 from .features import MultiTaskDataset, tokenize
 from .hub import save_folder
+from .metrics import default_metrics
 from .recipe import Recipe, ScratchEncoder, load_recipe, training_arguments
 from .trainer import MultiTaskTrainer
 
@@ -72,8 +75,9 @@ def prepare(path: str | Path, overrides: list[str] | None = None) -> Prepared:
         model, tokenizer = _make_model(recipe, configs)
         attach_adapters(model, {name: recipe.tasks[name].adapter for name in configs})
     except (OSError, ValueError) as error:
-        lines = str(error).strip().splitlines()
-        raise RecipeError(str(path), [f"encoder: {lines[0] if lines else error!r}"]) from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        name = f"{recipe.encoder}: " if isinstance(recipe.encoder, str) else ""
+        raise RecipeError(str(path), [f"encoder: {name}{lines[0]}"]) from error
     if recipe.freeze.encoder:
         for name, parameter in model.encoder.named_parameters():
             parameter.requires_grad_(is_adapter_weight(model, name))
@@ -105,7 +109,10 @@ def train(
     for line in unseen_labels(found.sources):
         notify(line)
     evaluates = any("validation" in source.splits for source in found.sources)
-    args = training_arguments(recipe, evaluates=evaluates)
+    args = training_arguments(recipe, evaluates=evaluates, source=str(path))
+    faults = _training_faults(found, args)
+    if faults:
+        raise RecipeError(str(path), faults)
     trainer = MultiTaskTrainer(
         model=model,
         args=args,
@@ -164,16 +171,19 @@ def evaluate(
     if faults:
         raise RecipeError(str(recipe_path), faults)
     found = Prepared(recipe, sources, model, tokenizer)
-    args = TrainingArguments(
-        output_dir=recipe.output_dir,
-        remove_unused_columns=False,
-        per_device_eval_batch_size=recipe.training.get("per_device_eval_batch_size", 32),
-        seed=recipe.training.get("seed", 42),
-    )
-    trainer = MultiTaskTrainer(
-        model=model, args=args, tokenizer=tokenizer, sources=found.tasks_by_source
-    )
-    scores, _ = trainer.evaluate_tasks(eval_splits(sources, split, tokenizer, found.configs), split)
+    with tempfile.TemporaryDirectory() as folder:  # a Trainer makes its output_dir
+        args = TrainingArguments(
+            output_dir=folder,
+            remove_unused_columns=False,
+            per_device_eval_batch_size=recipe.training.get("per_device_eval_batch_size", 32),
+            seed=recipe.training.get("seed", 42),
+            dataloader_pin_memory=torch.accelerator.is_available(),
+        )
+        trainer = MultiTaskTrainer(
+            model=model, args=args, tokenizer=tokenizer, sources=found.tasks_by_source
+        )
+        parts = eval_splits(sources, split, tokenizer, found.configs)
+        scores, _ = trainer.evaluate_tasks(parts, split)
     return {"tasks": scores, "macro": macro(scores)}
 
 
@@ -189,10 +199,37 @@ def load_model(path: str | Path) -> tuple[PolyheadModel, PreTrainedTokenizerBase
             raise RecipeError(str(path), [f"is a {config.model_type} model, not a Polyhead"])
         model = PolyheadModel.from_pretrained(path)
         return model, AutoTokenizer.from_pretrained(path)
-    except OSError as error:
+    except RecipeError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
         lines = str(error).strip().splitlines()
         here = "" if Path(path).is_dir() else f"there is no folder {path}, and as a Hub id: "
         raise RecipeError(str(path), [f"no model can be loaded: {here}{lines[0]}"]) from error
+
+
+def _training_faults(found: Prepared, args: TrainingArguments) -> list[str]:
+    """What TrainingArguments takes, but training would stumble over later."""
+    faults = []
+    resume = args.resume_from_checkpoint
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        faults.append(f"training.resume_from_checkpoint: there is no folder {resume}")
+    if args.load_best_model_at_end:
+        names = {"loss", "macro"}
+        for source in found.sources:
+            for task in source.tasks if "validation" in source.splits else ():
+                config, recipe = found.configs[task], source.tasks[task]
+                scored = recipe.data.label is not None
+                metrics = recipe.metrics or default_metrics(config, scored=scored)
+                names |= {f"{task}_{metric}" for metric in ["loss", *metrics]}
+                if "entity_f1" in metrics:
+                    names |= {f"{task}_precision", f"{task}_recall"}
+        wanted = str(args.metric_for_best_model).removeprefix("eval_")
+        if wanted not in names:
+            faults.append(
+                f"training.metric_for_best_model: {wanted!r} is unknown; allowed: "
+                f"{', '.join(sorted(names))}"
+            )
+    return faults
 
 
 def _final_scores(trainer: MultiTaskTrainer, found: Prepared) -> dict[str, Any]:
@@ -240,6 +277,8 @@ def _make_model(
 ) -> tuple[PolyheadModel, PreTrainedTokenizerBase]:
     if isinstance(recipe.encoder, ScratchEncoder):
         tokenizer = AutoTokenizer.from_pretrained(_resolve(recipe.encoder.tokenizer))
+        if "model_type" not in recipe.encoder.config:
+            raise ValueError("config has no model_type; allowed are those of transformers, as bert")
         options = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         encoder = AutoConfig.for_model(**{**options, **recipe.encoder.config})
         encoder.is_causal = False

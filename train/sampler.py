@@ -105,9 +105,12 @@ class MultiTaskBatchSampler:
         """Rows to steps of nearly equal size, each with a row for every micro-batch."""
         full = self.micro * self.accumulation * self.replicas
         steps = math.ceil(len(rows) / full)
-        if len(rows) // steps < self.accumulation * self.replicas:
-            steps = max(1, len(rows) // full)
-        return np.array_split(rows, steps)
+        if steps == 1 or len(rows) // steps >= self.accumulation * self.replicas:
+            return np.array_split(rows, steps)
+        if self.batches == "pure":  # a short step of each source would mix them
+            return np.array_split(rows, max(1, len(rows) // full))
+        last = max(len(rows) - full * (steps - 1), self.replicas)
+        return [*np.array_split(rows[:-last], steps - 1), rows[-last:]]
 
     def _is_short(self, step: np.ndarray) -> bool:
         return len(step) < self.accumulation * self.replicas

@@ -64,17 +64,19 @@ class MultiTaskTrainer(Trainer):
         options = (tokenizer, model.config.tasks, model.task_names, sources)
         sampling = sampling or Sampling()
         packed = train_dataset is not None and sampling.packing and model.can_pack
+        collator = MultiTaskCollator(*options, packed=packed, mask_seed=args.seed)
         super().__init__(
             model=model,
             args=args,
             processing_class=tokenizer,
-            data_collator=MultiTaskCollator(*options, packed=packed),
+            data_collator=collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,  # pyright: ignore[reportArgumentType]
         )
         self._eval_collator = MultiTaskCollator(*options, mask_seed=args.seed)
         self._sums = _TaskSums(model.task_names)
         self._eval_sums = _TaskSums(model.task_names)
+        self._evaluated: list[str] = []  # the tasks of the source in evaluation
         self.sampler = None
         if train_dataset is not None:
             self.sampler = MultiTaskBatchSampler(
@@ -86,7 +88,7 @@ class MultiTaskTrainer(Trainer):
                 accumulation=args.gradient_accumulation_steps,
                 seed=args.seed if args.data_seed is None else args.data_seed,
             )
-            self.add_callback(SetEpoch(self.sampler))
+            self.add_callback(SetEpoch(self.sampler, collator))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TaskProgress())
 
@@ -181,6 +183,10 @@ class MultiTaskTrainer(Trainer):
             found[name] = self._spread(name, logits.float(), fed, len(rows))
         for name, vectors in (outputs.embeddings or {}).items():
             found[name] = vectors.float().view(len(rows), -1, vectors.shape[-1])
+        for name in self._evaluated:  # no rows: all are windows after the first
+            if name not in found:
+                width = self.model_for_tasks.config.tasks[name].num_labels
+                found[name] = torch.full((len(rows), width), float("nan"), device=rows.device)
         return outputs.loss.detach(), found, rows
 
     def _spread(self, name: str, values: Tensor, inputs: dict[str, Any], rows: int) -> Tensor:
@@ -217,7 +223,8 @@ class MultiTaskTrainer(Trainer):
             for metric, value in values.items():
                 if not isinstance(value, dict):
                     metrics[f"{metric_key_prefix}_{name}_{metric}"] = value
-            metrics[f"{metric_key_prefix}_{name}_loss"] = losses[name]
+            if name in losses:  # not where no row has a label that the model knows
+                metrics[f"{metric_key_prefix}_{name}_loss"] = losses[name]
         metrics[f"{metric_key_prefix}_loss"] = sum(losses.values())
         metrics[f"{metric_key_prefix}_macro"] = macro(scores)
         self.log(metrics)
@@ -233,6 +240,7 @@ class MultiTaskTrainer(Trainer):
         scores: dict[str, dict[str, Any]] = {}
         self._eval_sums.clear()
         for name, part in splits.items():
+            self._evaluated = list(part.source.tasks)
             output = self.evaluation_loop(
                 self._eval_dataloader(name, part.rows),
                 description=f"Evaluation of {name}",
