@@ -10,12 +10,14 @@ Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width, `G` g
 
 import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
@@ -325,20 +327,20 @@ class PolyheadModel(PreTrainedModel):
         """Replace the encoder's token embeddings."""
         self.encoder.set_input_embeddings(value)
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable = checkpoint,
+        **kwargs: Any,
     ) -> None:
-        """As PreTrainedModel's; the recomputation goes through the adapters of its forward.
-
-        Raises:
-            ValueError: `use_reentrant=True`, which cannot tell the recomputation its adapters.
-        """
-        given = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        if self.loaded_adapters:
-            if given["use_reentrant"]:
-                raise ValueError("adapters need gradient_checkpointing_kwargs use_reentrant=False")
-            given["context_fn"] = checkpoint_contexts
-        super().gradient_checkpointing_enable(given, **kwargs)
+        """As PreTrainedModel's; the recomputation goes through the adapters of its forward."""
+        if enable and self.config.adapters:
+            if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+                raise ValueError("adapters need checkpointing with use_reentrant=False")
+            gradient_checkpointing_func = partial(
+                gradient_checkpointing_func, context_fn=checkpoint_contexts
+            )
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     # ---- the forward pass ----
 
