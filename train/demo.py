@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging
 
 from ..modeling.decoding import spans_of
 from .data import Source, load_sources
@@ -162,6 +163,8 @@ def _shared(a: str, b: str) -> float:
 
 def main(recipe: str = "configs/quickstart.yaml") -> int:
     """Train, compare, use; 0 when every baseline is clearly beaten."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     console = Console(highlight=False)
     loaded = load_recipe(recipe, sys.argv[2:])
     rules = baselines(load_sources(loaded, recipe))
