@@ -100,6 +100,8 @@ class Encoded:
     @property
     def hidden_states(self) -> tuple[Tensor, ...] | None:
         """The encoder's hidden states in the caller's order."""
+        if self.plan is None:
+            return self.output.hidden_states
         states = [self.in_order(state) for state in self.output.hidden_states or ()]
         return None if None in states or not states else tuple(states)  # pyright: ignore
 

@@ -161,7 +161,7 @@ class PolyheadModel(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike,
+        pretrained_model_name_or_path: str | os.PathLike,
         *args: Any,
         tasks: Iterable[str] | None = None,
         **kwargs: Any,
@@ -173,7 +173,7 @@ class PolyheadModel(PreTrainedModel):
         would change a regression's score.
 
         Args:
-            name_or_path: folder or Hub id of a saved Polyhead.
+            pretrained_model_name_or_path: folder or Hub id of a saved Polyhead.
             args: for PreTrainedModel.from_pretrained.
             tasks: load the adapters of these tasks only; None for all. The others' heads are
                 there, but running them raises.
@@ -183,7 +183,7 @@ class PolyheadModel(PreTrainedModel):
             ImportError: the model has adapters and peft is missing.
             ValueError: a task is unknown, or an adapter does not fit the encoder.
         """
-        found = super().from_pretrained(name_or_path, *args, **kwargs)
+        found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
         for parameter in model.parameters():
             if not parameter.is_meta:
@@ -196,7 +196,7 @@ class PolyheadModel(PreTrainedModel):
             wanted = sorted({a for n in names if (a := model.config.tasks[n].adapter) is not None})
         hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         for name in wanted:
-            load_adapter(model.encoder, name, str(name_or_path), **hub)
+            load_adapter(model.encoder, name, str(pretrained_model_name_or_path), **hub)
         return found
 
     def save_pretrained(
