@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from .packing import Texts
+from .packing import Texts, position_embeddings, position_offset
 from .routing import Plan
 
 
@@ -43,10 +43,9 @@ def usable_length(encoder: PreTrainedModel) -> int | None:
     Learned position embeddings with a padding index (RoBERTa and its kin) count positions from
     padding_idx + 1, so they hold that many tokens fewer than rows.
     """
-    for name, module in encoder.named_modules():
-        if "position" in name and isinstance(module, nn.Embedding):
-            used = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - used
+    table = position_embeddings(encoder)
+    if table is not None:
+        return table.num_embeddings - position_offset(encoder)
     limit = getattr(encoder.config, "max_position_embeddings", None)
     return limit if limit is not None and limit > 0 else None
 

@@ -63,8 +63,10 @@ class Head(nn.Module):
         return (labels != IGNORE).sum()
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss summed over the labelled units, a scalar."""
-        raise NotImplementedError
+        """Loss summed over the labelled units, a scalar; here cross-entropy over class ids."""
+        return F.cross_entropy(
+            logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
 
     def loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | None = None) -> Tensor:
         """Sum over labelled units / `num_items` (default: the units of this batch)."""
@@ -104,7 +106,7 @@ class SequenceClassificationHead(Head):
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy, binary cross-entropy (mean over a row's known labels) or squared error."""
         if self.task.problem_type == "single_label_classification":
-            return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+            return super().loss_sum(logits, labels)
         known = ~labels.isnan()
         filled = torch.where(known, labels, 0).to(logits.dtype)
         if self.task.problem_type == "regression":
@@ -126,12 +128,6 @@ class TokenClassificationHead(Head):
     def forward(self, states: tuple[Tensor, ...], texts: Texts) -> Tensor:
         """-> (N, T, L), or packed (1, P, L)."""
         return self.out(self.dropout(states[-1]))
-
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy over tokens whose label is not -100."""
-        return F.cross_entropy(
-            logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
-        )
 
 
 class EmbeddingHead(Head):
@@ -199,12 +195,6 @@ class MaskedLMHead(Head):
     def forward(self, states: tuple[Tensor, ...], texts: Texts | None) -> Tensor:
         """(..., H) -> (..., V)."""
         return self.decoder(self.norm(self.act(self.dense(states[-1]))))
-
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy over tokens whose label is not -100."""
-        return F.cross_entropy(
-            logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
-        )
 
 
 HEADS: dict[str, type[Head]] = {

@@ -62,12 +62,20 @@ def cumulative(lengths: Tensor) -> Tensor:
     return F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
 
+def position_embeddings(encoder: PreTrainedModel) -> nn.Embedding | None:
+    """The encoder's learned absolute positions; None for rotary and relative ones."""
+    found = (
+        module
+        for name, module in encoder.named_modules()
+        if "position" in name and isinstance(module, nn.Embedding)
+    )
+    return next(found, None)
+
+
 def position_offset(encoder: PreTrainedModel) -> int:
     """The position of a text's first token: RoBERTa and its kin count from padding_idx + 1."""
-    for name, module in encoder.named_modules():
-        if "position" in name and isinstance(module, nn.Embedding):
-            return 0 if module.padding_idx is None else module.padding_idx + 1
-    return 0
+    table = position_embeddings(encoder)
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
 
 
 def restarting_positions(cu_seq_lens: Tensor, offset: int = 0) -> Tensor:

@@ -11,9 +11,8 @@ from torch import Tensor
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from ..modeling.configuration_polyhead import TaskConfig
+from ..modeling.heads import IGNORE
 from ..modeling.packing import cumulative
-
-IGNORE = -100
 
 
 @dataclass

@@ -21,11 +21,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling.configuration_polyhead import TaskConfig
 from ..modeling.decoding import Span, Window, encode_windows, locate_words, refine
+from ..modeling.heads import IGNORE
 from .data import Source
 from .labels import labels_in, part_tags
 from .recipe import DataConfig
-
-IGNORE = -100
 
 
 def tokenize(
