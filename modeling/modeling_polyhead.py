@@ -12,7 +12,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
+from .adapters import inject, load_adapter, load_plain, plain_state, remove, save_adapter
 from .configuration_polyhead import PolyheadConfig, TaskConfig, check_task_name
 from .encoding import (
     Encoded,
@@ -43,16 +44,10 @@ from .routing import (
     Plan,
     checkpoint_contexts,
     first_adapted_layer,
-    inject,
-    load_adapter,
-    load_plain,
     make_plan,
     move,
     parts_of,
-    plain_state,
-    remove,
     routed,
-    save_adapter,
 )
 
 logger = logging.get_logger(__name__)
@@ -235,19 +230,29 @@ class PolyheadModel(PreTrainedModel):
         self._retie()
 
     def remove_task(self, name: str) -> None:
-        """Remove a task and its head.
+        """Remove a task and its head, and its adapter unless another task reads it.
 
         Raises:
             ValueError: there is no such task.
         """
         self._check_tasks([name])
+        adapter = self.config.tasks[name].adapter
+        if [t.adapter for t in self.config.tasks.values()].count(adapter) == 1 and adapter:
+            self.detach_adapter(adapter)
         del self.heads[name]
         del self.config.tasks[name]
         self.config.task_names = [t for t in self.task_names if t != name]
         self._retie()
 
-    def attach_adapter(self, name: str, config: Any, tasks: Iterable[str]) -> None:
-        """Put a new PEFT adapter into the encoder for the rows of `tasks`.
+    def attach_adapter(
+        self,
+        name: str,
+        config: Any,
+        tasks: Iterable[str],
+        *,
+        state: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Put a PEFT adapter into the encoder for the rows of `tasks`.
 
         The encoder's own weights stay plain weights in the saved folder; the adapter is saved
         beside them in PEFT's format.
@@ -256,16 +261,17 @@ class PolyheadModel(PreTrainedModel):
             name: name of the adapter; by convention the task's, unless it is shared.
             config: a peft config (LoraConfig, IA3Config) whose targets are layers of the encoder.
             tasks: the tasks whose rows go through it.
+            state: its weights, with the keys of PEFT's files; None for new ones.
 
         Raises:
             ImportError: peft is missing.
-            ValueError: the name is not allowed or taken, a task is unknown, or the config does not
-                fit; the model is left as it was.
+            ValueError: the name is not allowed or taken, a task is unknown, or the config or the
+                weights do not fit; the model is left as it was.
         """
         check_task_name(name)
         names = list(tasks)
         self._check_tasks(names)
-        inject(self.encoder, name, config)
+        inject(self.encoder, name, config, state)
         self.config.adapters = [*(self.config.adapters or []), name]
         for task in names:
             self.config.tasks[task].adapter = name
@@ -288,6 +294,10 @@ class PolyheadModel(PreTrainedModel):
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused: transformers would save one adapter and wrap the heads too."""
         raise ValueError("use attach_adapter(name, config, tasks=[...])")
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused, as `add_adapter` is."""
+        raise ValueError("use attach_adapter(name, config, tasks=[...], state=weights)")
 
     def _build_head(self, task: TaskConfig) -> Head:
         return HEADS[task.head](
@@ -516,7 +526,7 @@ class PolyheadModel(PreTrainedModel):
             for row in range(count) if chosen is None else chosen.tolist():
                 if own[name] not in wanted[row]:
                     wanted[row].append(own[name])
-        first = first_adapted_layer(self.encoder)
+        first = first_adapted_layer(self.encoder, own.values())
         return make_plan([w or [None] for w in wanted], texts, width=width, first=first)
 
     def _moved(
@@ -530,11 +540,15 @@ class PolyheadModel(PreTrainedModel):
     def _encode(self, texts: Texts, inputs: dict[str, Any]) -> BaseModelOutput:
         """One encoder pass; `token_type_ids` is left out where the encoder has no segments."""
         given = {k: v for k, v in inputs.items() if v is not None} | {"return_dict": True}
-        if "token_type_ids" not in inspect.signature(self.encoder.forward).parameters:
-            given.pop("token_type_ids", None)
+        if "token_type_ids" in given and not self._has_segments:
+            given.pop("token_type_ids")
         if texts.cu_seq_lens is None:
             return self.encoder(**given)
         return encode_packed(self.encoder, given, texts.cu_seq_lens)
+
+    @cached_property
+    def _has_segments(self) -> bool:
+        return "token_type_ids" in inspect.signature(self.encoder.forward).parameters
 
     @property
     def can_pack(self) -> bool:

@@ -15,12 +15,9 @@ positions) is run once per adapter.
 Shapes: `N` texts of the caller, `M` texts after sorting and copying, `P` and `Q` their tokens.
 """
 
-import copy
-import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -31,11 +28,15 @@ from transformers import PreTrainedModel
 from .packing import Texts, cumulative
 
 try:
-    import peft
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from safetensors.torch import save_file
 except ImportError:
-    peft = None
+    BaseTunerLayer = None
+
+
+Stretch = tuple[str | None, int, int]  # adapter, first token, last token + 1
+Tile = tuple[list[str], int, int]  # adapters of equal parts, first token, last token + 1
+Kind = tuple[tuple[int | None, ...], bool]  # by stretch: rank of its adapter in a layer; bias
+ROWS_PER_ADAPTER = 4  # with more, one product for each adapter is faster than one for each row
 
 
 class NotRoutable(RuntimeError):
@@ -55,15 +56,42 @@ class Plan:
         first: layer before which texts are sorted and copied; None: before the encoder.
         size: texts of the caller (padded) or tokens (packed): what tells a batch's tensors.
         places: where (adapter, the caller's text) stands; None when nothing moves.
+        width: tokens of every text, where they are padded; 0 where they are packed.
     """
 
-    stretches: list[tuple[str | None, int, int]]
+    stretches: list[Stretch]
     source: Tensor | None = None
     tokens: Tensor | None = None
     cu_seq_lens: Tensor | None = None
     first: int | None = None
     size: int = 0
     places: dict[tuple[str | None, int], int] | None = None
+    width: int = 0
+    _tiles: dict[Kind, list[Tile]] = field(default_factory=dict)
+
+    def tiles(self, kind: Kind, stretches: list[Stretch]) -> list[Tile]:
+        """Stretches with an adapter in a layer, joined where one batched product can do several.
+
+        Many small products cost more than their arithmetic. Where all stretches are of one length
+        they are the parts; else the rows of a padded batch are, unless few adapters have many.
+        """
+        if kind in self._tiles:
+            return self._tiles[kind]
+        ranks, biased = kind
+        held = [s for s, rank in zip(stretches, ranks, strict=True) if rank]
+        sizes = [stop - start for _, start, stop in held]
+        tiles: list[Tile] = [([str(name)], start, stop) for name, start, stop in held]
+        if len(held) > 1 and len({r for r in ranks if r}) == 1 and not biased:
+            first, last = held[0][1], held[-1][2]
+            unit = sizes[0] if len(set(sizes)) == 1 else self.width
+            count = (last - first) // unit if unit else 0
+            if sum(sizes) == last - first and 0 < count <= ROWS_PER_ADAPTER * len(held):
+                counts = [size // unit for size in sizes]
+                names = [n for (n, *_), c in zip(held, counts, strict=True) for n in [str(n)] * c]
+                tiles = [(names, first, last)]
+        if len(self.stretches) > 1:  # else the lengths are those of one layer's input
+            self._tiles[kind] = tiles
+        return tiles
 
 
 _state: dict[str, Plan | None] = {"plan": None}
@@ -95,21 +123,16 @@ class Routed:
             return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         if layer.merged:
             raise ValueError(f"adapters {layer.merged_adapters} are merged; unmerge them to route")
-        shape = x.shape if not x.is_floating_point() else x.shape[:-1]
-        stretches = plan.stretches
-        if len(stretches) == 1:
-            stretches = [(stretches[0][0], 0, shape.numel())]
-        elif stretches[-1][2] != shape.numel():
-            raise NotRoutable(f"{shape.numel()} tokens, planned for {stretches[-1][2]}")
-        if any(name is not None and not _is_plain(layer, name) for name, _, _ in stretches):
-            return self._each(x, shape, stretches, *args, **kwargs)
-        return _update(layer, x, layer.base_layer(x, *args, **kwargs), stretches)
+        stretches = _whole(plan, x)
+        kind = _kind(layer, stretches)
+        if kind is None:
+            return self._each(x, stretches, *args, **kwargs)
+        return _update(layer, x, layer.base_layer(x, *args, **kwargs), plan.tiles(kind, stretches))
 
-    def _each(
-        self, x: Tensor, shape: torch.Size, stretches: list, *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def _each(self, x: Tensor, stretches: list[Stretch], *args: Any, **kwargs: Any) -> Tensor:
         """PEFT's own forward for each stretch: any kind of adapter, one call each."""
-        flat = x.reshape(1, -1) if not x.is_floating_point() else x.reshape(1, -1, x.shape[-1])
+        shape = _token_shape(x)
+        flat = x.reshape(1, -1, *x.shape[len(shape) :])
         layer: Any = self
         before, parts = layer._active_adapter, []
         try:
@@ -122,40 +145,92 @@ class Routed:
         return torch.cat(parts, dim=1).view(*shape, -1)
 
 
-def _is_plain(layer: Any, name: str) -> bool:
-    """Plain LoRA on a linear layer, or no adapter of this name here."""
-    if name not in getattr(layer, "lora_A", {}):
-        held = [getattr(layer, part) for part in layer.adapter_layer_names]
-        return not any(name in part for part in held)
-    linear = isinstance(layer.get_base_layer(), nn.Linear)
-    return linear and name not in layer.lora_variant
+def _token_shape(x: Tensor) -> torch.Size:
+    """Shape without the features; an embedding layer is given ids, which have none."""
+    return x.shape[:-1] if x.is_floating_point() else x.shape
 
 
-def _update(layer: Any, x: Tensor, result: Tensor, stretches: list) -> Tensor:
-    """Result + B A dropout(x) * scaling, each stretch with its own A and B (arXiv:2106.09685)."""
-    flat, out = x.reshape(-1, x.shape[-1]), result.reshape(-1, result.shape[-1])
-    held = getattr(layer, "lora_A", {})
-    parts = []
-    for name, start, stop in stretches:
-        part = out[start:stop]
-        if name in held:
-            a, b, scaling = layer.lora_A[name], layer.lora_B[name], layer.scaling[name]
-            inner = layer.lora_dropout[name](flat[start:stop].to(a.weight.dtype))
-            if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
-                part.addmm_(a(inner), b.weight.T, alpha=scaling)  # in place: `result` is ours
-                if b.bias is not None:
-                    part.add_(b.bias, alpha=scaling)
-                continue
-            part = part + (b(a(inner)) * scaling).to(part.dtype)
-        parts.append(part)
-    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
+def _whole(plan: Plan, x: Tensor) -> list[Stretch]:
+    """The plan's stretches of these tokens."""
+    count = _token_shape(x).numel()
+    if len(plan.stretches) == 1:
+        return [(plan.stretches[0][0], 0, count)]
+    if plan.stretches[-1][2] != count:
+        raise NotRoutable(f"{count} tokens, planned for {plan.stretches[-1][2]}")
+    return plan.stretches
+
+
+def _kind(layer: Any, stretches: list[Stretch]) -> Kind | None:
+    """What decides the tiles: each adapter's rank (None: not here); None for no plain LoRA."""
+    ranks = tuple(getattr(layer, "r", {}).get(name) for name, _, _ in stretches)
+    if not any(ranks):  # IA3 has no rank
+        held = any(
+            name in getattr(layer, p) for p in layer.adapter_layer_names for name, *_ in stretches
+        )
+        return None if held else (ranks, False)
+    variants, linear = layer.lora_variant, isinstance(layer.base_layer, nn.Linear)
+    if not linear or (variants and any(name in variants for name, _, _ in stretches)):
+        return None
+    return ranks, any(layer.lora_bias.values())
+
+
+def _update(layer: Any, x: Tensor, result: Tensor, tiles: list[Tile]) -> Tensor:
+    """Result + B A dropout(x) * scaling, each tile with its own A and B (arXiv:2106.09685)."""
+    if not tiles:
         return result
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(result.shape)
+    flat, out = x.reshape(-1, x.shape[-1]), result.reshape(-1, result.shape[-1])
+    in_place = not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+    parts, end = [], 0
+    for names, start, stop in tiles:
+        if in_place:  # `result` is ours
+            _add_low_rank(layer, names, flat[start:stop], out[start:stop])
+            continue
+        update = _low_rank(layer, names, flat[start:stop])
+        parts += [out[end:start], out[start:stop] + update.to(out.dtype)]
+        end = stop
+    return result if in_place else torch.cat([*parts, out[end:]]).view(result.shape)
 
 
-@cache
-def _routed_class(kind: type) -> type:
-    return type(f"Routed{kind.__name__}", (Routed, kind), {})
+def _factors(layer: Any, names: list[str], x: Tensor) -> tuple[Tensor, Tensor]:
+    """A x^T * scaling (K, r, n) of equal parts of x, and B (K, out, r).
+
+    A x^T takes half the time of x A^T: few rows are kinder to a matrix product than few columns.
+    """
+    # ModuleDict's own lookup costs as much as a small product; its table does not.
+    downs, ups = layer.lora_A._modules, layer.lora_B._modules
+    down = torch.stack([downs[name].weight for name in names])
+    up = torch.stack([ups[name].weight for name in names])
+    parts = x.to(down.dtype).view(len(names), -1, x.shape[-1])
+    if layer.training:
+        drops = [layer.lora_dropout[name] for name in names]
+        parts = torch.stack([drop(part) for drop, part in zip(drops, parts, strict=True)])
+    scalings = [layer.scaling[name] for name in names]
+    if scalings.count(scalings[0]) == len(scalings):
+        return down @ parts.mT * scalings[0], up
+    scaling = torch.tensor(scalings, dtype=down.dtype, device=x.device).view(-1, 1, 1)
+    return down @ parts.mT * scaling, up
+
+
+def _low_rank(layer: Any, names: list[str], x: Tensor) -> Tensor:
+    """(n, in) -> (n, out), for autograd."""
+    if len(names) > 1:
+        inner, up = _factors(layer, names, x)
+        return (inner.mT @ up.mT).flatten(0, 1)
+    a, b, drop = layer.lora_A[names[0]], layer.lora_B[names[0]], layer.lora_dropout[names[0]]
+    return b(a(drop(x.to(a.weight.dtype)))) * layer.scaling[names[0]]
+
+
+def _add_low_rank(layer: Any, names: list[str], x: Tensor, out: Tensor) -> None:
+    """Add (n, in) -> (n, out) to `out`, without autograd."""
+    if len(names) > 1:
+        inner, up = _factors(layer, names, x)
+        out.view(len(names), -1, out.shape[-1]).baddbmm_(inner.mT, up.mT)
+        return
+    a, b, scaling = layer.lora_A[names[0]], layer.lora_B[names[0]], layer.scaling[names[0]]
+    inner = a.weight @ layer.lora_dropout[names[0]](x.to(a.weight.dtype)).T
+    out.addmm_(inner.T, b.weight.T, alpha=scaling)
+    if b.bias is not None:
+        out.add_(b.bias, alpha=scaling)
 
 
 # ---- plans ----
@@ -176,14 +251,15 @@ def make_plan(
     pairs = [(name, row) for name in order for row, names in enumerate(adapters) if name in names]
     packed = texts.cu_seq_lens is not None
     sizes = texts.lengths.tolist() if packed else [width] * len(adapters)
-    stretches: list[tuple[str | None, int, int]] = []
+    stretches: list[Stretch] = []
     end = 0
     for name, row in pairs:
         start, end = end, end + sizes[row]
         if stretches and stretches[-1][0] == name:
             start = stretches.pop()[1]
         stretches.append((name, start, end))
-    plan = Plan(stretches, places={pair: place for place, pair in enumerate(pairs)})
+    places = {pair: place for place, pair in enumerate(pairs)}
+    plan = Plan(stretches, places=places, width=0 if packed else width)
     rows = [row for _, row in pairs]
     if rows != list(range(len(adapters))):
         _moves(plan, rows, texts, width)
@@ -251,18 +327,38 @@ def layers_of(encoder: nn.Module, count: int) -> nn.ModuleList | None:
     return min(found, key=lambda entry: entry[:2])[2] if found else None
 
 
-def first_adapted_layer(encoder: PreTrainedModel) -> int | None:
-    """Number of the first layer with an adapter; None if something before the layers has one."""
+def first_adapted_layer(encoder: PreTrainedModel, adapters: Iterable[str | None]) -> int | None:
+    """Number of the first layer with one of these adapters; None if one lies before the layers."""
+    known = encoder.__dict__.setdefault("_polyhead_first", {})
+    for name in adapters:
+        if name is not None and name not in known:
+            known[name] = _first_layer(encoder, name)
+    first = [known[name] for name in adapters if name is not None]
+    return None if None in first or not first else min(first)
+
+
+def _first_layer(encoder: PreTrainedModel, name: str) -> int | None:
     layers = layers_of(encoder, encoder.config.num_hidden_layers)
-    if layers is None:
-        return None
-    numbers = {id(m): i for i, layer in enumerate(layers) for m in layer.modules()}
-    adapted = [numbers.get(id(m)) for m in encoder.modules() if isinstance(m, Routed)]
-    return None if None in adapted else min(adapted)  # pyright: ignore
+    numbers = {id(m): i for i, layer in enumerate(layers or []) for m in layer.modules()}
+    found = [numbers.get(id(m)) for m in encoder.modules() if _has_adapter(m, name)]
+    return None if None in found or not found else min(found)  # pyright: ignore
 
 
-def watch_layers(encoder: PreTrainedModel) -> None:
-    """Let the layers move their texts as the plan says; once per encoder."""
+def _has_adapter(module: nn.Module, name: str | None) -> bool:
+    parts: Any = module.adapter_layer_names if isinstance(module, Routed) else ()
+    return any(name in getattr(module, part) for part in parts)
+
+
+@cache
+def _routed_class(kind: type) -> type:
+    return type(f"Routed{kind.__name__}", (Routed, kind), {})
+
+
+def route(encoder: PreTrainedModel) -> None:
+    """Make the encoder's PEFT layers and its list of layers follow plans; may be called again."""
+    for module in encoder.modules():
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, Routed):  # pyright: ignore
+            module.__class__ = _routed_class(type(module))
     layers = layers_of(encoder, encoder.config.num_hidden_layers)
     for number, layer in enumerate(layers or []):
         if not getattr(layer, "_polyhead_watched", False):
@@ -287,129 +383,3 @@ def _mover(number: int) -> Callable:
         return (), {**moved, "hidden_states": states}
 
     return move_inputs
-
-
-# ---- adapters in and out of an encoder ----
-
-
-def require_peft() -> None:
-    """Raise ImportError with what to type when peft is missing."""
-    if peft is None:
-        raise ImportError("this model has adapters; type: pip install peft")
-
-
-def inject(encoder: PreTrainedModel, name: str, config: Any, state: dict | None = None) -> None:
-    """Put an adapter into the encoder's layers.
-
-    Args:
-        encoder: the encoder; its own weights stay as they are.
-        name: name of the adapter.
-        config: a peft config.
-        state: weights in PEFT's file format, or None for new ones.
-
-    Raises:
-        ImportError: peft is missing.
-        ValueError: the name is taken, another kind of adapter is there, or weights do not fit;
-            the encoder is left as it was.
-    """
-    require_peft()
-    held = getattr(encoder, "peft_config", {})
-    if name in held:
-        raise ValueError(f"adapter {name!r} exists already; the encoder has: {', '.join(held)}")
-    kinds = {other.peft_type for other in held.values()}
-    if kinds and config.peft_type not in kinds:
-        raise ValueError(f"adapter {name!r} is {config.peft_type}; those here are {kinds.pop()}")
-    trainable = {n for n, p in encoder.named_parameters() if p.requires_grad}
-    with warnings.catch_warnings():  # that there are several adapters is the point
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        peft.inject_adapter_in_model(config, encoder, adapter_name=name)  # pyright: ignore
-    for module in encoder.modules():
-        if isinstance(module, BaseTunerLayer) and not isinstance(module, Routed):
-            module.__class__ = _routed_class(type(module))
-    for key, parameter in encoder.named_parameters():
-        new = f".{name}." in key or key.endswith(f".{name}")
-        parameter.requires_grad_(
-            new or key.replace(".base_layer.", ".") in trainable or key in trainable
-        )
-    watch_layers(encoder)
-    if state is not None:
-        try:
-            found = peft.set_peft_model_state_dict(encoder, state, adapter_name=name)  # pyright: ignore
-        except RuntimeError as error:
-            remove(encoder, name)
-            raise ValueError(f"adapter {name!r} does not fit this encoder: {error}") from error
-        missing = [k for k in found.missing_keys if f".{name}." in k or k.endswith(f".{name}")]
-        if found.unexpected_keys or missing:
-            remove(encoder, name)
-            odd = [*found.unexpected_keys, *missing][:3]
-            raise ValueError(f"adapter {name!r} does not fit this encoder: {', '.join(odd)}")
-
-
-def remove(encoder: PreTrainedModel, name: str) -> None:
-    """Take an adapter out; the last one takes PEFT's layers with it."""
-    for path, module in list(encoder.named_modules()):
-        if not isinstance(module, Routed):
-            continue
-        layer: Any = module
-        layer.delete_adapter(name)
-        if not any(len(getattr(layer, part)) for part in layer.adapter_layer_names):
-            parent, _, child = path.rpartition(".")
-            setattr(encoder.get_submodule(parent), child, layer.get_base_layer())
-    del encoder.peft_config[name]
-
-
-def adapter_state(encoder: PreTrainedModel, name: str) -> dict[str, Tensor]:
-    """An adapter's weights with the keys of PEFT's files, relative to the plain encoder."""
-    state = peft.get_peft_model_state_dict(encoder, adapter_name=name)  # pyright: ignore
-    return {f"base_model.model.{key}": value.contiguous() for key, value in state.items()}
-
-
-def plain_state(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-    """A state dict as if there were no adapters: their weights out, base layers under own names."""
-    layers = [f"{n}." for n, m in model.named_modules() if isinstance(m, Routed)]
-    plain = {}
-    for key, value in state.items():
-        owner = next((path for path in layers if key.startswith(path)), None)
-        if owner is None:
-            plain[key] = value
-        elif key.startswith(f"{owner}base_layer."):
-            plain[owner + key.removeprefix(f"{owner}base_layer.")] = value
-    return plain
-
-
-def load_plain(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Hook of load_state_dict: weights saved without adapters into a model that has them."""
-    for path, module in model.named_modules():
-        if isinstance(module, Routed):
-            for key in [k for k in state if k.startswith(f"{prefix}{path}.")]:
-                rest = key.removeprefix(f"{prefix}{path}.")
-                if rest in ("weight", "bias"):
-                    state[f"{prefix}{path}.base_layer.{rest}"] = state.pop(key)
-
-
-def save_adapter(encoder: PreTrainedModel, name: str, folder: str) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, as PEFT does."""
-    os.makedirs(folder, exist_ok=True)
-    state = {k: v.detach().cpu() for k, v in adapter_state(encoder, name).items()}
-    save_file(state, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
-    config = copy.copy(encoder.peft_config[name])
-    config.inference_mode = True
-    config.base_model_name_or_path = encoder.config.name_or_path or None
-    config.save_pretrained(folder)
-
-
-def load_adapter(encoder: PreTrainedModel, name: str, repo: str, **hub: Any) -> None:
-    """Read `adapters/<name>` of a folder or Hub repository into the encoder.
-
-    Raises:
-        ImportError: peft is missing.
-        ValueError: the adapter does not fit the encoder.
-    """
-    require_peft()
-    place = f"adapters/{name}"
-    config = peft.PeftConfig.from_pretrained(repo, subfolder=place, **hub)  # pyright: ignore
-    state = peft.load_peft_weights(repo, device="cpu", subfolder=place, **hub)  # pyright: ignore
-    if name in getattr(encoder, "peft_config", {}):
-        peft.set_peft_model_state_dict(encoder, state, adapter_name=name)  # pyright: ignore
-    else:
-        inject(encoder, name, config, state)

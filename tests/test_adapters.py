@@ -10,8 +10,9 @@ import torch
 from conftest import tiny_encoder_config
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from polyhead.modeling import PolyheadConfig, PolyheadModel, TaskConfig
+from polyhead.modeling.adapters import adapter_state, inject
 from polyhead.modeling.packing import cumulative
-from polyhead.modeling.routing import adapter_state, first_adapted_layer, inject
+from polyhead.modeling.routing import first_adapted_layer
 from polyhead.train.adapters import adapter_faults, attach_adapters, peft_config
 from safetensors.torch import load_file
 from transformers import AutoModel
@@ -136,7 +137,7 @@ def test_other_kinds_of_adapter_equal_plain_peft(section, layout):
 
 def test_layers_below_the_first_adapter_see_each_text_once():
     model, _ = model_with_adapters("bert", {**LORA, "layers": "top 2"})
-    assert first_adapted_layer(model.encoder) == 2
+    assert first_adapted_layer(model.encoder, ["first", "second", None]) == 2
     rows = []
     for layer in model.encoder.encoder.layer:
         layer.register_forward_hook(lambda _, args, output: rows.append(len(output)))

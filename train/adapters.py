@@ -4,17 +4,23 @@ Targets are written out as full module names: PEFT's `layers_to_transform` finds
 that some encoders' names do not fit, and a list of names in adapter_config.json says what it means.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import peft
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
+from ..modeling.adapters import remove
 from ..modeling.modeling_polyhead import PolyheadModel
 from ..modeling.routing import Routed, layers_of
 
+logger = logging.get_logger(__name__)
 KINDS = {"lora": peft.LoraConfig, "ia3": peft.IA3Config}
-OWN_KEYS = ("name", "type", "layers")  # of `adapter:` beside the fields of the peft config
+OWN_KEYS = ("name", "type", "layers", "path")  # of `adapter:` beside the fields of the peft config
 
 
 def adapter_name(task: str, adapter: dict[str, Any] | str | None) -> str | None:
@@ -22,13 +28,17 @@ def adapter_name(task: str, adapter: dict[str, Any] | str | None) -> str | None:
     return adapter.get("name", task) if isinstance(adapter, dict) else adapter
 
 
-def adapter_faults(adapters: dict[str, dict[str, Any] | str | None]) -> list[str]:
+def adapter_faults(
+    adapters: dict[str, dict[str, Any] | str | None], known: Iterable[str] = ()
+) -> list[str]:
     """What is wrong with the `adapter:` sections, by task.
 
     Args:
         adapters: task to its section.
+        known: adapters that the model has already.
     """
     faults = []
+    known = list(known)
     defined: dict[str, tuple[str, dict[str, Any]]] = {}
     for task, section in adapters.items():
         key = f"tasks.{task}.adapter"
@@ -44,12 +54,14 @@ def adapter_faults(adapters: dict[str, dict[str, Any] | str | None]) -> list[str
                 "write the name alone to share it"
             )
         defined.setdefault(name, (task, rest))
+        if name in known:
+            faults.append(f"{key}: the model has an adapter {name!r}; write the name alone for it")
         faults += [f"{key}{fault}" for fault in _section_faults(section)]
     for task, section in adapters.items():
-        if isinstance(section, str) and section not in defined:
-            known = ", ".join(defined) or "none"
+        if isinstance(section, str) and section not in {*defined, *known}:
+            there = ", ".join([*defined, *known]) or "none"
             faults.append(
-                f"tasks.{task}.adapter: there is no adapter {section!r}; defined: {known}"
+                f"tasks.{task}.adapter: there is no adapter {section!r}; defined: {there}"
             )
     kinds = {
         section.get("type", "lora") for section in adapters.values() if isinstance(section, dict)
@@ -60,6 +72,9 @@ def adapter_faults(adapters: dict[str, dict[str, Any] | str | None]) -> list[str
 
 
 def _section_faults(section: dict[str, Any]) -> list[str]:
+    if "path" in section:
+        more = sorted(set(section) - {"name", "path"})
+        return [f".{', '.join(more)}: the adapter at path has its own; take it out"] if more else []
     kind = section.get("type", "lora")
     if kind not in KINDS:
         return [f".type: {kind!r}; allowed: {', '.join(KINDS)}"]
@@ -101,7 +116,82 @@ def attach_adapters(model: PolyheadModel, adapters: dict[str, dict[str, Any] | s
             readers.setdefault(name, []).append(task)
     sections = {adapter_name(t, s): s for t, s in adapters.items() if isinstance(s, dict)}
     for name, tasks in sorted(readers.items()):
-        model.attach_adapter(name, peft_config(model, sections[name]), tasks)
+        if name not in sections:  # the model has it
+            for task in tasks:
+                model.config.tasks[task].adapter = name
+        elif "path" in sections[name]:
+            config, state = read_adapter(model.encoder, sections[name]["path"])
+            model.attach_adapter(name, config, tasks, state=state)
+        else:
+            model.attach_adapter(name, peft_config(model, sections[name]), tasks)
+
+
+def read_adapter(encoder: PreTrainedModel, path: str) -> tuple[Any, dict[str, Tensor]]:
+    """An adapter that PEFT saved, by whatever model it was trained on, for a plain encoder.
+
+    Trained on `AutoModelFor...`, its keys begin with the encoder's place in that model (`bert.`);
+    they are made relative to the encoder. A head saved with it (`modules_to_save`) is left out,
+    with a warning: heads are not part of adapters here.
+
+    Args:
+        encoder: the encoder that it is for.
+        path: folder or Hub id with adapter_config.json.
+
+    Returns:
+        its config, with the targets' full names, and its weights.
+
+    Raises:
+        ValueError: there is no adapter, or it is of a kind or for modules that are not here.
+    """
+    try:
+        config = peft.PeftConfig.from_pretrained(path)
+        state = peft.load_peft_weights(path, device="cpu")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"adapter path {path}: {str(error).splitlines()[0]}") from error
+    kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    if kind not in KINDS:
+        raise ValueError(f"adapter path {path}: its type is {kind}; allowed: {', '.join(KINDS)}")
+    here, found, odd = dict(_linears(encoder)), {}, []
+    for key, value in state.items():
+        place, sign, rest = key.removeprefix("base_model.model.").partition(f".{kind}_")
+        own = place.removeprefix(f"{encoder.base_model_prefix}.")
+        name = place if place in here else own
+        if not sign:
+            odd.append(key)
+        elif name not in here:
+            raise ValueError(f"adapter path {path}: the encoder has no linear layer {place}")
+        else:
+            found[f"base_model.model.{name}{sign}{rest}"] = (name, value)
+    if odd:
+        logger.warning(f"{path}: left out what is no adapter: {', '.join(odd)}")
+    config: Any = copy.copy(config)
+    config.target_modules = sorted({name for name, _ in found.values()})
+    if kind == "ia3":
+        before = config.feedforward_modules or []
+        config.feedforward_modules = [
+            n for n in config.target_modules if any(n == w or n.endswith(f".{w}") for w in before)
+        ]
+    for field in ("modules_to_save", "task_type", "layers_to_transform", "layers_pattern"):
+        setattr(config, field, None)
+    config.inference_mode = False
+    return config, {key: value for key, (_, value) in found.items()}
+
+
+def merged_encoder(model: PolyheadModel, adapter: str | None) -> PreTrainedModel:
+    """A copy of the encoder without PEFT's layers, one adapter added to its weights.
+
+    Args:
+        model: the model; it stays as it is.
+        adapter: the adapter to merge; None for the bare encoder.
+    """
+    encoder = copy.deepcopy(model.encoder)
+    if adapter is not None:
+        for module in encoder.modules():
+            if isinstance(module, Routed):
+                module.merge(safe_merge=True, adapter_names=[adapter])  # pyright: ignore
+    for name in list(getattr(encoder, "peft_config", {})):
+        remove(encoder, name)
+    return encoder
 
 
 def is_adapter_weight(model: PolyheadModel, name: str) -> bool:

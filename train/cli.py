@@ -49,17 +49,61 @@ def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     """Train a recipe; the finished model is saved in output_dir/model."""
     from .run import train as run
 
-    def note(line: str) -> None:
-        if _is_first_rank():
-            err.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
-
-    scores = run(recipe, overrides, notify=note)
+    scores = run(recipe, overrides, notify=_note)
     if not _is_first_rank():
         return
     if as_json:
         _print_json(scores)
     elif scores:
         _print_scores(scores, f"Scores ({', '.join(sorted(set(scores['splits'].values())))})")
+
+
+@app.command("add-task")
+def add_task(
+    model: ModelPath, recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Train new tasks onto a finished model; prove that the others stay the same."""
+    from .tasks import add_task as run
+
+    scores = run(model, recipe, overrides, notify=_note)
+    if not _is_first_rank():
+        return
+    if as_json:
+        _print_json(scores)
+        return
+    if scores:
+        _print_scores(scores, f"Scores ({', '.join(sorted(set(scores['splits'].values())))})")
+    out.print("proven: the encoder and all other tasks are the same to the bit")
+
+
+@app.command("remove-task")
+def remove_task(
+    model: ModelPath,
+    tasks: Annotated[list[str], typer.Argument(help="Tasks to remove.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+) -> None:
+    """Save a model without some tasks; prove that the others are the same."""
+    from .tasks import remove_task as run
+
+    run(model, tasks, output)
+    err.print(f"{output}: proven, the encoder and all other tasks are the same to the bit")
+
+
+@app.command()
+def export(
+    model: ModelPath,
+    kind: Annotated[str, typer.Argument(help="hf: a plain transformers model.")],
+    task: Annotated[str, typer.Option(help="The task to export.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+) -> None:
+    """Write one task, its adapter merged, as a model that needs neither Polyhead nor PEFT."""
+    from .export import export_hf
+    from .run import load_model
+
+    if kind != "hf":
+        raise RecipeError("export", [f"{kind!r}; allowed: hf"])
+    name = export_hf(*load_model(model), task=task, folder=output)
+    err.print(f"{output}: {name}, the same logits as task {task}")
 
 
 @app.command()
@@ -145,11 +189,22 @@ def inspect(
     what: Annotated[str, typer.Argument(help="Recipe (YAML), or folder of a model.")],
     overrides: Overrides = None,
     as_json: AsJson = False,
+    check: Annotated[bool, typer.Option("--verify", help="Recompute a model's proof.")] = False,
 ) -> None:
     """Show what a recipe trains on, or what a model can do."""
     from .inspection import inspect_model, inspect_recipe
     from .run import load_model, prepare
+    from .tasks import verify
 
+    if check:
+        found = verify(what)
+        if as_json:
+            _print_json(found)
+            return
+        out.print(f"{', '.join(found['tasks'])}: weights as the proof says")
+        same = found["logits_compared"]
+        out.print(f"logits: {'as the proof says' if same else 'made elsewhere, not compared'}")
+        return
     if what.endswith((".yaml", ".yml")):
         report = inspect_recipe(prepare(what, overrides))
         show = _print_recipe
@@ -160,6 +215,11 @@ def inspect(
         _print_json(report)
     else:
         show(report)
+
+
+def _note(line: str) -> None:
+    if _is_first_rank():
+        err.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
 
 
 def _pipeline(model: str) -> "PolyheadPipeline":

@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling.configuration_polyhead import TaskConfig
 from ..modeling.modeling_polyhead import PolyheadModel
+from . import proof
 
+SCORES = "scores.json"  # in a model's folder: metrics by task, of which the card is made
 # Our pooling to the flag in sentence-transformers' 1_Pooling/config.json.
 POOLING_FLAGS = {
     "mean": "pooling_mode_mean_tokens",
@@ -40,8 +42,12 @@ def save_folder(
     folder = Path(path)
     model.save_pretrained(folder, state_dict=state_dict)
     tokenizer.save_pretrained(folder)
-    _save_sentence_transformers(model, tokenizer, folder)
-    (folder / "README.md").write_text(render_card(model, metrics or {}), encoding="utf-8")
+    save_sentence_transformers(model, tokenizer, folder)
+    for name in (SCORES, proof.FILE):  # of a model saved here before
+        (folder / name).unlink(missing_ok=True)
+    if metrics is not None:
+        _write_json(folder / SCORES, metrics)
+    write_card(model, folder)
     (folder / "handler.py").write_text(_resource("handler.py"), encoding="utf-8")
 
 
@@ -49,19 +55,24 @@ def _resource(name: str) -> str:
     return resources.files("polyhead.train").joinpath(name).read_text(encoding="utf-8")
 
 
-def _save_sentence_transformers(
-    model: PolyheadModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+def save_sentence_transformers(
+    model: PolyheadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    task: TaskConfig | None = None,
 ) -> None:
     """modules.json and 1_Pooling, so that SentenceTransformer gives the embeddings of our head.
 
-    They describe the first embedding task, or the model's pooling where there is none. What
-    sentence-transformers has no module for (several layers, a projection) is left out: no file is
-    better than one that gives other vectors.
+    They describe `task`, or the first embedding task, or the model's pooling where there is none.
+    What sentence-transformers has no module for (several layers, a projection) is left out: no file
+    is better than one that gives other vectors.
     """
     for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
         (folder / name).unlink(missing_ok=True)  # of a model saved here before
-    tasks = [t for t in model.config.tasks.values() if t.head == "embedding"]
-    task = tasks[0] if tasks else TaskConfig(head="embedding", normalize=False)
+    embedding = [t for t in model.config.tasks.values() if t.head == "embedding"]
+    plain = TaskConfig(head="embedding", normalize=False)
+    task = (embedding or [plain])[0] if task is None else task
     pooling = task.pooling or model.config.pooling
     if task.projection or pooling not in POOLING_FLAGS:
         return
@@ -88,12 +99,27 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def render_card(model: PolyheadModel, metrics: dict[str, dict[str, Any]]) -> str:
+def write_card(model: PolyheadModel, folder: Path) -> None:
+    """README.md of a saved model, from the scores and proofs that lie in its folder."""
+    card = render_card(model, read_scores(folder), proof.read_proofs(folder))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def read_scores(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Metrics by task of a saved model; empty where none were saved."""
+    path = Path(folder) / SCORES
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def render_card(
+    model: PolyheadModel, metrics: dict[str, dict[str, Any]], proofs: list[dict[str, Any]]
+) -> str:
     """The model card: what each task gives, and how well on its test rows.
 
     Args:
         model: the model.
         metrics: metrics by task; rows of entity types are left out.
+        proofs: entries of proof.json.
     """
     rows = []
     for name in model.task_names:
@@ -110,4 +136,25 @@ def render_card(model: PolyheadModel, metrics: dict[str, dict[str, Any]]) -> str
         tasks="\n".join(rows),
         encoder=model.encoder.config.model_type,
         first=model.task_names[0] if model.task_names else "",
+        proofs="".join(map(_proof_section, proofs)),
     )
+
+
+def _proof_section(entry: dict[str, Any]) -> str:
+    """What a change of tasks left as it was, with the hashes that say so."""
+    made = ", ".join(f"{what} {value}" for what, value in entry["made_with"].items())
+    rows = "".join(
+        f"| `{name}` | `{hashes['weights'][:16]}` | `{hashes['logits'][:16]}` |\n"
+        for name, hashes in entry["tasks"].items()
+    )
+    return f"""
+## {entry["change"].capitalize()}: {", ".join(f"`{name}`" for name in entry["changed"])}
+
+The encoder (`{entry["encoder"][:16]}`) and the tasks below were the same to the bit before and
+after, each side computed by a fresh process: SHA-256 of weights, and of logits on a fixed probe
+({made}; logits can be compared under the same). `proof.json` holds the full hashes;
+`polyhead inspect FOLDER --verify` computes them again.
+
+| task | weights | logits |
+|---|---|---|
+{rows}"""

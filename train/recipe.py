@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from transformers import TrainingArguments
 
-from ..modeling.configuration_polyhead import TaskConfig, check_task_name
+from ..modeling.configuration_polyhead import PolyheadConfig, TaskConfig, check_task_name
 from .adapters import adapter_faults
 from .errors import RecipeError
 from .metrics import METRICS, metrics_for
@@ -72,7 +72,8 @@ class TaskRecipe:
             the usual ones of the kind of head.
         adapter: `{r: 8, ...}`, fields of peft's LoraConfig, for an adapter of its own (`layers:
             top 2` for the last two layers, `type: ia3` for IA3, `name` for another name than the
-            task's); or the name of one that another task defines; default none.
+            task's, `path` of a folder in PEFT's format to start from its weights); or the name of
+            one that another task defines; default none.
         max_rows: train on a random sample of so many rows, the same each time.
         loss_weight: this task's factor in the total loss.
 
@@ -175,31 +176,28 @@ class Recipe:
         self.tasks = dict(sorted(self.tasks.items()))
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: list[str] | None = None, *, onto: PolyheadConfig | None = None
+) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: the YAML file. `${NAME}` stands for an environment variable, `${RECIPE_DIR}` for the
             folder of the file.
         overrides: `key=value` with dotted keys, as `tasks.intent.loss_weight=2`.
+        onto: the finished model that its tasks are added to; the recipe then names no encoder.
 
     Raises:
         RecipeError: with all faults found.
     """
     source, faults = str(path), []
-    try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise RecipeError(source, [f"cannot be read: {error.strerror}"]) from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(source, [f"is not UTF-8 text: {error.reason}"]) from error
-    except yaml.YAMLError as error:
-        raise RecipeError(source, [f"is not YAML: {' '.join(str(error).split())}"]) from error
-    if not isinstance(raw, dict):
-        raise RecipeError(source, ["holds no keys; see configs/ for examples"])
+    raw = _read(path)
     for override in overrides or []:
         _override(raw, override, faults)
     raw = _expand(raw, "", {"RECIPE_DIR": str(Path(path).resolve().parent)}, faults)
+    if onto is not None:
+        faults += [f"{key}: {why}" for key, why in FROM_MODEL.items() if raw.pop(key, None)]
+        raw["encoder"] = str(onto.name_or_path)
     try:
         recipe = TypeAdapter(Recipe).validate_python(raw)
     except ValidationError as error:
@@ -213,11 +211,40 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(source, faults) from error
     for name, task in recipe.tasks.items():
         faults += _task_faults(name, task)
-    faults += adapter_faults({name: task.adapter for name, task in recipe.tasks.items()})
+    taken = (onto.tasks or {}) if onto is not None else {}
+    known = (onto.adapters or []) if onto is not None else []
+    for name in sorted(set(recipe.tasks) & set(taken)):
+        faults.append(f"tasks.{name}: the model has this task; take another name")
+    faults += adapter_faults({name: task.adapter for name, task in recipe.tasks.items()}, known)
     faults += _training_faults(recipe.training)
     if faults:
         raise RecipeError(source, faults)
     return recipe
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """The YAML file as it is."""
+    source = str(path)
+    try:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise RecipeError(source, [f"cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(source, [f"is not UTF-8 text: {error.reason}"]) from error
+    except yaml.YAMLError as error:
+        raise RecipeError(source, [f"is not YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(raw, dict):
+        raise RecipeError(source, ["holds no keys; see configs/ for examples"])
+    return raw
+
+
+# What a recipe for more tasks on a finished model leaves out.
+FROM_MODEL = {
+    "encoder": "it is the model's that the tasks are added to; take it out",
+    "pooling": "it is the model's; write the pooling of a new task in that task",
+    "max_length": "it is the model's; take it out",
+    "freeze": "all but the new heads and adapters is frozen; take it out",
+}
 
 
 class _Loader(yaml.SafeLoader):

@@ -30,6 +30,7 @@ from .metrics import default_metrics
 from .recipe import Recipe, ScratchEncoder, load_recipe, training_arguments
 from .trainer import MultiTaskTrainer
 
+NO_MASK = "a masked_lm task needs a tokenizer with a mask token"
 DEFAULT_LENGTH = 512  # for an encoder and a tokenizer that both know no limit
 
 
@@ -60,19 +61,30 @@ class Prepared:
         return {source.name: list(source.tasks) for source in self.sources}
 
 
-def prepare(path: str | Path, overrides: list[str] | None = None) -> Prepared:
+def prepare(
+    path: str | Path, overrides: list[str] | None = None, *, onto: str | Path | None = None
+) -> Prepared:
     """Load and check everything that a recipe names; nothing is written.
+
+    Args:
+        path: the recipe.
+        overrides: `key=value` with dotted keys.
+        onto: a finished model that the recipe's tasks are added to; all else in it is frozen.
 
     Raises:
         RecipeError: with all faults of the recipe, or all of the data, or of the encoder.
     """
-    recipe = load_recipe(path, overrides)
+    given = None if onto is None else load_model(onto)
+    recipe = load_recipe(path, overrides, onto=None if given is None else given[0].config)
     sources = load_sources(recipe, str(path))
     set_seed(int(recipe.training.get("seed", 42)))
     configs = {name: source.configs[name] for source in sources for name in source.configs}
     configs = {name: configs[name] for name in sorted(configs)}
     try:
-        model, tokenizer = _make_model(recipe, configs)
+        model, tokenizer = _make_model(recipe, configs) if given is None else given
+        if given is not None:
+            model.requires_grad_(requires_grad=False)
+            _add_tasks(model, tokenizer, configs)
         attach_adapters(model, {name: recipe.tasks[name].adapter for name in configs})
     except (OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -105,14 +117,41 @@ def train(
         RecipeError: faults of the recipe, its data or its encoder; nothing has been written then.
     """
     found = prepare(path, overrides)
+    trainer, scores = fit(found, str(path), notify)
+    if trainer.is_world_process_zero():
+        folder = Path(found.recipe.output_dir)
+        metrics = scores.get("tasks")
+        save_folder(trainer.model_for_tasks, found.tokenizer, folder / "model", metrics=metrics)
+        write_scores(folder, scores)
+    return scores
+
+
+def write_scores(folder: Path, scores: dict[str, Any]) -> None:
+    """Keep the scores of a run beside its model."""
+    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+
+
+def fit(
+    found: Prepared, path: str, notify: Callable[[str], None]
+) -> tuple[MultiTaskTrainer, dict[str, Any]]:
+    """Train what was prepared and score it; the finished model is not saved yet.
+
+    Args:
+        found: recipe, data and model.
+        path: the recipe, for errors.
+        notify: called with each line worth knowing before training starts.
+
+    Raises:
+        RecipeError: arguments that training would stumble over; nothing has been written then.
+    """
     recipe, tokenizer, model = found.recipe, found.tokenizer, found.model
     for line in unseen_labels(found.sources):
         notify(line)
     evaluates = any("validation" in source.splits for source in found.sources)
-    args = training_arguments(recipe, evaluates=evaluates, source=str(path))
+    args = training_arguments(recipe, evaluates=evaluates, source=path)
     faults = _training_faults(found, args)
     if faults:
-        raise RecipeError(str(path), faults)
+        raise RecipeError(path, faults)
     trainer = MultiTaskTrainer(
         model=model,
         args=args,
@@ -127,14 +166,7 @@ def train(
         sampling=recipe.sampling,
     )
     trainer.train(resume_from_checkpoint=_checkpoint(args))
-    scores = _final_scores(trainer, found)
-    if trainer.is_world_process_zero():
-        folder = Path(recipe.output_dir)
-        save_folder(
-            trainer.model_for_tasks, tokenizer, folder / "model", metrics=scores.get("tasks")
-        )
-        (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    return scores
+    return trainer, _final_scores(trainer, found)
 
 
 def evaluate(
@@ -292,6 +324,19 @@ def _make_model(
     return model, tokenizer
 
 
+def _add_tasks(
+    model: PolyheadModel, tokenizer: PreTrainedTokenizerBase, configs: dict[str, TaskConfig]
+) -> None:
+    """New heads on a frozen model; they alone train (and adapters that come with them)."""
+    if tokenizer.mask_token is None and any(t.head == "masked_lm" for t in configs.values()):
+        raise ValueError(NO_MASK)
+    encoder = {id(parameter) for parameter in model.encoder.parameters()}
+    for name, task in configs.items():
+        model.add_task(name, task)
+        for parameter in model.heads[name].parameters():
+            parameter.requires_grad_(id(parameter) not in encoder)  # a masked_lm head ties one
+
+
 def _resolve(name: str) -> str:
     """`package:NAME/FOLDER` to the folder inside that installed package."""
     if not name.startswith("package:"):
@@ -319,7 +364,7 @@ def _fit_tokenizer(
     if tokenizer.mask_token is None and any(
         task.head == "masked_lm" for task in model.config.tasks.values()
     ):
-        raise ValueError("a masked_lm task needs a tokenizer with a mask token")
+        raise ValueError(NO_MASK)
     usable = usable_length(model.encoder)
     limits = [n for n in (usable, tokenizer.model_max_length) if n is not None and n < 10**6]
     limit = min(limits, default=DEFAULT_LENGTH)

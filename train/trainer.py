@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainingArguments
 
+from ..modeling.adapters import load_adapter
 from ..modeling.modeling_polyhead import PolyheadModel
-from ..modeling.routing import load_adapter
 from .callbacks import SetEpoch, TaskProgress
 from .collator import MultiTaskCollator
 from .evaluation import EvalSplit, macro, score
