@@ -13,7 +13,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
-.PHONY: demo test test-all test-hf test-min test-wheel lint types fix bench clean help
+.PHONY: demo test test-slow test-all test-hf test-min test-wheel lint types fix bench clean help
 
 demo: $(READY)  ## train four tasks on a support desk's messages, compare, use the model as a stranger
 	$(BIN)/python -m polyhead.train.demo configs/quickstart.yaml
@@ -21,8 +21,10 @@ demo: $(READY)  ## train four tasks on a support desk's messages, compare, use t
 test: $(READY)  ## unit tests, offline, minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-all: test test-hf test-wheel  ## everything: slow tests, HF's model tests, the wheel
-	$(BIN)/python -m pytest -m slow
+test-slow: $(READY)  ## tests over processes and of fresh processes, minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+test-all: test test-slow test-hf test-wheel  ## everything, HF's model tests and the wheel too
 
 test-hf: $(READY)  ## HF's own common model tests against PolyheadModel
 	HF_HUB_OFFLINE=0 $(BIN)/python tests/hf_common.py
@@ -50,6 +52,7 @@ fix: $(READY)  ## ruff, mending what it can
 bench: $(READY)  ## benchmarks that run on a CPU; see benchmarks/README.md
 	$(BIN)/python benchmarks/heads.py
 	$(BIN)/python benchmarks/packing.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/adapters.py
 
 clean:  ## remove environments, builds and runs
 	rm -rf .venv .venv-min build dist runs *.egg-info .pytest_cache .ruff_cache .hypothesis

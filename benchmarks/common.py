@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import transformers
 
@@ -41,6 +42,39 @@ def alternate(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str,
     return seconds
 
 
+def ratios(what: str, unit: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Print each run's median, with spread, as a multiple of the run named `unit`."""
+    medians = {key: statistics.median(values) for key, values in seconds.items()}
+    found = {
+        key: {
+            "ratio": round(medians[key] / medians[unit], 3),
+            "milliseconds": round(medians[key] * 1000, 1),
+            "spread": [round(min(values) * 1000, 1), round(max(values) * 1000, 1)],
+        }
+        for key, values in seconds.items()
+    }
+    shown = (f"{k} {v['ratio']:.2f} ({v['milliseconds']:.0f} ms)" for k, v in found.items())
+    print(f"{what}: {', '.join(shown)}", flush=True)
+    return found
+
+
+def keep(name: str, what: str, tables: dict[str, Any]) -> None:
+    """Write tables of `ratios` to `results/`, with versions and machine."""
+    RESULTS.mkdir(exist_ok=True)
+    result = {"what": what, **tables, **conditions()}
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def conditions() -> dict[str, Any]:
+    """Versions, machine, threads and seed."""
+    return {
+        "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft)},
+        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "seed": SEED,
+    }
+
+
 def report(name: str, what: str, peer: str, ours: str, seconds: dict[str, list[float]]) -> None:
     """Print versions, medians with spread and the ratio; keep them in `results/`."""
     medians = {key: statistics.median(values) for key, values in seconds.items()}
@@ -50,10 +84,7 @@ def report(name: str, what: str, peer: str, ours: str, seconds: dict[str, list[f
         "ours": ours,
         "seconds": {key: [round(v, 4) for v in values] for key, values in seconds.items()},
         "ratio": round(medians[peer] / medians[ours], 3),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "seed": SEED,
+        **conditions(),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

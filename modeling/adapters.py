@@ -49,7 +49,9 @@ def inject(encoder: PreTrainedModel, name: str, config: Any, state: dict | None 
         raise ValueError(f"adapter {name!r} exists already; the encoder has: {', '.join(held)}")
     kinds = {other.peft_type for other in held.values()}
     if kinds and config.peft_type not in kinds:
-        raise ValueError(f"adapter {name!r} is {config.peft_type}; those here are {kinds.pop()}")
+        raise ValueError(
+            f"adapter {name!r} is {config.peft_type.value}; those here are {kinds.pop().value}"
+        )
     modules = {part for path, _ in encoder.named_modules() for part in path.split(".")}
     if name in modules:  # its parameters could not be told from the encoder's
         raise ValueError(f"adapter name {name!r} is that of a module in the encoder; take another")

@@ -72,6 +72,7 @@ class Encoded:
             return (self.output.last_hidden_state,)  # pyright: ignore[reportReturnType]
         return (self.output.hidden_states or ())[-count:]
 
+    @torch.compiler.disable
     def rows_of(self, adapter: str | None, rows: Tensor | None) -> Tensor | None:
         """Where the caller's `rows` (None: all) stand once encoded through `adapter`."""
         if self.plan is None or self.plan.source is None or self.plan.places is None:

@@ -11,7 +11,7 @@ Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width, `G` g
 import inspect
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -44,6 +44,7 @@ from .routing import (
     Plan,
     checkpoint_contexts,
     first_adapted_layer,
+    line_up,
     make_plan,
     move,
     parts_of,
@@ -192,6 +193,7 @@ class PolyheadModel(PreTrainedModel):
         hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         for name in wanted:
             load_adapter(model.encoder, name, str(pretrained_model_name_or_path), **hub)
+        line_up(model.encoder)
         return found
 
     def save_pretrained(
@@ -222,6 +224,7 @@ class PolyheadModel(PreTrainedModel):
         Raises:
             ValueError: the name is not allowed or taken, or the task does not fit the encoder.
         """
+        task = replace(task)  # the caller's own may become another task too
         head = self._build_head(task)
         self.config.set_task(name, task)
         head.apply(self._init_weights)
@@ -500,6 +503,7 @@ class PolyheadModel(PreTrainedModel):
                 found.append(self._encode(*self._moved(part, texts, inputs)))
         return joined(found, dim=0 if texts.cu_seq_lens is None else 1)
 
+    @torch.compiler.disable
     def _plan(
         self,
         names: list[str],
@@ -551,6 +555,7 @@ class PolyheadModel(PreTrainedModel):
         return "token_type_ids" in inspect.signature(self.encoder.forward).parameters
 
     @property
+    @torch.compiler.disable
     def can_pack(self) -> bool:
         """The encoder reads packed batches as they are; found at first use."""
         if self._packs is None:
@@ -641,6 +646,7 @@ class PolyheadModel(PreTrainedModel):
             raise ValueError(f"labels for {', '.join(idle)}, but tasks={chosen} leaves them out")
         return [name for name in self.task_names if name in chosen]
 
+    @torch.compiler.disable
     def _rows_by_task(
         self, names: list[str], task_ids: Tensor | None, count: int
     ) -> dict[str, Tensor | None]:

@@ -127,25 +127,39 @@ def _attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
+    return _attend_packed(query, key, value, attention_mask, dropout, scaling, cu_seq_lens_q), None
+
+
+@torch.compiler.disable  # the lengths decide what is computed: compiled, it would be so each time
+def _attend_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    reach: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    cu_seq_lens: Tensor,
+) -> Tensor:
+    """(1, A, P, d) -> (1, P, A, d), runs of texts of one length together."""
     _state["calls"] += 1
     heads, groups = query.shape[1], query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     found = []
-    for start, count, length in _runs(cu_seq_lens_q.tolist()):
+    for start, count, length in _runs(cu_seq_lens.tolist()):
         stop = start + count * length
         parts = (
             x[0, :, start:stop].view(heads, count, length, -1).transpose(0, 1)
             for x in (query, key, value)
         )
         near = None
-        if attention_mask is not None and length > int(attention_mask) + 1:
+        if reach is not None and length > int(reach) + 1:
             place = torch.arange(length, device=query.device)
-            near = (place[:, None] - place[None]).abs() <= int(attention_mask)
+            near = (place[:, None] - place[None]).abs() <= int(reach)
         out = F.scaled_dot_product_attention(
             *parts, attn_mask=near, dropout_p=dropout, scale=scaling
         )  # (count, A, length, d)
         found.append(out.transpose(1, 2).reshape(count * length, heads, -1))
-    return torch.cat(found).unsqueeze(0), None
+    return torch.cat(found).unsqueeze(0)
 
 
 def _runs(starts: list[int]) -> list[tuple[int, int, int]]:

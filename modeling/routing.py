@@ -18,7 +18,7 @@ Shapes: `N` texts of the caller, `M` texts after sorting and copying, `P` and `Q
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ except ImportError:
 Stretch = tuple[str | None, int, int]  # adapter, first token, last token + 1
 Tile = tuple[list[str], int, int]  # adapters of equal parts, first token, last token + 1
 Kind = tuple[tuple[int | None, ...], bool]  # by stretch: rank of its adapter in a layer; bias
+ALIGNMENT = 64  # bytes, as torch aligns what it allocates
 ROWS_PER_ADAPTER = 4  # with more, one product for each adapter is faster than one for each row
 
 
@@ -68,6 +69,11 @@ class Plan:
     places: dict[tuple[str | None, int], int] | None = None
     width: int = 0
     _tiles: dict[Kind, list[Tile]] = field(default_factory=dict)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The adapters of the stretches."""
+        return [name for name, _, _ in self.stretches if name is not None]
 
     def tiles(self, kind: Kind, stretches: list[Stretch]) -> list[Tile]:
         """Stretches with an adapter in a layer, joined where one batched product can do several.
@@ -115,6 +121,7 @@ def checkpoint_contexts() -> tuple[Any, Any]:
 class Routed:
     """Goes before a PEFT layer class: follows the plan, or is that layer where there is none."""
 
+    @torch.compiler.disable  # a compiled one would be compiled anew for every mix of rows
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., in) -> (..., out); ids for an embedding layer."""
         plan = _state["plan"]
@@ -123,6 +130,8 @@ class Routed:
             return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         if layer.merged:
             raise ValueError(f"adapters {layer.merged_adapters} are merged; unmerge them to route")
+        if not any(_has_adapter(layer, name) for name in plan.names):
+            return layer.base_layer(x, *args, **kwargs)  # below the layers where texts are copied
         stretches = _whole(plan, x)
         kind = _kind(layer, stretches)
         if kind is None:
@@ -163,11 +172,8 @@ def _whole(plan: Plan, x: Tensor) -> list[Stretch]:
 def _kind(layer: Any, stretches: list[Stretch]) -> Kind | None:
     """What decides the tiles: each adapter's rank (None: not here); None for no plain LoRA."""
     ranks = tuple(getattr(layer, "r", {}).get(name) for name, _, _ in stretches)
-    if not any(ranks):  # IA3 has no rank
-        held = any(
-            name in getattr(layer, p) for p in layer.adapter_layer_names for name, *_ in stretches
-        )
-        return None if held else (ranks, False)
+    if not any(ranks):  # IA3
+        return None
     variants, linear = layer.lora_variant, isinstance(layer.base_layer, nn.Linear)
     if not linear or (variants and any(name in variants for name, _, _ in stretches)):
         return None
@@ -198,8 +204,8 @@ def _factors(layer: Any, names: list[str], x: Tensor) -> tuple[Tensor, Tensor]:
     """
     # ModuleDict's own lookup costs as much as a small product; its table does not.
     downs, ups = layer.lora_A._modules, layer.lora_B._modules
-    down = torch.stack([downs[name].weight for name in names])
-    up = torch.stack([ups[name].weight for name in names])
+    down = _stacked([downs[name].weight for name in names])
+    up = _stacked([ups[name].weight for name in names])
     parts = x.to(down.dtype).view(len(names), -1, x.shape[-1])
     if layer.training:
         drops = [layer.lora_dropout[name] for name in names]
@@ -209,6 +215,35 @@ def _factors(layer: Any, names: list[str], x: Tensor) -> tuple[Tensor, Tensor]:
         return down @ parts.mT * scalings[0], up
     scaling = torch.tensor(scalings, dtype=down.dtype, device=x.device).view(-1, 1, 1)
     return down @ parts.mT * scaling, up
+
+
+def _stacked(weights: list[Tensor]) -> Tensor:
+    """(K, ...) of K weights: the memory itself where `line_up` put them in a row, else a copy."""
+    first, bytes_each = weights[0], weights[0].nbytes
+    start = first.data_ptr()
+    in_a_row = all(w.data_ptr() == start + i * bytes_each for i, w in enumerate(weights))
+    if torch.is_grad_enabled() or not in_a_row:
+        return torch.stack(weights)
+    return first.as_strided((len(weights), *first.shape), (first.numel(), *first.stride()))
+
+
+def line_up(encoder: nn.Module) -> None:
+    """Let each layer's adapters lie one after the other in memory, in the order of their names.
+
+    Many adapters in one product then need no copy. The parameters stay PEFT's own; only where
+    their numbers lie changes. Weights whose size would shift the alignment of the next are left
+    where they are: the last bit of a product depends on it.
+    """
+    for module in encoder.modules():
+        if not isinstance(module, Routed):
+            continue
+        for part in ("lora_A", "lora_B"):
+            table = getattr(module, part, {})
+            weights = [table[name].weight for name in sorted(table)]
+            alike = len({(w.shape, w.dtype, w.device) for w in weights}) == 1
+            if alike and weights[0].nbytes % ALIGNMENT == 0 and weights[0].is_contiguous():
+                for weight, place in zip(weights, torch.stack(weights).detach(), strict=True):
+                    weight.data = place
 
 
 def _low_rank(layer: Any, names: list[str], x: Tensor) -> Tensor:
@@ -344,9 +379,10 @@ def _first_layer(encoder: PreTrainedModel, name: str) -> int | None:
     return None if None in found or not found else min(found)  # pyright: ignore
 
 
-def _has_adapter(module: nn.Module, name: str | None) -> bool:
+def _has_adapter(module: nn.Module, name: str) -> bool:
+    """The module is a layer of this adapter."""
     parts: Any = module.adapter_layer_names if isinstance(module, Routed) else ()
-    return any(name in getattr(module, part) for part in parts)
+    return any(name in module._modules[part] for part in parts)  # getattr would cost more
 
 
 @cache
@@ -367,6 +403,7 @@ def route(encoder: PreTrainedModel) -> None:
 
 
 def _mover(number: int) -> Callable:
+    @torch.compiler.disable
     def move_inputs(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Move the states once, before the first adapted layer, and all else before every one."""
         plan = _state["plan"]

@@ -266,6 +266,7 @@ def test_plain_peft_loads_one_adapter_on_the_plain_encoder(saved):
     assert torch.allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stranger_with_peft_gets_the_same_logits(saved):
     folder, model, _ = saved
     code = f"""
@@ -282,6 +283,7 @@ torch.save(model(torch.arange(5, 15)[None]).logits, {str(folder / "logits.pt")!r
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_without_peft_loading_says_what_to_install(saved):
     folder, _, _ = saved
     code = f"""

@@ -5,6 +5,7 @@ that some encoders' names do not fit, and a list of names in adapter_config.json
 """
 
 import copy
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers.utils import logging
 
 from ..modeling.adapters import remove
 from ..modeling.modeling_polyhead import PolyheadModel
-from ..modeling.routing import Routed, layers_of
+from ..modeling.routing import Routed, layers_of, line_up
 
 logger = logging.get_logger(__name__)
 KINDS = {"lora": peft.LoraConfig, "ia3": peft.IA3Config}
@@ -124,6 +125,7 @@ def attach_adapters(model: PolyheadModel, adapters: dict[str, dict[str, Any] | s
             model.attach_adapter(name, config, tasks, state=state)
         else:
             model.attach_adapter(name, peft_config(model, sections[name]), tasks)
+    line_up(model.encoder)
 
 
 def read_adapter(encoder: PreTrainedModel, path: str) -> tuple[Any, dict[str, Tensor]]:
@@ -151,30 +153,57 @@ def read_adapter(encoder: PreTrainedModel, path: str) -> tuple[Any, dict[str, Te
     kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
     if kind not in KINDS:
         raise ValueError(f"adapter path {path}: its type is {kind}; allowed: {', '.join(KINDS)}")
+    weights = _own_weights(encoder, state, kind, path)
+    return _fitted(encoder, config, kind, weights), {k: v for k, (_, v) in weights.items()}
+
+
+def _own_weights(
+    encoder: PreTrainedModel, state: dict[str, Tensor], kind: str, path: str
+) -> dict[str, tuple[str, Tensor]]:
+    """An adapter's weights by their key on the plain encoder, each with its module's name."""
+    prefix = f"{encoder.base_model_prefix}."
     here, found, odd = dict(_linears(encoder)), {}, []
     for key, value in state.items():
         place, sign, rest = key.removeprefix("base_model.model.").partition(f".{kind}_")
-        own = place.removeprefix(f"{encoder.base_model_prefix}.")
-        name = place if place in here else own
+        name = place if place in here else place.removeprefix(prefix)
         if not sign:
-            odd.append(key)
+            odd.append(place.replace(".base_layer.", ".").removeprefix(prefix))
         elif name not in here:
             raise ValueError(f"adapter path {path}: the encoder has no linear layer {place}")
         else:
             found[f"base_model.model.{name}{sign}{rest}"] = (name, value)
+    own = {name.replace(".base_layer.", ".") for name, _ in encoder.named_parameters()}
+    held = [name for name in odd if name in own]
+    if held:
+        raise ValueError(
+            f"adapter path {path}: it brings weights of the encoder itself (bias or "
+            f"modules_to_save), which stays as it is here: {', '.join(held[:3])}"
+        )
     if odd:
         logger.warning(f"{path}: left out what is no adapter: {', '.join(odd)}")
-    config: Any = copy.copy(config)
-    config.target_modules = sorted({name for name, _ in found.values()})
-    if kind == "ia3":
-        before = config.feedforward_modules or []
-        config.feedforward_modules = [
-            n for n in config.target_modules if any(n == w or n.endswith(f".{w}") for w in before)
-        ]
+    return found
+
+
+def _fitted(encoder: PreTrainedModel, config: Any, kind: str, weights: dict[str, Any]) -> Any:
+    """The config with full names of the encoder's modules, and nothing of another model."""
+    config, prefix = copy.copy(config), f"{encoder.base_model_prefix}."
+    config.target_modules = sorted({name for name, _ in weights.values()})
     for field in ("modules_to_save", "task_type", "layers_to_transform", "layers_pattern"):
         setattr(config, field, None)
+    if kind == "ia3":
+        before = config.feedforward_modules or []
+        config.feedforward_modules = _named(config.target_modules, before)
+    for field in ("rank_pattern", "alpha_pattern") if kind == "lora" else ():
+        given = getattr(config, field) or {}
+        own = {re.sub(rf"^\^?{prefix}", "", key): value for key, value in given.items()}
+        setattr(config, field, own)
     config.inference_mode = False
-    return config, {key: value for key, (_, value) in found.items()}
+    return config
+
+
+def _named(modules: list[str], endings: Iterable[str]) -> list[str]:
+    """The modules whose name is, or ends with, one of `endings`."""
+    return [n for n in modules if any(n == w or n.endswith(f".{w}") for w in endings)]
 
 
 def merged_encoder(model: PolyheadModel, adapter: str | None) -> PreTrainedModel:
@@ -233,7 +262,7 @@ def peft_config(model: PolyheadModel, section: dict[str, Any]) -> Any:
     linear = [name for name, m in _linears(encoder) if id(m) in inside]
     wanted = options.pop("target_modules", None)
     if isinstance(wanted, (list, tuple)):
-        targets = [n for n in linear if any(n == w or n.endswith(f".{w}") for w in wanted)]
+        targets = _named(linear, wanted)
     elif wanted in (None, "all-linear"):
         targets = linear
     else:
@@ -241,4 +270,6 @@ def peft_config(model: PolyheadModel, section: dict[str, Any]) -> Any:
     if not targets:
         names = sorted({name.rpartition(".")[2] for name in linear})
         raise ValueError(f"adapter target_modules: {wanted}; the layers have: {', '.join(names)}")
+    if options.get("feedforward_modules"):  # IA3 wants full names here too
+        options["feedforward_modules"] = _named(targets, options["feedforward_modules"])
     return KINDS[section.get("type", "lora")](target_modules=targets, **options)

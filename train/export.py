@@ -54,13 +54,13 @@ def export_hf(
     Raises:
         RecipeError: the task is unknown, `folder` is taken, or HF's class cannot hold the head.
     """
-    faults = []
+    folder, faults = Path(folder), []
     if task not in model.task_names:
         faults.append(
             f"--task: there is no task {task!r}; there are: {', '.join(model.task_names)}"
         )
-    if Path(folder).exists():
-        faults.append(f"--output: {folder} exists; name a new folder")
+    aside = Path(folder).with_name(f"{Path(folder).name}.unchecked")
+    faults += [f"--output: {p} exists; name a new folder" for p in (folder, aside) if p.exists()]
     if faults:
         raise RecipeError("export", faults)
     config, head = model.config.tasks[task], model.heads[task]
@@ -68,8 +68,6 @@ def export_hf(
         raise RecipeError("export", [f"{task}: a plain encoder has no place for its projection"])
     plain = merged_encoder(model, config.adapter)
     found = plain if config.head == "embedding" else _with_head(plain, config, head)
-    aside = Path(folder).with_name(f"{Path(folder).name}.unchecked")
-    shutil.rmtree(aside, ignore_errors=True)
     found.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     if config.head == "embedding":
@@ -118,7 +116,9 @@ def _difference(model: PolyheadModel, task: str, folder: Path) -> float:
     """Largest difference of the task's logits (token states for embeddings) on the probe."""
     config = model.config.tasks[task]
     probe, found = probe_rows(model), AUTO[config.head].from_pretrained(folder).eval()
+    training = model.training
     output, expected = found(**probe), model.eval()(**probe, tasks=[task])
+    model.train(training)
     real = probe["attention_mask"].bool()
     pairs: tuple[Tensor, Tensor] = (
         (output.last_hidden_state[real], expected.last_hidden_state[real])

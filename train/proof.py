@@ -97,7 +97,9 @@ def fresh_fingerprint(folder: str | Path) -> dict[str, Any]:
 def compare(before: dict[str, Any], after: dict[str, Any], tasks: Iterable[str]) -> list[str]:
     """What differs between two fingerprints: lines naming the encoder or a task."""
     faults = [] if before["encoder"] == after["encoder"] else ["the encoder's weights changed"]
-    for name in tasks:
+    tasks = list(tasks)
+    faults += [f"task {name}: it is gone" for name in tasks if name not in after["tasks"]]
+    for name in (n for n in tasks if n in after["tasks"]):
         one, other = before["tasks"][name], after["tasks"][name]
         faults += [f"task {name}: its {part} changed" for part in one if one[part] != other[part]]
     return faults

@@ -47,7 +47,7 @@ def add_task(
     _check_folder(model_path)
     found = prepare(recipe_path, overrides, onto=model_path)
     folder = Path(found.recipe.output_dir)
-    if (folder / "model").resolve() == Path(model_path).resolve():
+    if _would_touch(Path(model_path), folder, folder / "model"):
         raise RecipeError(str(recipe_path), ["output_dir: the model lies there; name another"])
     before = fresh_fingerprint(model_path)
     trainer, scores = fit(found, str(recipe_path), notify)
@@ -79,6 +79,7 @@ def remove_task(model_path: str | Path, tasks: list[str], output: str | Path) ->
     """
     _check_folder(model_path)
     model, tokenizer = load_model(model_path)
+    tasks = list(dict.fromkeys(tasks))
     faults = [
         f"there is no task {name!r}; the model has: {', '.join(model.task_names)}"
         for name in tasks
@@ -88,6 +89,8 @@ def remove_task(model_path: str | Path, tasks: list[str], output: str | Path) ->
         faults.append("no task would be left")
     if Path(output).exists():
         faults.append(f"--output: {output} exists; name a new folder")
+    elif _would_touch(Path(model_path), Path(output), Path(output)):
+        faults.append("--output: the model lies there; name another")
     if faults:
         raise RecipeError("remove-task", faults)
     before = fresh_fingerprint(model_path)
@@ -132,6 +135,16 @@ def _check_folder(model_path: str | Path) -> None:
         raise RecipeError(str(model_path), ["is no folder; download a Hub model first"])
 
 
+def _would_touch(model: Path, run: Path, target: Path) -> bool:
+    """Whether writing a run's files to `run` and its model to `target` would change `model`."""
+    model, aside = model.resolve(), _aside(target).resolve()
+    return model in (target.resolve(), aside) or run.resolve().is_relative_to(model)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.unproven")
+
+
 def _save_proven(
     model: PolyheadModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -143,7 +156,7 @@ def _save_proven(
     metrics: dict[str, Any],
 ) -> None:
     """Write the folder aside, prove it in a fresh process, then give it its name."""
-    aside = folder.with_name(f"{folder.name}.unproven")
+    aside = _aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
     save_folder(model, tokenizer, aside, metrics=metrics)
     after = fresh_fingerprint(aside)
