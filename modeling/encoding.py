@@ -6,7 +6,7 @@ Shapes: `N` texts, `T` tokens, `H` hidden.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from .packing import Texts, position_embeddings, position_offset
+from .pooling import layers_needed, pool
 from .routing import Plan
 
 
@@ -65,12 +66,17 @@ class Encoded:
     texts: Texts
     given: Texts
     plan: Plan | None = None
+    _pooled: dict[str, Tensor] = field(default_factory=dict)
 
-    def states(self, count: int) -> tuple[Tensor, ...]:
-        """The last `count` hidden states."""
-        if count == 1:
-            return (self.output.last_hidden_state,)  # pyright: ignore[reportReturnType]
-        return (self.output.hidden_states or ())[-count:]
+    def pooled(self, pooling: str) -> Tensor:
+        """(M, H), or (M, 4 H) for mean_last_4: one vector per text, made once for all heads."""
+        if pooling not in self._pooled:
+            count = layers_needed(pooling)
+            states: Any = (self.output.last_hidden_state,)
+            if count > 1:
+                states = (self.output.hidden_states or ())[-count:]
+            self._pooled[pooling] = pool(states, self.texts, pooling)
+        return self._pooled[pooling]
 
     @torch.compiler.disable
     def rows_of(self, adapter: str | None, rows: Tensor | None) -> Tensor | None:
@@ -86,7 +92,7 @@ class Encoded:
         tokens = None if self.given.cu_seq_lens is None else int(self.given.cu_seq_lens[-1])
         if tokens is None or labels.shape != (1, tokens):
             return labels
-        return self.given.select(labels.unsqueeze(-1), rows)[0].squeeze(-1)
+        return self.given.select(labels.unsqueeze(-1), rows).squeeze(-1)
 
     def in_order(self, states: Tensor | None) -> Tensor | None:
         """States in the caller's order; None when texts were copied for several adapters."""

@@ -18,8 +18,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_polyhead import TaskConfig
 from .losses import contrastive, cosent, cosine_mse
-from .packing import Texts
-from .pooling import layers_needed, pool
+from .pooling import layers_needed
 
 IGNORE = -100  # the label that torch's cross-entropy and HF skip
 
@@ -54,8 +53,8 @@ class Head(nn.Module):
         """How many of the last hidden states the head reads."""
         return 1 if self.per_token else layers_needed(self.pooling)
 
-    def forward(self, states: tuple[Tensor, ...], texts: Texts) -> Tensor:
-        """States (N, T, H), or packed (1, P, H) -> logits or embeddings."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Token states (..., H), or vectors of texts (N, pooled_size) -> logits, embeddings."""
         raise NotImplementedError
 
     def count(self, labels: Tensor) -> Tensor:
@@ -77,7 +76,7 @@ class Head(nn.Module):
 class SequenceClassificationHead(Head):
     """Classification or regression over one vector per text or pair of texts.
 
-        x = pool(states);  x = act(W1 dropout(x) + b1) if `activation`;  logits = W dropout(x) + b
+        x = pooled;  x = act(W1 dropout(x) + b1) if `activation`;  logits = W dropout(x) + b
 
     With pooling `cls` and `activation` tanh this is BERT's pooler and classifier (and, with dropout
     on the pooled vector, RoBERTa's head); relu gives DistilBERT's, gelu ELECTRA's.
@@ -90,9 +89,8 @@ class SequenceClassificationHead(Head):
         self.act = ACT2FN[task.activation] if task.activation else None
         self.out = nn.Linear(self.pooled_size, task.num_labels)
 
-    def forward(self, states: tuple[Tensor, ...], texts: Texts) -> Tensor:
-        """-> (N, L); L = 1 for regression."""
-        x = pool(states, texts, self.pooling)  # (N, H)
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, pooled_size) -> (N, L); L = 1 for regression."""
         if self.dense is not None and self.act is not None:
             x = self.act(self.dense(self.dropout(x)))
         return self.out(self.dropout(x))
@@ -125,9 +123,9 @@ class TokenClassificationHead(Head):
         self.dropout = nn.Dropout(task.dropout)
         self.out = nn.Linear(encoder_config.hidden_size, task.num_labels)
 
-    def forward(self, states: tuple[Tensor, ...], texts: Texts) -> Tensor:
-        """-> (N, T, L), or packed (1, P, L)."""
-        return self.out(self.dropout(states[-1]))
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, H) -> (N, T, L), or packed (1, P, H) -> (1, P, L)."""
+        return self.out(self.dropout(x))
 
 
 class EmbeddingHead(Head):
@@ -141,9 +139,8 @@ class EmbeddingHead(Head):
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
         self.out = nn.Linear(self.pooled_size, task.projection) if task.projection else None
 
-    def forward(self, states: tuple[Tensor, ...], texts: Texts) -> Tensor:
-        """-> (N, D)."""
-        x = pool(states, texts, self.pooling)
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, pooled_size) -> (N, D)."""
         if self.out is not None:
             x = self.out(x)
         return F.normalize(x, dim=-1) if self.task.normalize else x
@@ -192,9 +189,9 @@ class MaskedLMHead(Head):
         self.norm = nn.LayerNorm(width, eps=getattr(encoder_config, "layer_norm_eps", 1e-12))
         self.decoder = nn.Linear(width, encoder_config.vocab_size)
 
-    def forward(self, states: tuple[Tensor, ...], texts: Texts | None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(..., H) -> (..., V)."""
-        return self.decoder(self.norm(self.act(self.dense(states[-1]))))
+        return self.decoder(self.norm(self.act(self.dense(x))))
 
 
 HEADS: dict[str, type[Head]] = {

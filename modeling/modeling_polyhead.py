@@ -602,18 +602,18 @@ class PolyheadModel(PreTrainedModel):
         num_items: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (or embeddings) of the task's rows, and its loss if it has labels."""
-        head = self._head(name)
-        states, texts = encoded.states(head.states_needed), encoded.texts
+        head, task = self._head(name), self.config.tasks[name]
         if labels is not None and rows is not None and head.per_token:
             labels = encoded.own_labels(labels, rows)
-        rows = encoded.rows_of(self.config.tasks[name].adapter, rows)
+        rows = encoded.rows_of(task.adapter, rows)
+        states: Any = encoded.output.last_hidden_state
+        x = states if head.per_token else encoded.pooled(head.pooling)
         if rows is not None:
-            chosen = [texts.select(s, rows) for s in states]
-            states, texts = tuple(s for s, _ in chosen), chosen[0][1]
-        if self.training and labels is not None and self.config.tasks[name].head == "masked_lm":
+            x = encoded.texts.select(x, rows) if head.per_token else x[rows]
+        if self.training and labels is not None and task.head == "masked_lm":
             keep = labels != -100
-            states, labels = (states[-1][keep],), labels[keep]
-        found = head(states, texts)
+            x, labels = x[keep], labels[keep]
+        found = head(x)
         return found, None if labels is None else head.loss(found, labels, num_items)
 
     def count_items(self, labels: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -655,15 +655,18 @@ class PolyheadModel(PreTrainedModel):
             return dict.fromkeys(names)
         if len(task_ids) != count:
             raise ValueError(f"task_ids has {len(task_ids)} rows; the batch has {count}")
-        ids = task_ids.view(len(task_ids), -1)  # (N, K), -1 fills
-        if ids.numel() and int(ids.max()) >= len(self.task_names):
-            raise ValueError(
-                f"task_ids holds {int(ids.max())}; this model has {len(self.task_names)} tasks: "
-                f"{', '.join(self.task_names)}"
-            )
-        return {
-            name: (ids == self.task_names.index(name)).any(1).nonzero().squeeze(1) for name in names
-        }
+        known = self.task_names
+        rows: list[list[int]] = [[] for _ in known]
+        for row, ids in enumerate(task_ids.view(count, -1).tolist()):  # (N, K), -1 fills
+            for number in {i for i in ids if i >= 0}:
+                if number >= len(known):
+                    raise ValueError(
+                        f"task_ids holds {number}; this model has {len(known)} tasks: "
+                        f"{', '.join(known)}"
+                    )
+                rows[number].append(row)
+        device = task_ids.device
+        return {n: torch.tensor(rows[known.index(n)], device=device).long() for n in names}
 
 
 PolyheadConfig.register_for_auto_class()

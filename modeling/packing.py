@@ -45,16 +45,15 @@ class Texts:
         assert self.mask is not None
         return self.mask.sum(1).long()
 
-    def select(self, states: Tensor, rows: Tensor) -> tuple[Tensor, "Texts"]:
-        """States and places of some texts only, in ascending order."""
+    def select(self, states: Tensor, rows: Tensor) -> Tensor:
+        """States of some texts only, in ascending order."""
         if self.cu_seq_lens is None:
-            assert self.mask is not None
-            return states[rows], Texts(mask=self.mask[rows])
+            return states[rows]
         lengths = self.lengths
         wanted = torch.zeros_like(lengths, dtype=torch.bool)
         wanted[rows] = True
         tokens = torch.repeat_interleave(wanted, lengths)
-        return states[:, tokens], Texts(cu_seq_lens=cumulative(lengths[rows]))
+        return states[:, tokens]
 
 
 def cumulative(lengths: Tensor) -> Tensor:

@@ -244,6 +244,21 @@ def test_loaded_again_all_logits_are_the_same_to_the_bit(saved):
         assert (folder / "again" / name).read_bytes() == (folder / "model" / name).read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["modernbert", "llama"])
+def test_saved_loaded_and_saved_again_the_files_are_the_same(kind, tmp_path):
+    model, _ = model_with_adapters(kind)
+    model.save_pretrained(tmp_path / "first")
+    loaded = PolyheadModel.from_pretrained(tmp_path / "first")
+    loaded.save_pretrained(tmp_path / "second")
+    for path in (tmp_path / "first").rglob("*.safetensors"):
+        again = tmp_path / "second" / path.relative_to(tmp_path / "first")
+        assert path.read_bytes() == again.read_bytes()
+    inputs = batch()["packed"]
+    with torch.no_grad():
+        found, expected = (m(**inputs, task_ids=TASK_IDS).logits for m in (loaded, model))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_the_weights_file_is_that_of_the_plain_model(saved):
     folder, _, plain = saved
     weights = load_file(folder / "model/model.safetensors")

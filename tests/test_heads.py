@@ -177,7 +177,7 @@ def rows_seen(model):
     seen = {}
     for name, head in model.heads.items():
         head.register_forward_hook(
-            lambda _, given, __, n=name: seen.__setitem__(n, len(given[0][-1]))
+            lambda _, given, __, n=name: seen.__setitem__(n, len(given[0]))
         )
     return seen
 

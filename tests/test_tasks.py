@@ -63,6 +63,9 @@ HEADS = {
 }
 
 
+TARGETS = {"bert": ["query", "value"], "modernbert": ["Wqkv"], "llama": ["q_proj", "v_proj"]}
+
+
 def recipe_of(**new: dict) -> dict:
     return copy.deepcopy({"tasks": new, "training": TRAINING, "output_dir": "${RECIPE_DIR}/out"})
 
@@ -99,7 +102,7 @@ def in_process(monkeypatch):
 only_bert = pytest.mark.parametrize("given", ["bert"], indirect=True)
 
 
-@pytest.fixture(scope="module", params=["bert", "llama"])
+@pytest.fixture(scope="module", params=list(TARGETS))
 def given(request, tmp_path_factory, encoder_folder, tokenizer_of) -> SimpleNamespace:
     """A finished model: two tasks on one adapter, one on another, one without."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -142,8 +145,7 @@ def added(given) -> SimpleNamespace:
 def again(given, added, encoder_folder) -> SimpleNamespace:
     """More tasks on top: on an old adapter, without one, and on one that plain PEFT made."""
     encoder = AutoModel.from_pretrained(encoder_folder(given.kind))
-    names = ["query", "value"] if given.kind == "bert" else ["q_proj", "v_proj"]
-    config = LoraConfig(r=3, target_modules=names, init_lora_weights=False)
+    config = LoraConfig(r=3, target_modules=TARGETS[given.kind], init_lora_weights=False)
     get_peft_model(encoder, config).save_pretrained(given.folder / "peft")
     recipe = recipe_of(
         hurry={
