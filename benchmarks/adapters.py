@@ -38,10 +38,10 @@ def main() -> None:
         ours = polyhead(names, LORA)
         theirs = plain_peft(names, ours)
         for rows, tokens in SHAPES[:1] if quick else SHAPES:
-            for mix in ("even", "skewed") if count > 1 else ("even",):
+            for mix in ("even", "skewed") if count >= 4 else ("even",):
                 runs = inference(bare, theirs, ours, task_ids(rows, count, mix), tokens)
                 key = f"{rows}x{tokens}, {count} adapters, {mix}"
-                tables[key] = ratios(key, "bare encoder", alternate(runs, 9 if rows < 64 else 5))
+                tables[key] = ratios(key, "bare encoder", alternate(runs, 7 if rows < 64 else 5))
     tables["training"] = training()
     tables["fan-out"] = fan_out()
     if not quick:
