@@ -176,9 +176,7 @@ def rows_seen(model):
     """Rows that each head is given, filled as the model runs."""
     seen = {}
     for name, head in model.heads.items():
-        head.register_forward_hook(
-            lambda _, given, __, n=name: seen.__setitem__(n, len(given[0]))
-        )
+        head.register_forward_hook(lambda _, given, __, n=name: seen.__setitem__(n, len(given[0])))
     return seen
 
 

@@ -1,5 +1,6 @@
 """Routing where it may go wrong: dropout, unlike adapters, autocast, compilation, ranks."""
 
+import copy
 import socket
 import subprocess
 import sys
@@ -7,10 +8,12 @@ import sys
 import pytest
 import torch
 from conftest import tiny_encoder_config
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft.utils.hotswap import hotswap_adapter_from_state_dict
 from polyhead.modeling import PolyheadConfig, PolyheadModel, TaskConfig
+from polyhead.modeling.adapters import adapter_state
 from polyhead.modeling.routing import first_adapted_layer
-from polyhead.train.adapters import attach_adapters
+from polyhead.train.adapters import attach_adapters, blend_adapters
 from test_adapters import LORA, TASK_IDS, batch, model_with_adapters, reference
 from torch import nn
 
@@ -178,19 +181,61 @@ def test_merged_and_unmerged_by_peft_itself_the_logits_come_back():
         assert torch.allclose(bare, plain(**inputs).last_hidden_state, atol=1e-5)
 
 
-def test_what_peft_makes_of_two_adapters_is_routed_too():
+def test_an_adapter_hotswapped_by_peft_is_routed():
     model, _ = model_with_adapters()
-    tuner = model.encoder
     inputs = batch()["padded"]
+    state = adapter_state(model.encoder, "first")
+    state = {
+        key.removeprefix("base_model.model.").replace(".weight", ".second.weight"): value.clone()
+        for key, value in state.items()
+    }
+    config = model.encoder.peft_config["first"]
+    hotswap_adapter_from_state_dict(model.encoder, state, "second", config)
+    model.heads["second"].load_state_dict(model.heads["first"].state_dict())
     with torch.no_grad():
-        for layer in tuner.modules():
-            if hasattr(layer, "lora_A"):  # hotswapped: the values of one in the place of another
-                for part in ("lora_A", "lora_B"):
-                    table = getattr(layer, part)
-                    table["second"].weight.copy_(table["first"].weight)
-        model.heads["second"].load_state_dict(model.heads["first"].state_dict())
-        found = model(**inputs).logits
+        found = model(**inputs, tasks=["first", "second"]).logits
     assert torch.allclose(found["first"], found["second"], atol=1e-6)
+
+
+def test_a_blend_of_adapters_is_that_of_plain_peft(tmp_path):
+    model, plain = model_with_adapters()
+    inputs = batch()["padded"]
+    theirs = get_peft_model(plain, copy.copy(model.encoder.peft_config["first"]), "first")
+    theirs.add_adapter("second", copy.copy(model.encoder.peft_config["second"]))
+    for name in ("first", "second"):
+        set_peft_model_state_dict(theirs, adapter_state(model.encoder, name), adapter_name=name)
+    theirs.add_weighted_adapter(["first", "second"], [0.7, 0.3], "blend", "linear")
+    theirs.set_adapter("blend")
+    with pytest.raises(ValueError, match="unknown: nope, fourth"):
+        blend_adapters(model, "blend", {"first": 0.7, "nope": 0.3}, ["fourth"])
+    blend_adapters(model, "blend", {"first": 0.7, "second": 0.3}, ["third"])
+    with torch.no_grad():
+        found = model(**inputs, tasks=["third"])
+        expected = theirs.eval()(**inputs).last_hidden_state
+        assert torch.allclose(found.last_hidden_state, expected, atol=1e-5)
+        mixed = model(**inputs, task_ids=TASK_IDS).logits["third"]
+        assert torch.allclose(mixed, found.logits["third"][TASK_IDS == 2], atol=1e-5)
+        model.save_pretrained(tmp_path)
+        again = PolyheadModel.from_pretrained(tmp_path)(**inputs, tasks=["third"])
+        assert torch.equal(again.logits["third"], found.logits["third"])
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_adapters_on_the_token_embeddings_are_routed(layout):
+    model, plain = model_with_adapters()
+    config = LoraConfig(target_modules=["word_embeddings", "query"], **LORA)
+    for name in ("first", "second"):
+        model.detach_adapter(name)
+    for name in ("first", "second"):
+        model.attach_adapter(name, copy.copy(config), [name])
+    inputs = batch()
+    with torch.no_grad():
+        mixed = model.eval()(**inputs[layout], task_ids=TASK_IDS).logits
+        copied = model(**inputs[layout]).logits
+        for number, name in enumerate(model.task_names):
+            expected = reference(model, plain, name, inputs["padded"])[1]
+            assert torch.allclose(mixed[name], expected[number == TASK_IDS], atol=1e-5)
+            assert torch.allclose(copied[name], expected, atol=1e-5)
 
 
 def test_below_the_layers_of_the_adapters_asked_for_nothing_is_copied():

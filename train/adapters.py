@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..modeling.adapters import remove
+from ..modeling.configuration_polyhead import check_task_name
 from ..modeling.modeling_polyhead import PolyheadModel
 from ..modeling.routing import Routed, layers_of, line_up
 
@@ -204,6 +205,48 @@ def _fitted(encoder: PreTrainedModel, config: Any, kind: str, weights: dict[str,
 def _named(modules: list[str], endings: Iterable[str]) -> list[str]:
     """The modules whose name is, or ends with, one of `endings`."""
     return [n for n in modules if any(n == w or n.endswith(f".{w}") for w in endings)]
+
+
+def blend_adapters(
+    model: PolyheadModel,
+    name: str,
+    weights: dict[str, float],
+    tasks: Iterable[str],
+    *,
+    combination_type: str = "linear",
+) -> None:
+    """A new LoRA adapter out of several, by PEFT's `add_weighted_adapter`, for the rows of `tasks`.
+
+    Args:
+        model: the model.
+        name: name of the new adapter; it does not train.
+        weights: adapter to its weight.
+        tasks: the tasks whose rows go through it.
+        combination_type: PEFT's; linear wants adapters of one rank.
+
+    Raises:
+        ValueError: a name is unknown or taken, or the adapters do not fit each other.
+    """
+    check_task_name(name)
+    tasks, held = list(tasks), model.loaded_adapters
+    unknown = sorted(set(weights) - set(held)) + sorted(set(tasks) - set(model.task_names))
+    if unknown or name in held:
+        raise ValueError(
+            f"unknown: {', '.join(unknown)}" if unknown else f"adapter {name!r} exists already"
+        )
+    trains = {id(p) for p in model.encoder.parameters() if p.requires_grad}
+    tuner = peft.LoraModel.__new__(peft.LoraModel)  # PEFT makes one only by injecting anew
+    nn.Module.__init__(tuner)
+    tuner.model, tuner.active_adapter = model.encoder, next(iter(weights))
+    tuner.targeted_module_names, tuner.targeted_parameter_names = [], []
+    tuner.add_weighted_adapter(
+        list(weights), list(weights.values()), name, combination_type=combination_type
+    )
+    for parameter in model.encoder.parameters():
+        parameter.requires_grad_(id(parameter) in trains)
+    model.config.adapters = [*(model.config.adapters or []), name]
+    for task in tasks:
+        model.config.tasks[task].adapter = name
 
 
 def merged_encoder(model: PolyheadModel, adapter: str | None) -> PreTrainedModel:
