@@ -185,20 +185,48 @@ def _update(layer: Any, x: Tensor, result: Tensor, tiles: list[Tile]) -> Tensor:
     if not tiles:
         return result
     flat, out = x.reshape(-1, x.shape[-1]), result.reshape(-1, result.shape[-1])
-    in_place = not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
-    parts, end = [], 0
+    parts: list[tuple[list[str], int]] = []
+    end = 0
     for names, start, stop in tiles:
-        if in_place:  # `result` is ours
-            _add_low_rank(layer, names, flat[start:stop], out[start:stop])
-            continue
-        update = _low_rank(layer, names, flat[start:stop])
-        parts += [out[end:start], out[start:stop] + update.to(out.dtype)]
+        parts += [([], start - end), (names, stop - start)]
         end = stop
-    return result if in_place else torch.cat([*parts, out[end:]]).view(result.shape)
+    parts = [part for part in (*parts, ([], len(flat) - end)) if part[1]]
+    sizes = [size for _, size in parts]
+    # split, not slices: the gradient of a slice is as large as the whole
+    found = [
+        _add_low_rank(layer, names, x_part, part) if names else part
+        for (names, _), x_part, part in zip(parts, flat.split(sizes), out.split(sizes), strict=True)
+    ]
+    if _in_place(x):
+        return result
+    return (found[0] if len(found) == 1 else torch.cat(found)).view(result.shape)
+
+
+def _in_place(x: Tensor) -> bool:
+    """Nothing needs what the base layer gave: the update may be added to it where it lies."""
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+
+
+def _add_low_rank(layer: Any, names: list[str], x: Tensor, out: Tensor) -> Tensor:
+    """(n, out) + B A dropout(x) * scaling for n / K rows of each of K adapters."""
+    inner, up = _factors(layer, names, x)
+    tiles = out.view(len(names), -1, out.shape[-1])
+    bias = layer.lora_B[names[0]].bias  # never in tiles of several
+    if _in_place(x):
+        if bias is not None:
+            tiles.add_(bias, alpha=layer.scaling[names[0]])
+        if tiles.dtype == inner.dtype:
+            return tiles.baddbmm_(inner.mT, up.mT)
+        return tiles.add_(inner.mT @ up.mT)
+    if bias is not None:
+        tiles = tiles + bias * layer.scaling[names[0]]
+    if tiles.dtype == inner.dtype:
+        return torch.baddbmm(tiles, inner.mT, up.mT).flatten(0, 1)
+    return (tiles + (inner.mT @ up.mT).to(tiles.dtype)).flatten(0, 1)
 
 
 def _factors(layer: Any, names: list[str], x: Tensor) -> tuple[Tensor, Tensor]:
-    """A x^T * scaling (K, r, n) of equal parts of x, and B (K, out, r).
+    """A x^T * scaling (K, r, n / K) of equal parts of x, and B (K, out, r).
 
     A x^T takes half the time of x A^T: few rows are kinder to a matrix product than few columns.
     """
@@ -209,7 +237,8 @@ def _factors(layer: Any, names: list[str], x: Tensor) -> tuple[Tensor, Tensor]:
     parts = x.to(down.dtype).view(len(names), -1, x.shape[-1])
     if layer.training:
         drops = [layer.lora_dropout[name] for name in names]
-        parts = torch.stack([drop(part) for drop, part in zip(drops, parts, strict=True)])
+        dropped = [drop(part) for drop, part in zip(drops, parts, strict=True)]
+        parts = torch.stack(dropped) if len(dropped) > 1 else dropped[0].unsqueeze(0)
     scalings = [layer.scaling[name] for name in names]
     if scalings.count(scalings[0]) == len(scalings):
         return down @ parts.mT * scalings[0], up
@@ -219,6 +248,8 @@ def _factors(layer: Any, names: list[str], x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _stacked(weights: list[Tensor]) -> Tensor:
     """(K, ...) of K weights: the memory itself where `line_up` put them in a row, else a copy."""
+    if len(weights) == 1:
+        return weights[0].unsqueeze(0)
     first, bytes_each = weights[0], weights[0].nbytes
     start = first.data_ptr()
     in_a_row = all(w.data_ptr() == start + i * bytes_each for i, w in enumerate(weights))
@@ -244,28 +275,6 @@ def line_up(encoder: nn.Module) -> None:
             if alike and weights[0].nbytes % ALIGNMENT == 0 and weights[0].is_contiguous():
                 for weight, place in zip(weights, torch.stack(weights).detach(), strict=True):
                     weight.data = place
-
-
-def _low_rank(layer: Any, names: list[str], x: Tensor) -> Tensor:
-    """(n, in) -> (n, out), for autograd."""
-    if len(names) > 1:
-        inner, up = _factors(layer, names, x)
-        return (inner.mT @ up.mT).flatten(0, 1)
-    a, b, drop = layer.lora_A[names[0]], layer.lora_B[names[0]], layer.lora_dropout[names[0]]
-    return b(a(drop(x.to(a.weight.dtype)))) * layer.scaling[names[0]]
-
-
-def _add_low_rank(layer: Any, names: list[str], x: Tensor, out: Tensor) -> None:
-    """Add (n, in) -> (n, out) to `out`, without autograd."""
-    if len(names) > 1:
-        inner, up = _factors(layer, names, x)
-        out.view(len(names), -1, out.shape[-1]).baddbmm_(inner.mT, up.mT)
-        return
-    a, b, scaling = layer.lora_A[names[0]], layer.lora_B[names[0]], layer.scaling[names[0]]
-    inner = a.weight @ layer.lora_dropout[names[0]](x.to(a.weight.dtype)).T
-    out.addmm_(inner.T, b.weight.T, alpha=scaling)
-    if b.bias is not None:
-        out.add_(b.bias, alpha=scaling)
 
 
 # ---- plans ----
