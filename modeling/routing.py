@@ -198,7 +198,7 @@ def _update(layer: Any, x: Tensor, result: Tensor, tiles: list[Tile]) -> Tensor:
         for (names, _), x_part, part in zip(parts, flat.split(sizes), out.split(sizes), strict=True)
     ]
     if _in_place(x):
-        return result
+        return out.view(result.shape)
     return (found[0] if len(found) == 1 else torch.cat(found)).view(result.shape)
 
 
