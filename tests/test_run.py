@@ -41,6 +41,7 @@ FOLDER = CODE | {
     "1_Pooling/config.json",
     "README.md",
     "config.json",
+    "scores.json",
     "handler.py",
     "model.safetensors",
     "modules.json",
@@ -786,7 +787,7 @@ class TestFolder:
 
     def test_a_card_without_scores_says_so(self, trained):
         model = PolyheadModel.from_pretrained(trained.model)
-        card = render_card(model, {})
+        card = render_card(model, {}, [])
         assert card.count("not measured") == len(model.task_names)
         assert "$" not in card
 
