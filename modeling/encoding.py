@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from .packing import Texts, position_embeddings, position_offset
+from .packing import Texts, eager, position_embeddings, position_offset
 from .pooling import layers_needed, pool
 from .routing import Plan
 
@@ -78,7 +78,7 @@ class Encoded:
             self._pooled[pooling] = pool(states, self.texts, pooling)
         return self._pooled[pooling]
 
-    @torch.compiler.disable
+    @eager
     def rows_of(self, adapter: str | None, rows: Tensor | None) -> Tensor | None:
         """Where the caller's `rows` (None: all) stand once encoded through `adapter`."""
         if self.plan is None or self.plan.source is None or self.plan.places is None:

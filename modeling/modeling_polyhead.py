@@ -35,7 +35,7 @@ from .encoding import (
     without_pooler,
 )
 from .heads import HEADS, Head
-from .packing import Texts, can_pack, encode_packed, pad_inputs, unpad_output
+from .packing import Texts, can_pack, eager, encode_packed, pad_inputs, unpad_output
 
 # Not used here: the import makes the pipeline's file travel with the model.
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
@@ -503,7 +503,7 @@ class PolyheadModel(PreTrainedModel):
                 found.append(self._encode(*self._moved(part, texts, inputs)))
         return joined(found, dim=0 if texts.cu_seq_lens is None else 1)
 
-    @torch.compiler.disable
+    @eager
     def _plan(
         self,
         names: list[str],
@@ -555,7 +555,7 @@ class PolyheadModel(PreTrainedModel):
         return "token_type_ids" in inspect.signature(self.encoder.forward).parameters
 
     @property
-    @torch.compiler.disable
+    @eager
     def can_pack(self) -> bool:
         """The encoder reads packed batches as they are; found at first use."""
         if self._packs is None:
@@ -646,7 +646,7 @@ class PolyheadModel(PreTrainedModel):
             raise ValueError(f"labels for {', '.join(idle)}, but tasks={chosen} leaves them out")
         return [name for name in self.task_names if name in chosen]
 
-    @torch.compiler.disable
+    @eager
     def _rows_by_task(
         self, names: list[str], task_ids: Tensor | None, count: int
     ) -> dict[str, Tensor | None]:

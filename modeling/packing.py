@@ -12,8 +12,9 @@ Shapes: `N` texts, `T` tokens of the longest, `P` tokens of all, `A` heads, `K` 
 `d` head size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,17 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 
 NAME = "polyhead"  # of our attention in AttentionInterface
 _state = {"packed": False, "calls": 0}  # set while a packed batch's masks are made
+
+
+Function = TypeVar("Function", bound=Callable)
+
+
+def eager(function: Function) -> Function:
+    """Decorator: torch.compile leaves the function as it is.
+
+    For what a batch's lengths or mix of tasks decide: compiled, it would be so for each batch anew.
+    """
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 @dataclass
@@ -129,7 +141,7 @@ def _attend(
     return _attend_packed(query, key, value, attention_mask, dropout, scaling, cu_seq_lens_q), None
 
 
-@torch.compiler.disable  # the lengths decide what is computed: compiled, it would be so each time
+@eager
 def _attend_packed(
     query: Tensor,
     key: Tensor,

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .packing import Texts, cumulative
+from .packing import Texts, cumulative, eager
 
 try:
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -121,7 +121,7 @@ def checkpoint_contexts() -> tuple[Any, Any]:
 class Routed:
     """Goes before a PEFT layer class: follows the plan, or is that layer where there is none."""
 
-    @torch.compiler.disable  # a compiled one would be compiled anew for every mix of rows
+    @eager
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., in) -> (..., out); ids for an embedding layer."""
         plan = _state["plan"]
@@ -391,7 +391,8 @@ def _first_layer(encoder: PreTrainedModel, name: str) -> int | None:
 def _has_adapter(module: nn.Module, name: str) -> bool:
     """The module is a layer of this adapter."""
     parts: Any = module.adapter_layer_names if isinstance(module, Routed) else ()
-    return any(name in module._modules[part] for part in parts)  # getattr would cost more
+    tables: Any = module._modules  # getattr would cost more
+    return any(name in tables[part] for part in parts)
 
 
 @cache
@@ -412,7 +413,7 @@ def route(encoder: PreTrainedModel) -> None:
 
 
 def _mover(number: int) -> Callable:
-    @torch.compiler.disable
+    @eager
     def move_inputs(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Move the states once, before the first adapted layer, and all else before every one."""
         plan = _state["plan"]

@@ -240,7 +240,10 @@ def blend_adapters(
     tuner.model, tuner.active_adapter = model.encoder, next(iter(weights))
     tuner.targeted_module_names, tuner.targeted_parameter_names = [], []
     tuner.add_weighted_adapter(
-        list(weights), list(weights.values()), name, combination_type=combination_type
+        list(weights),
+        list(weights.values()),
+        name,
+        combination_type=combination_type,  # pyright: ignore[reportArgumentType]
     )
     for parameter in model.encoder.parameters():
         parameter.requires_grad_(id(parameter) in trains)

@@ -70,13 +70,14 @@ def save_sentence_transformers(
     """
     for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
         (folder / name).unlink(missing_ok=True)  # of a model saved here before
-    embedding = [t for t in model.config.tasks.values() if t.head == "embedding"]
-    plain = TaskConfig(head="embedding", normalize=False)
-    task = (embedding or [plain])[0] if task is None else task
-    pooling = task.pooling or model.config.pooling
-    if task.projection or pooling not in POOLING_FLAGS:
+    found = [t for t in model.config.tasks.values() if t.head == "embedding"]
+    chosen = found[0] if found else TaskConfig(head="embedding", normalize=False)
+    if task is not None:
+        chosen = task
+    pooling = chosen.pooling or model.config.pooling
+    if chosen.projection or pooling not in POOLING_FLAGS:
         return
-    kinds = ["Transformer", "Pooling", "Normalize"][: 3 if task.normalize else 2]
+    kinds = ["Transformer", "Pooling", "Normalize"][: 3 if chosen.normalize else 2]
     modules = [
         {
             "idx": i,
