@@ -105,7 +105,7 @@ def _key_words(texts: list[str], labels: list[str], test: list[str]) -> list[str
     """The intent whose 20 most telling words the text has most of; the commonest where none."""
     seen: dict[str, Counter] = defaultdict(Counter)
     for text, label in zip(texts, labels, strict=True):
-        for word in _words(text):
+        for word in sorted(_words(text)):  # ties are broken by who comes first
             seen[word][label] += 1
     telling: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for word, counts in seen.items():
