@@ -59,7 +59,7 @@ def ratios(what: str, unit: str, seconds: dict[str, list[float]]) -> dict[str, A
 
 
 def keep(name: str, what: str, tables: dict[str, Any]) -> None:
-    """Write tables of `ratios` to `results/`, with versions and machine."""
+    """Write what was measured to `results/`, with versions and machine."""
     RESULTS.mkdir(exist_ok=True)
     result = {"what": what, **tables, **conditions()}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -79,15 +79,12 @@ def report(name: str, what: str, peer: str, ours: str, seconds: dict[str, list[f
     """Print versions, medians with spread and the ratio; keep them in `results/`."""
     medians = {key: statistics.median(values) for key, values in seconds.items()}
     result = {
-        "what": what,
         "peer": peer,
         "ours": ours,
         "seconds": {key: [round(v, 4) for v in values] for key, values in seconds.items()},
         "ratio": round(medians[peer] / medians[ours], 3),
-        **conditions(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    keep(name, what, result)
     spread = {k: f"{min(v):.3f}-{max(v):.3f} s" for k, v in seconds.items()}
     print(f"{what}: {peer} {medians[peer]:.3f} s ({spread[peer]}), ", end="")
     print(f"{ours} {medians[ours]:.3f} s ({spread[ours]}); {peer} / {ours} = {result['ratio']}")

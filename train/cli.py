@@ -50,12 +50,7 @@ def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     from .run import train as run
 
     scores = run(recipe, overrides, notify=_note)
-    if not _is_first_rank():
-        return
-    if as_json:
-        _print_json(scores)
-    elif scores:
-        _print_scores(scores, f"Scores ({', '.join(sorted(set(scores['splits'].values())))})")
+    _show_run(scores, as_json=as_json)
 
 
 @app.command("add-task")
@@ -66,14 +61,9 @@ def add_task(
     from .tasks import add_task as run
 
     scores = run(model, recipe, overrides, notify=_note)
-    if not _is_first_rank():
-        return
-    if as_json:
-        _print_json(scores)
-        return
-    if scores:
-        _print_scores(scores, f"Scores ({', '.join(sorted(set(scores['splits'].values())))})")
-    out.print("proven: the encoder and all other tasks are the same to the bit")
+    _show_run(scores, as_json=as_json)
+    if _is_first_rank() and not as_json:
+        out.print("proven: the encoder and all other tasks are the same to the bit")
 
 
 @app.command("remove-task")
@@ -215,6 +205,16 @@ def inspect(
         _print_json(report)
     else:
         show(report)
+
+
+def _show_run(scores: dict[str, Any], *, as_json: bool) -> None:
+    """The scores of a training, once; none where no task has rows to score."""
+    if not _is_first_rank():
+        return
+    if as_json:
+        _print_json(scores)
+    elif scores:
+        _print_scores(scores, f"Scores ({', '.join(sorted(set(scores['splits'].values())))})")
 
 
 def _note(line: str) -> None:

@@ -46,7 +46,7 @@ def save_folder(
     for name in (SCORES, proof.FILE):  # of a model saved here before
         (folder / name).unlink(missing_ok=True)
     if metrics is not None:
-        _write_json(folder / SCORES, metrics)
+        write_json(folder / SCORES, metrics)
     write_card(model, folder)
     (folder / "handler.py").write_text(_resource("handler.py"), encoding="utf-8")
 
@@ -87,15 +87,16 @@ def save_sentence_transformers(
         }
         for i, kind in enumerate(kinds)
     ]
-    _write_json(folder / "modules.json", modules)
+    write_json(folder / "modules.json", modules)
     flags = {flag: kind == pooling for kind, flag in POOLING_FLAGS.items()}
     width = model.config.hidden_size
-    _write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": width, **flags})
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": width, **flags})
     length = {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False}
-    _write_json(folder / "sentence_bert_config.json", length)
+    write_json(folder / "sentence_bert_config.json", length)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that people may read, and the folders it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 

@@ -1,7 +1,6 @@
 """From a recipe to a finished model on disk, and from a model and a recipe to scores."""
 
 import importlib.util
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,12 +24,11 @@ from .data import Source, load_sources, unseen_labels
 from .errors import RecipeError
 from .evaluation import eval_splits, macro
 from .features import MultiTaskDataset, tokenize
-from .hub import save_folder
+from .hub import save_folder, write_json
 from .metrics import default_metrics
 from .recipe import Recipe, ScratchEncoder, load_recipe, training_arguments
 from .trainer import MultiTaskTrainer
 
-NO_MASK = "a masked_lm task needs a tokenizer with a mask token"
 DEFAULT_LENGTH = 512  # for an encoder and a tokenizer that both know no limit
 
 
@@ -122,13 +120,8 @@ def train(
         folder = Path(found.recipe.output_dir)
         metrics = scores.get("tasks")
         save_folder(trainer.model_for_tasks, found.tokenizer, folder / "model", metrics=metrics)
-        write_scores(folder, scores)
+        write_json(folder / "scores.json", scores)
     return scores
-
-
-def write_scores(folder: Path, scores: dict[str, Any]) -> None:
-    """Keep the scores of a run beside its model."""
-    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
 def fit(
@@ -328,8 +321,7 @@ def _add_tasks(
     model: PolyheadModel, tokenizer: PreTrainedTokenizerBase, configs: dict[str, TaskConfig]
 ) -> None:
     """New heads on a frozen model; they alone train (and adapters that come with them)."""
-    if tokenizer.mask_token is None and any(t.head == "masked_lm" for t in configs.values()):
-        raise ValueError(NO_MASK)
+    _check_mask(tokenizer, configs)
     encoder = {id(parameter) for parameter in model.encoder.parameters()}
     for name, task in configs.items():
         model.add_task(name, task)
@@ -353,6 +345,11 @@ def _resolve(name: str) -> str:
     return str(path)
 
 
+def _check_mask(tokenizer: PreTrainedTokenizerBase, tasks: dict[str, TaskConfig]) -> None:
+    if tokenizer.mask_token is None and any(t.head == "masked_lm" for t in tasks.values()):
+        raise ValueError("a masked_lm task needs a tokenizer with a mask token")
+
+
 def _fit_tokenizer(
     tokenizer: PreTrainedTokenizerBase, model: PolyheadModel, max_length: int | None
 ) -> None:
@@ -361,10 +358,7 @@ def _fit_tokenizer(
         raise ValueError("the tokenizer is a slow one; character offsets need a fast tokenizer")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.mask_token is None and any(
-        task.head == "masked_lm" for task in model.config.tasks.values()
-    ):
-        raise ValueError(NO_MASK)
+    _check_mask(tokenizer, model.config.tasks)
     usable = usable_length(model.encoder)
     limits = [n for n in (usable, tokenizer.model_max_length) if n is not None and n < 10**6]
     limit = min(limits, default=DEFAULT_LENGTH)

@@ -4,7 +4,6 @@ The model is read from one folder and written to another, beside it and renamed 
 holds: neither a mistake nor a failed proof leaves anything at the place asked for.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling.modeling_polyhead import PolyheadModel
 from .errors import RecipeError
-from .hub import read_scores, save_folder, write_card
+from .hub import read_scores, save_folder, write_card, write_json
 from .proof import FILE, compare, fresh_fingerprint, read_proofs
-from .run import fit, load_model, prepare, write_scores
+from .run import fit, load_model, prepare
 
 
 def add_task(
@@ -61,7 +60,7 @@ def add_task(
             change=("added", sorted(found.recipe.tasks)),
             metrics={**read_scores(model_path), **scores.get("tasks", {})},
         )
-        write_scores(folder, scores)
+        write_json(folder / "scores.json", scores)
     return scores
 
 
@@ -171,8 +170,7 @@ def _save_proven(
         "tasks": {name: after["tasks"][name] for name in others},
         "made_with": after["made_with"],
     }
-    entries = [*read_proofs(source), proof]
-    (aside / FILE).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    write_json(aside / FILE, [*read_proofs(source), proof])
     write_card(model, aside)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
