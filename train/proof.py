@@ -21,9 +21,8 @@ import transformers
 from torch import Tensor
 from transformers.utils import logging
 
-from ..modeling.adapters import adapter_state
+from ..modeling.adapters import adapter_state, plain_state
 from ..modeling.modeling_polyhead import PolyheadModel
-from .adapters import is_adapter_weight
 
 FILE = "proof.json"  # in a model's folder: one entry for each change
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)  # tokens of the probe's rows, if the encoder can
@@ -39,9 +38,7 @@ def fingerprint(model: PolyheadModel) -> dict[str, Any]:
         alone (embeddings, for an embedding task).
     """
     model.eval()
-    state = model.encoder.state_dict()
-    own = {k: v for k, v in state.items() if not is_adapter_weight(model, k)}
-    encoder = {key.replace(".base_layer.", "."): value for key, value in own.items()}
+    encoder = plain_state(model.encoder, model.encoder.state_dict())
     tasks = {}
     probe = probe_rows(model)
     for name in model.task_names:
