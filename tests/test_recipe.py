@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyhead.train.recipe import DataConfig, RecipeError, load_recipe, training_arguments
+from polyhead.train.recipe import RecipeError, load_recipe, training_arguments
+from polyhead.train.schema import DataConfig
 from train_helpers import (
     SPLITS,
     files_of,

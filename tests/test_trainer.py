@@ -15,8 +15,8 @@ from polyhead.train import trainer as trainer_module
 from polyhead.train.data import Source
 from polyhead.train.evaluation import EvalSplit, eval_splits
 from polyhead.train.features import MultiTaskDataset, tokenize
-from polyhead.train.recipe import Sampling, TaskRecipe
 from polyhead.train.run import _checkpoint
+from polyhead.train.schema import Sampling, TaskRecipe
 from polyhead.train.trainer import MultiTaskTrainer
 from safetensors.torch import load_file
 from torch.testing import assert_close

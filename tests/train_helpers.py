@@ -11,7 +11,7 @@ import pytest
 import yaml
 from polyhead.train import cli
 from polyhead.train.data import Source, load_sources
-from polyhead.train.recipe import DataConfig, Recipe, TaskRecipe
+from polyhead.train.schema import DataConfig, Recipe, TaskRecipe
 
 INTENTS = ["book", "cancel", "play"]
 CITIES = ["Paris", "New York", "Berlin"]

@@ -18,7 +18,7 @@ from ..modeling.configuration_polyhead import TaskConfig
 from ..modeling.decoding import locate_words
 from .errors import RecipeError
 from .labels import find_labels, labels_in
-from .recipe import DataConfig, Recipe, TaskRecipe
+from .schema import DataConfig, Recipe, TaskRecipe
 
 SPLITS = ("train", "validation", "test")
 SHOWN = 3  # rows named in a fault

@@ -24,7 +24,7 @@ from ..modeling.decoding import Span, Window, encode_windows, locate_words, refi
 from ..modeling.heads import IGNORE
 from .data import Source
 from .labels import labels_in, part_tags
-from .recipe import DataConfig
+from .schema import DataConfig
 
 
 def tokenize(

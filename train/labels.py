@@ -7,7 +7,7 @@ import datasets
 
 from ..modeling.configuration_polyhead import TaskConfig, scheme_of
 from ..modeling.decoding import legal_transitions, refine, split_tag
-from .recipe import TaskRecipe
+from .schema import TaskRecipe
 
 
 def labels_in(value: Any) -> list[str]:

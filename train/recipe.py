@@ -10,170 +10,31 @@ import re
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
-from ..modeling.configuration_polyhead import PolyheadConfig, TaskConfig, check_task_name
+from ..modeling.configuration_polyhead import PolyheadConfig, check_task_name
 from .adapters import adapter_faults
 from .errors import RecipeError
 from .metrics import METRICS, metrics_for
-
-STRICT = ConfigDict(extra="forbid")
-TEXT_COLUMNS = ("text", "text_pair", "negative", "tokens")
-
-
-@dataclass(config=STRICT, kw_only=True)
-class DataConfig:
-    """Where rows come from and which columns a task reads.
-
-    Args:
-        path: what `datasets.load_dataset` takes: a Hub id, or parquet, csv, json with `data_files`.
-            May be left out when the ending of `data_files` tells.
-        name: configuration of the dataset.
-        data_files: split to file, files or pattern; relative to where the command runs.
-        data_dir: folder given to `load_dataset`.
-        revision: revision of a Hub dataset.
-        splits: our split (train, validation, test) to the dataset's own name or slice.
-        text: column with the text.
-        text_pair: column with the second text of a pair, or the positive of an embedding task.
-        negative: column with a hard negative, for contrastive embedding tasks.
-        tokens: column with lists of words, instead of `text` or beside it.
-        label: column with the label: a string or id, a list (multi-label), a number (regression,
-            scored pairs) or a list of tags (token classification).
-        label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
-    """
-
-    path: str | None = None
-    name: str | None = None
-    data_files: str | list[str] | dict[str, str | list[str]] | None = None
-    data_dir: str | None = None
-    revision: str | None = None
-    splits: dict[Literal["train", "validation", "test"], str] | None = None
-    text: str | None = None
-    text_pair: str | None = None
-    negative: str | None = None
-    tokens: str | None = None
-    label: str | None = None
-    label_range: tuple[float, float] | None = None
-
-
-@dataclass(config=STRICT, kw_only=True)
-class TaskRecipe:
-    """One task of a recipe: `TaskConfig`'s options, its data and its metrics.
-
-    Args:
-        data: where its rows come from.
-        metrics: names from `METRICS`; the first stands for the task in the macro score. Default:
-            the usual ones of the kind of head.
-        adapter: `{r: 8, ...}`, fields of peft's LoraConfig, for an adapter of its own (`layers:
-            top 2` for the last two layers, `type: ia3` for IA3, `name` for another name than the
-            task's, `path` of a folder in PEFT's format to start from its weights); or the name of
-            one that another task defines; default none.
-        max_rows: train on a random sample of so many rows, the same each time.
-        loss_weight: this task's factor in the total loss.
-
-    The other options are `TaskConfig`'s.
-    """
-
-    head: Literal["embedding", "sequence_classification", "token_classification", "masked_lm"]
-    data: DataConfig
-    labels: list[str | int | bool] | None = None
-    problem_type: (
-        Literal["single_label_classification", "multi_label_classification", "regression"] | None
-    ) = None
-    pooling: str | None = None
-    activation: str | None = None
-    dropout: float = 0.1
-    scheme: str | None = None
-    threshold: float = Field(default=0.5, gt=0, lt=1)
-    loss: str | None = None
-    temperature: float = 0.05
-    projection: int | None = Field(default=None, gt=0)
-    normalize: bool = True
-    loss_weight: float = Field(default=1.0, ge=0)
-    adapter: dict[str, Any] | str | None = None
-    metrics: list[str] | None = None
-    max_rows: int | None = Field(default=None, gt=0)
-
-    def task_config(self, labels: list[str] | None = None, scheme: str | None = None) -> TaskConfig:
-        """The model's side of this task, with the labels and tag scheme found in the data."""
-        options = {
-            f.name: getattr(self, f.name)
-            for f in fields(TaskConfig)
-            if f.name not in ("labels", "scheme", "pair", "adapter")
-        }
-        pair = self.head == "sequence_classification" and self.data.text_pair is not None
-        return TaskConfig(labels=labels, scheme=scheme or self.scheme, pair=pair, **options)
-
-
-@dataclass(config=STRICT, kw_only=True)
-class ScratchEncoder:
-    """An encoder with random weights: `config` names its model_type and sizes."""
-
-    config: dict[str, Any]
-    tokenizer: str
-
-
-@dataclass(config=STRICT, kw_only=True)
-class Sampling:
-    """How rows of the tasks are mixed.
-
-    Args:
-        strategy: proportional takes each row once an epoch.
-        batches: mixed puts rows of several tasks into a batch; pure one task at a time.
-        packing: batches without padding, where the encoder can read them: the same losses, faster.
-        order: shuffled, or length: rows of like length share a batch, which saves padding.
-    """
-
-    strategy: Literal["proportional"] = "proportional"
-    batches: Literal["mixed", "pure"] = "mixed"
-    packing: bool = True
-    order: Literal["shuffled", "length"] = "shuffled"
-
-
-@dataclass(config=STRICT, kw_only=True)
-class Freeze:
-    """What does not train.
-
-    Args:
-        encoder: the encoder's own weights; heads and adapters train.
-    """
-
-    encoder: bool = False
-
-
-@dataclass(config=STRICT, kw_only=True)
-class Recipe:
-    """All that a training run needs.
-
-    Args:
-        encoder: Hub id, folder, `package:NAME/FOLDER` (a folder inside an installed Python
-            package), or a `ScratchEncoder`.
-        tasks: by name; read in alphabetical order, so that their order in the file changes nothing.
-        output_dir: checkpoints go here, the finished model to `output_dir/model`.
-        pooling: pooling of every task that names none.
-        max_length: tokens in a text; default what encoder and tokenizer take.
-        sampling: how rows of the tasks are mixed.
-        freeze: what does not train.
-        training: fields of TrainingArguments.
-    """
-
-    encoder: str | ScratchEncoder
-    tasks: dict[str, TaskRecipe] = Field(min_length=1)
-    output_dir: str
-    pooling: Literal["mean", "cls", "max", "last_token", "mean_last_4"] = "mean"
-    max_length: int | None = Field(default=None, ge=8)
-    sampling: Sampling = Field(default_factory=Sampling)
-    freeze: Freeze = Field(default_factory=Freeze)
-    training: dict[str, Any] = Field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.tasks = dict(sorted(self.tasks.items()))
+from .schema import (
+    TEXT_COLUMNS,
+    Balancing,
+    DataConfig,
+    Freeze,
+    OptimizerOptions,
+    Recipe,
+    Sampling,
+    SchedulePoint,
+    ScratchEncoder,
+    Stopping,
+    TaskRecipe,
+    Unfreeze,
+)
 
 
 def load_recipe(
@@ -322,15 +183,26 @@ def _pydantic_fault(entry: Any) -> str:
     return f"{key}: {entry['msg'][0].lower()}{entry['msg'][1:]}{got}"
 
 
+GROUPS: dict[str, type] = {
+    "sampling": Sampling,
+    "sampling.schedule": SchedulePoint,
+    "balancing": Balancing,
+    "encoder": ScratchEncoder,
+    "freeze": Freeze,
+    "freeze.unfreeze": Unfreeze,
+    "optimizer": OptimizerOptions,
+    "stopping": Stopping,
+}
+
+
 def _known_keys(place: list[str]) -> list[str]:
-    groups: dict[str, type] = {"sampling": Sampling, "encoder": ScratchEncoder, "freeze": Freeze}
     if not place:
         group: type = Recipe
     elif place[0] == "tasks":
         group = DataConfig if len(place) == 3 else TaskRecipe
     else:
-        group = groups[place[0]]
-    return [f.name for f in fields(group)]
+        group = GROUPS[".".join(part for part in place if not part.isdigit())]
+    return [f.name.rstrip("_") for f in fields(group)]
 
 
 def _task_faults(name: str, task: TaskRecipe) -> list[str]:

@@ -26,7 +26,8 @@ from .evaluation import eval_splits, macro
 from .features import MultiTaskDataset, tokenize
 from .hub import save_folder, write_json
 from .metrics import default_metrics
-from .recipe import Recipe, ScratchEncoder, load_recipe, training_arguments
+from .recipe import load_recipe, training_arguments
+from .schema import Recipe, ScratchEncoder
 from .trainer import MultiTaskTrainer
 
 DEFAULT_LENGTH = 512  # for an encoder and a tokenizer that both know no limit

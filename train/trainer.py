@@ -23,8 +23,8 @@ from .collator import MultiTaskCollator
 from .evaluation import EvalSplit, macro, score
 from .features import MultiTaskDataset
 from .hub import save_folder
-from .recipe import Sampling
 from .sampler import MultiTaskBatchSampler
+from .schema import Sampling
 
 
 class MultiTaskTrainer(Trainer):
