@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from common import ROOT, SEED, alternate, keep, ratios
-from polyhead.train.collator import MultiTaskCollator
+from polyhead.train.collator import MultiTaskCollator, model_inputs
 from polyhead.train.features import MultiTaskDataset, tokenize
 from polyhead.train.run import prepare
 from polyhead.train.sampler import MultiTaskBatchSampler
@@ -44,7 +44,7 @@ def steps(recipe: str) -> tuple[Callable[[], None], int]:
     def run() -> None:
         for batch in batches:
             optimizer.zero_grad()
-            model(**{key: value for key, value in batch.items() if key != "rows"}).loss.backward()
+            model(**model_inputs(batch)).loss.backward()
             torch.nn.utils.clip_grad_norm_(own, 1.0)
             optimizer.step()
 

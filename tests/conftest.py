@@ -22,6 +22,7 @@ from tokenizers import (
     processors,
     trainers,
 )
+from trainer_fixtures import build, data, rows_of, usual_tasks  # noqa: F401
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.modeling_utils import PreTrainedModel
 

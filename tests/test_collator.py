@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from polyhead.modeling import TaskConfig
-from polyhead.train.collator import MultiTaskCollator
+from polyhead.train.collator import MultiTaskCollator, model_inputs
 
 NAN = float("nan")
 SEQUENCE = {"head": "sequence_classification"}
@@ -89,6 +89,8 @@ class TestBatches:
                     "urgency": [0.25],
                 },
                 "rows": [5, 1, 0, 2],
+                "sources": [0, 1, 2, 0],
+                "seen": [[2, 7], [1, 8], [2, 7], [1, 2], [1, 2], [0, 0]],
             },
         )
 
@@ -103,13 +105,26 @@ class TestBatches:
                 "task_ids": [[1], [1]],
                 "labels": {"near": [NAN]},
                 "rows": [0],
+                "sources": [1],
+                "seen": [[0, 0], [1, 5], [0, 0], [0, 0], [0, 0], [0, 0]],
             },
         )
 
     def test_an_encoder_without_segments_gets_none(self, collate):
         rows = [row("text", [2, 3], intent=0, slots=[-100, -100])]
         del rows[0]["token_type_ids"]
-        assert list(collate(rows)) == ["input_ids", "attention_mask", "task_ids", "labels", "rows"]
+        found = model_inputs(collate(rows))
+        assert list(found) == ["input_ids", "attention_mask", "task_ids", "labels"]
+
+    def test_a_stopped_task_has_no_labels_and_is_not_seen(self, collate):
+        rows = [row("text", [2, 7, 3], intent=2, slots=[-100, 1, -100])]
+        everything = collate(rows)
+        collate.stopped = {"slots"}
+        left = collate(rows)
+        assert sorted(everything["labels"]) == ["intent", "slots"]
+        assert sorted(left["labels"]) == ["intent"]
+        assert left["task_ids"].tolist() == [[NAMES.index("intent")]]
+        assert left["seen"][NAMES.index("slots")].tolist() == [0, 0]
 
     def test_only_token_tasks_read_windows_after_the_first(self, collate):
         rows = [
@@ -144,9 +159,8 @@ class TestBatches:
                 row("pairs", [2, 8, 3], [2, 8, 9, 8, 3], near=0.5),
             ]
         )
-        rows = batch.pop("rows")
-        out = model(**batch)
-        assert rows.tolist() == [0, 0]
+        out = model(**model_inputs(batch))
+        assert batch["rows"].tolist() == [0, 0]
         assert sorted(out.losses) == ["intent", "near", "slots"]
         counts = {n: int(c) for n, c in model.count_items(batch["labels"]).items()}
         assert counts == {"intent": 1, "near": 1, "slots": 1}
@@ -190,6 +204,8 @@ class TestPacked:
                     "urgency": [0.25],
                 },
                 "rows": [0, 1, 5, 2],
+                "sources": [2, 1, 0, 0],
+                "seen": [[2, 7], [1, 8], [2, 7], [1, 2], [1, 2], [0, 0]],
             },
         )
 
@@ -208,7 +224,7 @@ class TestPacked:
         losses = []
         for one in (collate, padded):
             batch = one(rows)
-            del batch["rows"]
+            batch = model_inputs(batch)
             losses.append(model(**batch).losses)
         assert sorted(losses[0]) == ["intent", "near", "slots", "topics", "urgency"]
         torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-5)
@@ -225,7 +241,7 @@ class TestPacked:
             batch = MultiTaskCollator(tokenizer, configs, list(configs), sources, packed=packed)(
                 rows
             )
-            del batch["rows"]
+            batch = model_inputs(batch)
             found.append(model(**batch).losses["topics"])
         torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
 

@@ -4,35 +4,26 @@ Encoders are tiny, and dropout is off where two ways to train are compared.
 """
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from polyhead.modeling import PolyheadModel, TaskConfig
-from polyhead.train import trainer as trainer_module
-from polyhead.train.data import Source
-from polyhead.train.evaluation import EvalSplit, eval_splits
-from polyhead.train.features import MultiTaskDataset, tokenize
+from polyhead.modeling import PolyheadModel
+from polyhead.train import task_evaluation
+from polyhead.train.collator import model_inputs
+from polyhead.train.features import MultiTaskDataset
 from polyhead.train.run import _checkpoint
-from polyhead.train.schema import Sampling, TaskRecipe
-from polyhead.train.trainer import MultiTaskTrainer
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from train_helpers import (
-    files_of,
     messages,
-    pairs,
     private_cache,  # noqa: F401
-    sources_of,
     task,
     write_rows,
-    write_splits,
 )
+from trainer_fixtures import SEQUENCE, TOKENS, history, logged, weights
 from transformers import AutoTokenizer, TrainingArguments
 
-SEQUENCE, TOKENS = "sequence_classification", "token_classification"
 ROWS = 12 + 12 + 12  # of train: messages, pairs as one text, pairs as two
 FOLDER = {
     "1_Pooling",
@@ -45,128 +36,8 @@ FOLDER = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-CODE = {path.name for path in (Path(trainer_module.__file__).parents[1] / "modeling").glob("*.py")}
+CODE = {path.name for path in (Path(task_evaluation.__file__).parents[1] / "modeling").glob("*.py")}
 STATE = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Callable[[str], dict[str, str]]:
-    """Name of the rows -> `data_files` of their splits."""
-    folder = tmp_path_factory.mktemp("data")
-    write_splits(folder, "messages", messages)
-    write_splits(folder, "pairs", pairs)
-    return lambda name: {
-        split: path.replace("${RECIPE_DIR}", str(folder)) for split, path in files_of(name).items()
-    }
-
-
-@pytest.fixture(scope="module")
-def tasks(data) -> dict[str, TaskRecipe]:
-    """Four tasks over messages, two over pairs; dropout is off."""
-    text = {"data_files": data("messages"), "text": "text", "dropout": 0.0}
-    pair = {"data_files": data("pairs"), "text": "text1", "text_pair": "text2"}
-    multi = {"problem_type": "multi_label_classification", "threshold": 0.4}
-    return {
-        "intent": task(SEQUENCE, label="intent", loss_weight=0.5, **text),
-        "slots": task(TOKENS, tokens="tokens", label="tags", **text),
-        "topics": task(SEQUENCE, label="topics", **multi, **text),
-        "urgency": task(SEQUENCE, label="urgency", problem_type="regression", **text),
-        "same": task(SEQUENCE, label="same", dropout=0.0, **pair),
-        "near": task("embedding", label="score", loss="cosine_mse", **pair),
-    }
-
-
-@dataclass
-class Rows:
-    """Checked sources and their tokenized rows."""
-
-    sources: list[Source]
-    train: MultiTaskDataset
-    validation: dict[str, EvalSplit]
-    configs: dict[str, TaskConfig]
-
-
-@pytest.fixture(scope="module")
-def rows_of(tasks, tokenizer_of) -> Callable[[dict[str, TaskRecipe] | None], Rows]:
-    """Tasks -> their rows; None for the usual tasks, which are read once."""
-
-    def read(chosen):
-        tokenizer = tokenizer_of("wordpiece")
-        sources = sources_of(**chosen)
-        configs = {name: config for s in sources for name, config in s.configs.items()}
-        configs = {name: configs[name] for name in sorted(configs)}
-        train = {source.name: tokenize(source, "train", tokenizer) for source in sources}
-        splits = eval_splits(sources, "validation", tokenizer, configs)
-        return Rows(sources, MultiTaskDataset(train), splits, configs)
-
-    usual = read(tasks)
-    return lambda chosen: usual if chosen is None else read(chosen)
-
-
-@pytest.fixture
-def build(rows_of, make_model, tokenizer_of, tmp_path) -> Callable[..., MultiTaskTrainer]:
-    """(tasks or None for the usual, size of a batch, accumulation, ...) -> trainer, model new."""
-
-    def make(
-        chosen=None,
-        *,
-        size=12,
-        accumulation=1,
-        batches="mixed",
-        packing=True,
-        evaluates=False,
-        dropout=0.0,
-        output="out",
-        **arguments,
-    ):
-        rows = rows_of(chosen)
-        torch.manual_seed(0)  # the same heads each time
-        model = make_model(
-            "bert", {n: replace(c, dropout=dropout) for n, c in rows.configs.items()}
-        )
-        usual = {
-            "optim": "sgd",
-            "learning_rate": 0.05,
-            "lr_scheduler_type": "constant",
-            "max_steps": 3,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-        }
-        args = TrainingArguments(
-            output_dir=str(tmp_path / output),
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            use_cpu=True,
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulation,
-            **{**usual, **arguments},
-        )
-        return MultiTaskTrainer(
-            model=model,
-            args=args,
-            tokenizer=tokenizer_of("wordpiece"),
-            sources={source.name: list(source.tasks) for source in rows.sources},
-            train_dataset=rows.train,
-            eval_dataset=rows.validation if evaluates else None,
-            sampling=Sampling(batches=batches, packing=packing),
-        )
-
-    return make
-
-
-def weights(trainer) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-def logged(trainer, prefix: str) -> list[dict[str, float]]:
-    """The entries of each log line that begin so."""
-    lines = [{k: v for k, v in line.items() if k.startswith(prefix)} for line in history(trainer)]
-    return [line for line in lines if line]
-
-
-def history(trainer) -> list[dict[str, float]]:
-    return trainer.state.log_history
 
 
 class TestLosses:
@@ -196,7 +67,7 @@ class TestLosses:
         trainer = build(size=9, accumulation=4, max_steps=1)
         rows = [trainer.train_dataset[number] for number in range(ROWS)]
         batch = trainer._eval_collator(rows)
-        del batch["rows"]
+        batch = model_inputs(batch)
         with torch.no_grad():
             expected = trainer.model(**batch)
         trainer.train()
@@ -246,11 +117,11 @@ class TestLosses:
             found.append((weights(trainer), logged(trainer, "loss")))
         assert_close(found[0], found[1], rtol=0, atol=1e-5)
 
-    def test_a_task_of_one_row_trains(self, build, tasks, tmp_path):
+    def test_a_task_of_one_row_trains(self, build, usual_tasks, tmp_path):
         row = {"text": "play it", "score": 0.5}
         path = str(write_rows(tmp_path / "one.jsonl", [row]))
         options = {"data_files": path, "text": "text", "label": "score"}
-        chosen = tasks | {"lone": task(SEQUENCE, problem_type="regression", **options)}
+        chosen = usual_tasks | {"lone": task(SEQUENCE, problem_type="regression", **options)}
         for batches in ("mixed", "pure"):
             trainer = build(chosen, batches=batches, max_steps=-1, num_train_epochs=1)
             trainer.train()
@@ -300,7 +171,7 @@ class TestEvaluation:
         for part in trainer.eval_dataset.values():
             rows = MultiTaskDataset({part.source.name: part.rows})
             batch = trainer._eval_collator([rows[number] for number in range(len(rows))])
-            del batch["rows"]
+            batch = model_inputs(batch)
             with torch.no_grad():
                 losses = trainer.model.eval()(**batch).losses
             for name, loss in losses.items():
@@ -369,7 +240,7 @@ class TestEvaluation:
 class TestSaving:
     def test_the_best_checkpoint_by_macro_score_is_kept_as_the_model(self, build, monkeypatch):
         values = iter([0.5, 0.9, 0.1])
-        monkeypatch.setattr(trainer_module, "macro", lambda scores: next(values))
+        monkeypatch.setattr(task_evaluation, "macro", lambda scores: next(values))
         trainer = build(
             evaluates=True,
             max_steps=3,

@@ -196,7 +196,7 @@ def inspect(
         out.print(f"logits: {'as the proof says' if same else 'made elsewhere, not compared'}")
         return
     if what.endswith((".yaml", ".yml")):
-        report = inspect_recipe(prepare(what, overrides))
+        report = inspect_recipe(prepare(what, overrides), what)
         show = _print_recipe
     else:
         report = inspect_model(load_model(what)[0])
@@ -314,8 +314,25 @@ def _print_recipe(report: dict[str, Any]) -> None:
             out.print(Text(f"  labels: {labels}"))
         for sample in task["samples"]:
             out.print(Text(f"  row {sample['row']}: {sample['text']}\n    -> {sample['label']}"))
+    for line in report["draws"]:
+        out.print(Text(line))
+    table = Table("weights", "layers", "trainable", "frozen", "learning rate", "from epoch")
+    for row in report["parameters"]:
+        rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:.2e}"
+        start = "never" if row["from_epoch"] is None else f"{row['from_epoch']:g}"
+        layers = _span(row["layers"])
+        numbers = (f"{row['trainable']:,}", f"{row['frozen']:,}")
+        table.add_row(row["name"], layers, *numbers, rate, start)
+    out.print(table)
     for note in report["notes"]:
         out.print(Text(f"note: {note}", style="yellow"))
+
+
+def _span(numbers: list[int]) -> str:
+    """Numbers of layers, those in a row as first-last."""
+    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}-{numbers[-1]}"
+    return ", ".join(map(str, numbers))
 
 
 def _print_model(report: dict[str, Any]) -> None:

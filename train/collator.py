@@ -3,7 +3,7 @@
 Padding is on the right: with absolute positions, padding on the left changes the results.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class MultiTaskCollator:
         labels: by task, of its own texts only: (n,) ids or numbers, (n, L) multi-label, (n, T) or
             packed (1, tokens) token tasks and masked LM, (groups,) embeddings
         rows: (examples,), the number of each example in its dataset
+        sources: (examples,), its source, as counted in `sources`
+        seen: (tasks, 2), examples and tokens that each task of the model has in the batch
 
     Args:
         tokenizer: pads, and masks for masked LM.
@@ -37,6 +39,8 @@ class MultiTaskCollator:
         mask_seed: masks the same tokens each time (with `epoch`), so that evaluation repeats and a
             resumed run goes on as it was; None draws anew.
         packed: lay the texts end to end instead of padding them; those of like length side by side.
+        epoch: set by the trainer.
+        stopped: tasks that train no more; their labels are left out.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -47,6 +51,7 @@ class MultiTaskCollator:
     mask_seed: int | None = None
     packed: bool = False
     epoch: int = 0
+    stopped: set[str] = field(default_factory=set)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """See the class."""
@@ -62,13 +67,29 @@ class MultiTaskCollator:
                 labels[name] = self._labels(name, own, batch)
         batch["labels"] = labels
         batch["rows"] = torch.tensor([row["row"] for row in rows])
+        names = list(self.sources)
+        batch["sources"] = torch.tensor([names.index(row["source"]) for row in rows])
+        batch["seen"] = self._seen(rows, members)
         return batch
+
+    def _seen(self, rows: list[dict[str, Any]], members: list[list[str]]) -> Tensor:
+        seen = torch.zeros(len(self.task_names), 2, dtype=torch.long)
+        for row, tasks in zip(rows, members, strict=True):
+            tokens = sum(map(len, row["input_ids"]))
+            for name in tasks:
+                seen[self.task_names.index(name)] += torch.tensor([1, tokens])
+        return seen
 
     def _tasks_of(self, row: dict[str, Any]) -> list[str]:
         """The tasks that read a row; windows after the first are for token tasks only."""
         every = self.sources[row["source"]]
         per_token = ("token_classification", "masked_lm")
-        return [t for t in every if row["window"] == 0 or self.configs[t].head in per_token]
+        return [
+            name
+            for name in every
+            if name not in self.stopped
+            and (row["window"] == 0 or self.configs[name].head in per_token)
+        ]
 
     def _pad(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         ids = [text for row in rows for text in row["input_ids"]]
@@ -130,3 +151,8 @@ class MultiTaskCollator:
         masked, labels = masker.torch_mask_tokens(ids, torch.tensor(special))
         batch["input_ids"][place] = masked.view_as(batch["input_ids"][place])
         return labels
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch without what the collator tells the trainer alone."""
+    return {key: value for key, value in batch.items() if key not in ("rows", "seen", "sources")}

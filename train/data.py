@@ -76,7 +76,7 @@ def load_sources(recipe: Recipe, source: str = "data") -> list[Source]:
     """
     faults: list[str] = []
     sources = []
-    for tasks in _group(recipe.tasks):
+    for tasks in group_tasks(recipe.tasks):
         first = next(iter(tasks))
         try:
             splits = _load(tasks[first])
@@ -129,7 +129,7 @@ def unseen_labels(sources: list[Source]) -> list[str]:
 # ---- loading ----
 
 
-def _group(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]:
+def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]:
     """Tasks that read the same rows and texts."""
     groups: dict[str, dict[str, TaskRecipe]] = {}
     for name, task in tasks.items():

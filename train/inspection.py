@@ -9,20 +9,28 @@ from ..modeling.modeling_polyhead import PolyheadModel
 from .data import Source, unseen_labels
 from .features import tokenize
 from .labels import labels_in
-from .run import Prepared
+from .optimization import parameter_table
+from .run import Prepared, checked_arguments
+from .sampler import epochs_of, make_sampler
 
 SAMPLES = 3
 
 
-def inspect_recipe(found: Prepared) -> dict[str, Any]:
-    """Rows, label counts, lengths and three decoded rows of each task.
+def inspect_recipe(found: Prepared, path: str) -> dict[str, Any]:
+    """Rows, label counts, lengths and three decoded rows of each task; what is drawn and trained.
 
     Returns:
-        `{"tasks": {task: {...}}, "notes": [...]}`, ready for JSON.
+        `{"tasks": {task: {...}}, "draws": [...], "parameters": [...], "notes": [...]}`, ready for
+        JSON; see `parameter_table`.
+
+    Raises:
+        RecipeError: training arguments that do not fit the data or the model.
     """
-    tasks = {}
+    args = checked_arguments(found, path)
+    tasks, sizes = {}, {}
     for source in found.sources:
         rows = tokenize(source, "train", found.tokenizer)
+        sizes[source.name] = len(rows)
         lengths = [len(text) for texts in rows["input_ids"] for text in texts]
         for name in source.tasks:
             tasks[name] = {
@@ -35,7 +43,15 @@ def inspect_recipe(found: Prepared) -> dict[str, Any]:
                 "labels": _label_counts(source, name),
                 "samples": [_decoded(found, source, name, rows[i]) for i in _spread(len(rows))],
             }
-    return {"tasks": dict(sorted(tasks.items())), "notes": unseen_labels(found.sources)}
+    ranges = {name: range(size) for name, size in sizes.items()}
+    sampler = make_sampler(ranges, found.tasks_by_source, found.multitask, args)
+    recipe = found.recipe
+    return {
+        "tasks": dict(sorted(tasks.items())),
+        "draws": sampler.summary(epochs_of(args, sampler)),
+        "parameters": parameter_table(found.model, recipe.freeze, recipe.optimizer, args),
+        "notes": unseen_labels(found.sources),
+    }
 
 
 def _spread(rows: int) -> list[int]:

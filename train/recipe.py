@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 
 from ..modeling.configuration_polyhead import PolyheadConfig, check_task_name
 from .adapters import adapter_faults
+from .balancing import balancing_faults
 from .errors import RecipeError
 from .metrics import METRICS, metrics_for
 from .schema import (
@@ -35,6 +36,7 @@ from .schema import (
     TaskRecipe,
     Unfreeze,
 )
+from .strategies import sampling_faults, sources_of
 
 
 def load_recipe(
@@ -77,6 +79,9 @@ def load_recipe(
     for name in sorted(set(recipe.tasks) & set(taken)):
         faults.append(f"tasks.{name}: the model has this task; take another name")
     faults += adapter_faults({name: task.adapter for name, task in recipe.tasks.items()}, known)
+    faults += sampling_faults(recipe)
+    faults += balancing_faults(recipe, len(sources_of(recipe)))
+    faults += _stopping_faults(recipe)
     faults += _training_faults(recipe.training)
     if faults:
         raise RecipeError(source, faults)
@@ -282,12 +287,27 @@ def _file_faults(data: DataConfig) -> list[str]:
     return faults
 
 
+def _stopping_faults(recipe: Recipe) -> list[str]:
+    if recipe.stopping is None:
+        return []
+    faults, training = [], recipe.training
+    if recipe.stopping.by == "macro":
+        if training.get("load_best_model_at_end") is False:
+            faults.append("stopping.by: macro needs training.load_best_model_at_end")
+        if training.get("metric_for_best_model", "macro") != "macro":
+            faults.append("stopping.by: macro, but training.metric_for_best_model is another")
+    return faults
+
+
 # Set by us, or wrong with several tasks.
 REFUSED_TRAINING = {
     "output_dir": "write output_dir at the top of the recipe",
     "label_smoothing_factor": "not with labels keyed by task",
     "remove_unused_columns": "the collator needs all columns",
     "train_sampling_strategy": "use sampling",
+    "dataloader_persistent_workers": "the collator changes with the epoch",
+    "restore_callback_states_from_checkpoint": "they always are",
+    "enable_jit_checkpoint": "always done on SIGTERM",
     "push_to_hub": "not part of a recipe yet",
 }
 
@@ -337,6 +357,7 @@ def training_arguments(
         "warmup_steps": 0.1,
         "save_total_limit": 1,
         "disable_tqdm": False,
+        "logging_nan_inf_filter": False,  # nan_loss says what happens
         "dataloader_pin_memory": torch.accelerator.is_available(),
     }
     if evaluates:

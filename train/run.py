@@ -19,15 +19,19 @@ from transformers import (
 
 from ..modeling.configuration_polyhead import PolyheadConfig, TaskConfig
 from ..modeling.modeling_polyhead import PolyheadModel, usable_length
-from .adapters import attach_adapters, is_adapter_weight
+from .adapters import attach_adapters
+from .checkpoints import latest_intact
 from .data import Source, load_sources, unseen_labels
 from .errors import RecipeError
 from .evaluation import eval_splits, macro
 from .features import MultiTaskDataset, tokenize
 from .hub import save_folder, write_json
 from .metrics import default_metrics
+from .optimization import freeze_faults
 from .recipe import load_recipe, training_arguments
-from .schema import Recipe, ScratchEncoder
+from .sampler import epochs_of
+from .schema import MultiTaskArguments, Recipe, ScratchEncoder
+from .strategies import passes_by_source
 from .trainer import MultiTaskTrainer
 
 DEFAULT_LENGTH = 512  # for an encoder and a tokenizer that both know no limit
@@ -53,6 +57,25 @@ class Prepared:
     def configs(self) -> dict[str, TaskConfig]:
         """The model's tasks."""
         return self.model.config.tasks
+
+    @property
+    def evaluates(self) -> bool:
+        """Some task has validation rows."""
+        return any("validation" in source.splits for source in self.sources)
+
+    @property
+    def multitask(self) -> MultiTaskArguments:
+        """How the recipe trains several tasks."""
+        recipe = self.recipe
+        return MultiTaskArguments(
+            sampling=recipe.sampling,
+            passes=passes_by_source(recipe, self.tasks_by_source),
+            balancing=recipe.balancing,
+            freeze=recipe.freeze,
+            optimizer=recipe.optimizer,
+            stopping=recipe.stopping,
+            nan_loss=recipe.nan_loss,
+        )
 
     @property
     def tasks_by_source(self) -> dict[str, list[str]]:
@@ -89,9 +112,6 @@ def prepare(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         name = f"{recipe.encoder}: " if isinstance(recipe.encoder, str) else ""
         raise RecipeError(str(path), [f"encoder: {name}{lines[0]}"]) from error
-    if recipe.freeze.encoder:
-        for name, parameter in model.encoder.named_parameters():
-            parameter.requires_grad_(is_adapter_weight(model, name))
     return Prepared(recipe, sources, model, tokenizer)
 
 
@@ -138,29 +158,49 @@ def fit(
     Raises:
         RecipeError: arguments that training would stumble over; nothing has been written then.
     """
-    recipe, tokenizer, model = found.recipe, found.tokenizer, found.model
+    tokenizer, model = found.tokenizer, found.model
     for line in unseen_labels(found.sources):
         notify(line)
-    evaluates = any("validation" in source.splits for source in found.sources)
-    args = training_arguments(recipe, evaluates=evaluates, source=path)
-    faults = _training_faults(found, args)
-    if faults:
-        raise RecipeError(path, faults)
-    trainer = MultiTaskTrainer(
-        model=model,
-        args=args,
-        tokenizer=tokenizer,
-        sources=found.tasks_by_source,
-        train_dataset=MultiTaskDataset(
+    args = checked_arguments(found, path)
+    options: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "tokenizer": tokenizer,
+        "sources": found.tasks_by_source,
+        "train_dataset": MultiTaskDataset(
             {source.name: tokenize(source, "train", tokenizer) for source in found.sources}
         ),
-        eval_dataset=eval_splits(found.sources, "validation", tokenizer, found.configs)
-        if evaluates
+        "eval_dataset": eval_splits(found.sources, "validation", tokenizer, found.configs)
+        if found.evaluates
         else None,
-        sampling=recipe.sampling,
-    )
-    trainer.train(resume_from_checkpoint=_checkpoint(args))
+        "multitask": found.multitask,
+    }
+    try:
+        trainer = MultiTaskTrainer(**options)
+    except ValueError as error:  # what only the tokenized rows and the number of ranks tell
+        raise RecipeError(path, [str(error)]) from error
+    assert trainer.sampler is not None
+    for line in trainer.sampler.summary(epochs_of(args, trainer.sampler)):
+        notify(line)
+    trainer.train(resume_from_checkpoint=latest_intact(args))
     return trainer, _final_scores(trainer, found)
+
+
+def checked_arguments(found: Prepared, path: str) -> TrainingArguments:
+    """The recipe's TrainingArguments.
+
+    Raises:
+        RecipeError: arguments that do not fit the data or the model.
+    """
+    recipe = found.recipe
+    args = training_arguments(recipe, evaluates=found.evaluates, source=path)
+    faults = _training_faults(found, args)
+    faults += freeze_faults(found.model, recipe.freeze, recipe.optimizer, args)
+    if recipe.stopping is not None and args.eval_strategy == "no":
+        faults.append("stopping: there are no evaluations to stop by")
+    if faults:
+        raise RecipeError(path, faults)
+    return args
 
 
 def evaluate(

@@ -134,11 +134,11 @@ class Sampling:
         size_cap: rows beyond this number do not count for a task's share (arXiv:1910.10683).
         weights: by task.
         schedule: points of `{epoch: 0, weights: uniform}`, in order.
-        until: round_robin ends when the shortest task is through, or the longest (the others begin
-            anew).
+        until: round_robin ends when the shortest task is through (default), or the longest (the
+            others begin anew).
         order_of_tasks: sequential: the tasks in the order that they come.
         rows_per_epoch: rows of an epoch for uniform, temperature, weights and schedule; default
-            the rows there are.
+            the rows there are. Pure batches fill whole optimizer steps.
         batches: mixed puts rows of several tasks into a batch; pure one task at a time.
         packing: batches without padding, where the encoder can read them: the same losses, faster.
         order: shuffled, or length: rows of like length share a batch, which saves padding.
@@ -306,3 +306,26 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.tasks = dict(sorted(self.tasks.items()))
+
+
+@dataclass(config=STRICT, kw_only=True)
+class MultiTaskArguments:
+    """What a training of several tasks has beside TrainingArguments; see `Recipe`.
+
+    Args:
+        sampling: how rows of the tasks are mixed.
+        passes: by source, passes over its rows in an epoch.
+        balancing: how the tasks are weighed against each other.
+        freeze: what does not train.
+        optimizer: learning rates of parts of the model.
+        stopping: when training, or a task, ends early.
+        nan_loss: what to do with a loss that is not finite.
+    """
+
+    sampling: Sampling = Field(default_factory=Sampling)
+    passes: dict[str, float] = Field(default_factory=dict)
+    balancing: Balancing = Field(default_factory=Balancing)
+    freeze: Freeze = Field(default_factory=Freeze)
+    optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
+    stopping: Stopping | None = None
+    nan_loss: Literal["stop", "skip"] = "stop"

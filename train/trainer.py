@@ -1,33 +1,43 @@
-"""The Trainer for several tasks: exact loss normalisers, losses and metrics by task, a macro score.
+"""The Trainer for several tasks: exact loss normalisers, balancing, losses and gradients by task.
 
 What it overrides and why:
-- the counting of items: each task's loss is divided by its own labelled units in the whole
-  optimizer step, over micro-batches and ranks (HF counts one number over a key `labels`);
+- an optimizer step (`task_steps.py`): exact normalisers by task, balancing;
 - the train dataloader: rows come from `MultiTaskBatchSampler`;
-- evaluation: one pass per source gives the metrics of all its tasks; predictions are kept by task;
-- saving: a checkpoint is the folder that users load.
+- the optimizer: learning rates by layer, head and adapter;
+- evaluation (`task_evaluation.py`): one pass per source, predictions kept by task;
+- saving (`checkpoints.py`): a checkpoint is the folder that users load, and never half of one.
 """
 
 from typing import Any
 
-import datasets
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    TrainingArguments,
+)
 
 from ..modeling.adapters import load_adapter
 from ..modeling.modeling_polyhead import PolyheadModel
-from .callbacks import SetEpoch, TaskProgress
+from .balancing import make_balancer
+from .callbacks import AfterStep, SetEpoch, TaskProgress, TaskStopping, TrainingState
+from .checkpoints import AtomicCheckpoints, LeaveOnSigterm
 from .collator import MultiTaskCollator
-from .evaluation import EvalSplit, macro, score
+from .evaluation import EvalSplit
 from .features import MultiTaskDataset
+from .gradients import GradientComparison, shared_parameters
 from .hub import save_folder
-from .sampler import MultiTaskBatchSampler
-from .schema import Sampling
+from .metrics import default_metrics, main_metric
+from .optimization import Unfreezing, apply_freeze, optimizer_groups
+from .sampler import make_sampler
+from .schema import MultiTaskArguments
+from .task_evaluation import TaskEvaluation, TaskSums
+from .task_steps import TaskSteps
 
 
-class MultiTaskTrainer(Trainer):
+class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
     """Trains a `PolyheadModel` on the rows of several sources.
 
     Args:
@@ -37,7 +47,7 @@ class MultiTaskTrainer(Trainer):
         train_dataset: tokenized rows of all sources, or None to evaluate only.
         eval_dataset: `EvalSplit` by source name.
         sources: source name to its tasks, for the collator.
-        sampling: which batches the sampler makes.
+        multitask: sampling, balancing, what trains, when to stop.
 
     Raises:
         ValueError: arguments that do not fit several tasks.
@@ -55,16 +65,18 @@ class MultiTaskTrainer(Trainer):
         sources: dict[str, list[str]],
         train_dataset: MultiTaskDataset | None = None,
         eval_dataset: dict[str, EvalSplit] | None = None,
-        sampling: Sampling | None = None,
+        multitask: MultiTaskArguments | None = None,
     ) -> None:
         if args.remove_unused_columns:
             raise ValueError("TrainingArguments: set remove_unused_columns=False")
         if args.label_smoothing_factor:
             raise ValueError("TrainingArguments: label_smoothing_factor does not fit several tasks")
+        self.multitask = multitask or MultiTaskArguments()
+        self.sources = sources
         options = (tokenizer, model.config.tasks, model.task_names, sources)
-        sampling = sampling or Sampling()
-        packed = train_dataset is not None and sampling.packing and model.can_pack
+        packed = train_dataset is not None and self.multitask.sampling.packing and model.can_pack
         collator = MultiTaskCollator(*options, packed=packed, mask_seed=args.seed)
+        self._eval_collator = MultiTaskCollator(*options, mask_seed=args.seed)
         super().__init__(
             model=model,
             args=args,
@@ -73,24 +85,55 @@ class MultiTaskTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,  # pyright: ignore[reportArgumentType]
         )
-        self._eval_collator = MultiTaskCollator(*options, mask_seed=args.seed)
-        self._sums = _TaskSums(model.task_names)
-        self._eval_sums = _TaskSums(model.task_names)
-        self._evaluated: list[str] = []  # the tasks of the source in evaluation
+        self._sums = TaskSums(model.task_names)
         self.sampler = None
         if train_dataset is not None:
-            self.sampler = MultiTaskBatchSampler(
-                train_dataset.ranges,
-                batch_size=args.per_device_train_batch_size,
-                batches=sampling.batches,
-                lengths=train_dataset.lengths if sampling.order == "length" else None,
-                replicas=args.world_size,
-                accumulation=args.gradient_accumulation_steps,
-                seed=args.seed if args.data_seed is None else args.data_seed,
-            )
-            self.add_callback(SetEpoch(self.sampler, collator))
+            self._set_up_training(train_dataset, collator)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TaskProgress())
+
+    def _set_up_training(self, dataset: MultiTaskDataset, collator: MultiTaskCollator) -> None:
+        args, multitask, model = self.args, self.multitask, self.model
+        lengths = dataset.lengths if multitask.sampling.order == "length" else None
+        self.sampler = make_sampler(dataset.ranges, self.sources, multitask, args, lengths)
+        sizes = {name: len(rows) for name, rows in dataset.ranges.items()}
+        rows = {task: sizes[name] for name, tasks in self.sources.items() for task in tasks}
+        self.balancer = make_balancer(
+            multitask.balancing, {name: model.config.tasks[name] for name in rows}, rows, args.seed
+        )
+        apply_freeze(model, multitask.freeze)
+        if self.balancer.needs in ("gradients", "last_layer") and not shared_parameters(model):
+            raise ValueError(
+                f"balancing.method: {multitask.balancing.method} needs weights that tasks share "
+                "and that train; there are none"
+            )
+        self.unfreezing = Unfreezing(model, multitask.freeze)
+        self.leaving = LeaveOnSigterm()
+        self.counts = TrainingState(self.balancer, model.task_names)
+        self.comparison = GradientComparison(
+            self._steps_between_comparisons(sorted(rows)), sorted(rows)
+        )
+        callbacks = [SetEpoch(self.sampler, collator), self.unfreezing, self.leaving, self.counts]
+        for callback in [*callbacks, AfterStep(self._end_of_step)]:
+            self.add_callback(callback)
+        stopping = multitask.stopping
+        if stopping is not None and stopping.by == "macro":
+            self.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
+        elif stopping is not None:
+            if self.sampler.has_short_steps:
+                raise ValueError("stopping by task: some optimizer step has fewer rows than others")
+            metrics = self._main_metrics()
+            self.add_callback(TaskStopping(stopping, metrics, self.sampler, collator))
+
+    def _main_metrics(self) -> dict[str, str]:
+        """The metric of each task with validation rows that says whether it still improves."""
+        found = {}
+        splits: Any = self.eval_dataset or {}
+        for part in splits.values():
+            for name, recipe in part.source.tasks.items():
+                config, scored = self.model.config.tasks[name], recipe.data.label is not None
+                found[name] = main_metric(recipe.metrics or default_metrics(config, scored=scored))
+        return found
 
     # ---- batches ----
 
@@ -102,156 +145,38 @@ class MultiTaskTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
         )
         return self.accelerator.prepare(loader)
-
-    def _eval_dataloader(self, name: str, rows: datasets.Dataset) -> DataLoader:
-        loader = DataLoader(
-            MultiTaskDataset({name: rows}),
-            batch_size=self.args.per_device_eval_batch_size,
-            collate_fn=self._eval_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        return self.accelerator.prepare(loader)
-
-    # ---- loss ----
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        """Labelled units by task, over the micro-batches of a step and over all ranks."""
-        names = self.model_for_tasks.task_names
-        total = torch.zeros(len(names), dtype=torch.float64)
-        for batch in batch_samples:
-            for name, count in self.model_for_tasks.count_items(batch["labels"]).items():
-                total[names.index(name)] += count.cpu()
-        total = self.accelerator.reduce(total.to(device, torch.float32), "sum")
-        return dict(zip(names, total, strict=True))  # pyright: ignore[reportArgumentType]
-
-    @property
-    def model_for_tasks(self) -> PolyheadModel:
-        """The model without what accelerate wraps around it."""
-        return self.accelerator.unwrap_model(self.model)
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Weighted sum of the tasks' losses, each over its units in the whole optimizer step."""
-        inputs = {key: value for key, value in inputs.items() if key != "rows"}
-        outputs = model(**inputs, num_items=num_items_in_batch)
-        counts = self.model_for_tasks.count_items(inputs["labels"])
-        for name, loss in (outputs.losses or {}).items():
-            units = counts[name] if num_items_in_batch is None else num_items_in_batch[name]
-            self._sums.add(name, loss.detach() * units, counts[name])
-        # DDP averages gradients over ranks; `num_items` already counts all of them
-        loss = outputs.loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds `loss_<task>`, the mean over its units since the last log, to the training loss."""
+        """Adds to the training loss what there is to know of each task.
+
+        `loss_<task>`, the mean over its units since the last log; `rows_` and `tokens_` seen;
+        `weight_` of its loss; `grad_norm_` and the `cosine_` of two tasks, where compared since the
+        last log; `skipped_` losses that were not finite.
+        """
         if "loss" in logs:
             for name, value in self._sums.means(self.accelerator).items():
                 logs[f"loss_{name}"] = value
+            logs |= self.counts.log() | self.balancer.log() | self.comparison.log()
         super().log(logs, start_time)
 
-    # ---- evaluation ----
-
-    def prediction_step(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, Any, Any]:
-        """Loss and predictions by task: one entry per example, in the batch's order."""
-        inputs = self._prepare_inputs(inputs)
-        rows = inputs["rows"]
-        fed = {key: value for key, value in inputs.items() if key != "rows"}
-        with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**fed)
-        counts = self.model_for_tasks.count_items(fed["labels"])
-        for name, loss in (outputs.losses or {}).items():
-            self._eval_sums.add(name, loss * counts[name], counts[name])
-        found: dict[str, Tensor] = {}
-        for name, logits in (outputs.logits or {}).items():
-            if self.model_for_tasks.config.tasks[name].head == "masked_lm":
-                logits = _mask_hits(logits, fed["labels"][name])
-            found[name] = self._spread(name, logits.float(), fed, len(rows))
-        for name, vectors in (outputs.embeddings or {}).items():
-            found[name] = vectors.float().view(len(rows), -1, vectors.shape[-1])
-        for name in self._evaluated:  # no rows: all are windows after the first
-            if name not in found:
-                width = self.model_for_tasks.config.tasks[name].num_labels
-                found[name] = torch.full((len(rows), width), float("nan"), device=rows.device)
-        return outputs.loss.detach(), found, rows
-
-    def _spread(self, name: str, values: Tensor, inputs: dict[str, Any], rows: int) -> Tensor:
-        """Values of the task's own rows to one entry per row: NaN for windows it does not read."""
-        number = self.model_for_tasks.task_names.index(name)
-        own = (inputs["task_ids"] == number).any(1)
-        if bool(own.all()):
-            return values
-        spread = values.new_full((rows, *values.shape[1:]), float("nan"))
-        spread[own] = values
-        return spread
-
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Metrics of all tasks, one pass per source.
-
-        Args:
-            eval_dataset: `EvalSplit` by source name; default the trainer's.
-            ignore_keys: not used.
-            metric_key_prefix: begins every key.
-
-        Returns:
-            `<prefix>_<task>_<metric>`, `<prefix>_<task>_loss` and `<prefix>_macro`, the mean of the
-            tasks' main metrics; `evaluate_tasks` gives the rows by entity type too.
-        """
-        splits: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        scores, losses = self.evaluate_tasks(splits, metric_key_prefix)
-        metrics = {}
-        for name, values in scores.items():
-            for metric, value in values.items():
-                if not isinstance(value, dict):
-                    metrics[f"{metric_key_prefix}_{name}_{metric}"] = value
-            if name in losses:  # not where no row has a label that the model knows
-                metrics[f"{metric_key_prefix}_{name}_loss"] = losses[name]
-        metrics[f"{metric_key_prefix}_loss"] = sum(losses.values())
-        metrics[f"{metric_key_prefix}_macro"] = macro(scores)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
-
-    def evaluate_tasks(
-        self, splits: dict[str, EvalSplit], prefix: str = "eval"
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
-        """Metrics by task (`entity_f1` with its rows by type), and loss by task."""
-        scores: dict[str, dict[str, Any]] = {}
-        self._eval_sums.clear()
-        for name, part in splits.items():
-            self._evaluated = list(part.source.tasks)
-            output = self.evaluation_loop(
-                self._eval_dataloader(name, part.rows),
-                description=f"Evaluation of {name}",
-                prediction_loss_only=False,
-                metric_key_prefix=prefix,
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As HF's, with the parameter groups of `optimization.py`."""
+        if self.optimizer is None:
+            whole = self.model if model is None else model
+            groups = optimizer_groups(
+                self.model_for_tasks,
+                self.multitask.freeze,
+                self.multitask.optimizer,
+                self.args,
+                self.get_decay_parameter_names(whole),
             )
-            found: Any = output.predictions
-            for task in part.source.tasks:
-                config = self.model_for_tasks.config.tasks[task]
-                scores[task] = score(task, config, part, found[task])
-        return dict(sorted(scores.items())), self._eval_sums.means(self.accelerator)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, whole)
+            if "params" in options or "optimizer_dict" in options:
+                raise ValueError(f"optim {self.args.optim} brings parameter groups of its own")
+            self.optimizer_cls_and_kwargs = kind, {**options, "params": groups}
+        return super().create_optimizer(model)
 
     # ---- saving and loading ----
 
@@ -278,32 +203,3 @@ class MultiTaskTrainer(Trainer):
                 output_dir or str(self.args.output_dir),
                 state_dict=state_dict,
             )
-
-
-def _mask_hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N, T, V) logits -> (N, 2): masked tokens found, masked tokens."""
-    masked = labels != -100
-    hits = (logits.argmax(-1) == labels) & masked
-    return torch.stack([hits.sum(1), masked.sum(1)], dim=1)
-
-
-class _TaskSums:
-    """Loss sums and unit counts by task, added up over steps and then over ranks."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = sorted(names)
-        self.clear()
-
-    def clear(self) -> None:
-        self.values: dict[str, list[Tensor]] = {name: [] for name in self.names}
-
-    def add(self, name: str, total: Tensor, count: Tensor) -> None:
-        self.values[name].append(torch.stack([total.float(), count.float()]))
-
-    def means(self, accelerator: Any) -> dict[str, float]:
-        """Mean loss per unit of each task that had any, over all ranks; starts anew."""
-        zero = torch.zeros(2, device=accelerator.device)
-        rows = [torch.stack(self.values[n]).sum(0) if self.values[n] else zero for n in self.names]
-        totals = accelerator.reduce(torch.stack(rows), "sum").tolist()
-        self.clear()
-        return {n: s / c for n, (s, c) in zip(self.names, totals, strict=True) if c}

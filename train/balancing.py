@@ -1,0 +1,126 @@
+"""How much each task counts: the methods of a recipe's `balancing`, and what a recipe gets wrong.
+
+`METHODS` has the class of each method; its docstring names the paper, its `needs` what the trainer
+hands in and with that what it costs:
+
+    none, size, classes, random   nothing
+    uncertainty, dwa              nothing but the step's losses on the CPU
+    geometric                     where a step has several micro-batches, their forward pass twice
+    famo                          as geometric, and one more forward pass after the step
+    gradnorm                      a backward pass of each task through the last encoder layer
+    pcgrad, cagrad, mgda,         a backward pass of each task through the encoder and, for K tasks,
+    upgrad, aligned_mtl,          K copies of the shared weights' gradients
+    nash_mtl
+
+The interface and the methods over losses are in `loss_balancing.py`, those over gradients in
+`gradient_balancing.py`.
+"""
+
+from collections import Counter
+
+from ..modeling.configuration_polyhead import TaskConfig
+from .adapters import adapter_name
+from .gradient_balancing import WEIGHTINGS, GradientBalancer, missing_packages
+from .loss_balancing import (
+    Balancer,
+    ClassWeights,
+    DynamicAverage,
+    Famo,
+    GeometricMean,
+    GradNorm,
+    RandomWeights,
+    SizeWeights,
+    Uncertainty,
+)
+from .schema import Balancing, Recipe
+
+METHODS: dict[str, type[Balancer]] = {
+    "none": Balancer,
+    "size": SizeWeights,
+    "classes": ClassWeights,
+    "random": RandomWeights,
+    "uncertainty": Uncertainty,
+    "dwa": DynamicAverage,
+    "geometric": GeometricMean,
+    "famo": Famo,
+    "gradnorm": GradNorm,
+    **dict.fromkeys(WEIGHTINGS, GradientBalancer),
+}
+OPTIONS = {  # what each method reads beside gradient_steps, which all do
+    "uncertainty": ("learning_rate",),
+    "dwa": ("temperature",),
+    "famo": ("learning_rate",),
+    "gradnorm": ("learning_rate", "alpha"),
+    "cagrad": ("c",),
+}
+INSTALL = 'type: pip install "polyhead[balancing]"'
+
+
+def make_balancer(
+    options: Balancing, tasks: dict[str, TaskConfig], rows: dict[str, int], seed: int
+) -> Balancer:
+    """The balancer of a recipe.
+
+    Args:
+        options: the recipe's, without faults.
+        tasks: by name; their order changes nothing.
+        rows: of each task in the training data.
+        seed: together with the step it decides what is left to chance.
+
+    Raises:
+        ValueError: a package that the method needs is not installed.
+    """
+    missing = missing_packages(options.method)
+    if missing:
+        raise ValueError(_missing(options.method, missing))
+    return METHODS[options.method](options, tasks, rows, seed)
+
+
+def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
+    """What is wrong with `balancing`, and with other keys of the recipe that it cannot do with.
+
+    Args:
+        recipe: the recipe.
+        sources: of its data; tasks that share their rows have one source.
+    """
+    method, training = recipe.balancing.method, recipe.training
+    needs, faults = METHODS[method].needs, _option_faults(recipe.balancing)
+    missing = missing_packages(method)
+    if missing:
+        faults.append(f"balancing.method: {_missing(method, missing)}")
+    if method != "none" and sum(task.loss_weight > 0 for task in recipe.tasks.values()) < 2:
+        faults.append(f"balancing.method: {method} needs two tasks with a loss_weight; write none")
+    together = needs not in ("nothing", "totals")
+    if together and recipe.sampling.batches == "pure" and sources > 1:
+        faults.append(
+            f"sampling.batches: pure has one task in a step, {method} needs several; write mixed"
+        )
+    if needs == "gradients" and training.get("fp16"):
+        faults.append(f"training.fp16: does not fit {method}; write bf16: true instead")
+    if needs not in ("gradients", "last_layer"):
+        return faults
+    for key in ("fsdp", "deepspeed"):
+        if training.get(key):
+            faults.append(f"training.{key}: {method} needs whole gradients; take it out")
+    adapters = Counter(adapter_name(name, task.adapter) for name, task in recipe.tasks.items())
+    del adapters[None]
+    if recipe.freeze.encoder and max(adapters.values(), default=0) < 2:
+        faults.append(
+            f"freeze.encoder: true leaves no weights that tasks share and train, {method} needs "
+            "some; take it out, or give two tasks the same adapter"
+        )
+    return faults
+
+
+def _option_faults(options: Balancing) -> list[str]:
+    own = (*OPTIONS.get(options.method, ()), "gradient_steps")
+    return [
+        f"balancing.{key}: {options.method} does not read it; allowed: {', '.join(own)}"
+        for key in sorted({key for keys in OPTIONS.values() for key in keys} - set(own))
+        if getattr(options, key) is not None
+    ]
+
+
+def _missing(method: str, packages: list[str]) -> str:
+    verb = "is" if len(packages) == 1 else "are"
+    return f"{method} needs {', '.join(packages)}, which {verb} not installed; {INSTALL}"
