@@ -231,10 +231,10 @@ class TestTaskReport:
     def test_an_unknown_class_is_wrong_and_a_missing_one_left_out(self, report_of):
         lines = [{"text": "a " * n, "label": x} for n, x in [(1, "a"), (3, "new"), (2, None)]]
         train = [{"text": "x", "label": x} for x in "ab"]
-        values = [[9, -9], [-9, 9], [9, -9]]
+        values = [[9, -9], [9, -9], [-9, 9]]
         scores, found = report_of(lines, values, train, **SEQUENCE)
         assert (found["rows"], found["labelled"], found["unit"]) == (3, 2, "rows")
-        assert found["confusion"]["matrix"] == [[1, 0], [0, 0], [0, 1]]
+        assert found["confusion"]["matrix"] == [[1, 0], [0, 0], [1, 0]]
         assert found["scores"]["accuracy"] == scores["accuracy"] == 0.5
         assert found["reliability"]["ece"] == pytest.approx(0.5)  # sure twice, right once
 

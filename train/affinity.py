@@ -7,10 +7,10 @@ the batch at hand, dropout off:
   along task i's gradient) / L_j, the share of task j's loss that a step of task i takes away.
 
 The lookahead step has the same length for every task, whatever the size of its loss. A plain SGD
-step at Adam's learning rate changes no loss visibly. A step as long as Adam's at most, `learning_
-rate * sqrt(P)`, is too long along a gradient: Adam spends most of it on weights with small ones.
-Measured on MiniLM, it raises each task's own loss, by a third up to many times; a hundredth of it
-(`LENGTH`) lowers it by 1 to 10 %, and effects on other tasks keep their signs.
+step at Adam's learning rate changes no loss visibly. The length of Adam's own step if every shared
+weight moves by its rate, learning_rate * sqrt(P), is too long for a gradient's direction, where few
+weights make most of the way: on a MiniLM it raises even the task's own loss, and at a tenth of it
+nearly every other task's, by curvature alone. A hundredth (`LENGTH`) shows what the directions do.
 
 Cost: K backward and K + 1 forward passes for each measurement, (K + 2) * P floats of memory. `full`
 costs a training of each task alone and one of all.
@@ -81,7 +81,8 @@ def affinity(
         overrides: `key=value` with dotted keys.
         steps: optimizer steps of the short run.
         full: train each task alone and all jointly, too, in `output_dir/affinity/<task>` and
-            `output_dir/affinity/all-tasks`; a run that is finished there is not repeated.
+            `output_dir/affinity/all-tasks`; a run that is finished there is not repeated, unless
+            the recipe has changed.
         notify: called with each line worth knowing before a training starts.
 
     Returns:
@@ -287,42 +288,34 @@ def _compare(
 def _check_finite(losses: dict[str, Tensor], step: int) -> None:
     for name, loss in losses.items():
         if not loss.isfinite():
-            raise RecipeError(
-                "affinity",
-                [
-                    f"the loss of task {name} is {loss.item()} in step {step}; lower "
-                    "training.learning_rate"
-                ],
-            )
+            what = f"the loss of task {name} is {loss.item()} in step {step}"
+            raise RecipeError("affinity", [f"{what}; lower training.learning_rate"])
 
 
 def _summaries(measured: _Measured, model: PolyheadModel) -> dict[str, list[dict[str, Any]]]:
     names = measured.names
-    together = {name: _read_by(model, name) for name in names}
+    read = {name: _shared_by(model, name) for name in names}
     cosine, gains = np.stack(measured.cosines), np.stack(measured.affinities)  # (M, K, K)
-    places = {name: number for number, name in enumerate(names)}
+    places = [(i, j) for i in range(len(names)) for j in range(len(names))]
+    places = [(i, j) for i, j in places if read[names[i]] & read[names[j]]]
     return {
         "cosines": [
-            {"tasks": [one, other], **_summary(cosine[:, places[one], places[other]])}
-            for one, other in combinations(names, 2)
-            if together[one] & together[other]
+            {"tasks": [names[i], names[j]], **_summary(cosine[:, i, j])} for i, j in places if i < j
         ],
         "affinities": [
-            {"follows": one, "gains": other, **_summary(gains[:, places[one], places[other]])}
-            for one in names
-            for other in names
-            if together[one] & together[other]
+            {"follows": names[i], "gains": names[j], **_summary(gains[:, i, j])} for i, j in places
         ],
     }
 
 
-def _read_by(model: PolyheadModel, task: str) -> set[str]:
-    """Names of the encoder's trained weights that a task's rows go through."""
+def _shared_by(model: PolyheadModel, task: str) -> set[str]:
+    """Names of the shared weights that a task's rows go through."""
+    shared = {id(parameter) for parameter in shared_parameters(model)}
     others = set(model.loaded_adapters) - {model.config.tasks[task].adapter}
     return {
         name
         for name, parameter in model.encoder.named_parameters()
-        if parameter.requires_grad and not others & set(name.split("."))
+        if id(parameter) in shared and not others & set(name.split("."))
     }
 
 
@@ -369,7 +362,7 @@ def _alone(recipe: Recipe, name: str) -> Recipe:
         }
         task = replace(task, adapter={**sections[task.adapter], "name": task.adapter})
     best = str(training.get("metric_for_best_model", "macro")).removeprefix("eval_")
-    if best not in ("macro", "loss") and not best.startswith(f"{name}_"):
+    if best not in ("macro", "loss"):  # a metric of one task; macro is the main one of the task
         training = {k: v for k, v in training.items() if k not in BEST_MODEL}
     return replace(
         recipe,
@@ -424,12 +417,17 @@ def _side_by_side(single: dict[str, Any], joint: dict[str, Any], rows: int) -> d
 
 
 def _score_error(metric: str, value: float, rows: int) -> float | None:
-    """The usual standard error of a share, or of a correlation, over so many rows."""
+    """The usual standard error of a share, or of a correlation, over so many rows.
+
+    A share gets two rows that are right and two that are wrong (Agresti and Coull, 1998), so that
+    all of a few is not taken for certain.
+    """
     if metric in LOWER_IS_BETTER or not math.isfinite(value):
         return None
     if metric in CORRELATIONS:
         return (1 - value**2) / math.sqrt(rows)
-    return math.sqrt(value * (1 - value) / rows)
+    share = (value * rows + 2) / (rows + 4)
+    return math.sqrt(share * (1 - share) / (rows + 4))
 
 
 # ---- what follows from it ----
@@ -443,8 +441,8 @@ def conclude(result: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `pairs`: tasks, verdict (help, fight, mixed, unclear, separate) and a sentence for each
-        pair; `advice`: verdict (share, divided, apart, either) and a sentence for each task;
-        `cautions`: sentences.
+        pair; `advice`: verdict (share, divided, apart, either, separate) and a sentence for each
+        task; `cautions`: sentences.
     """
     cosine = {frozenset(found["tasks"]): found for found in result["cosines"]}
     gains = {(found["follows"], found["gains"]): found for found in result["affinities"]}
@@ -472,9 +470,15 @@ def _said(found: dict[str, Any], *, percent: bool = False) -> str:
     if found["mean"] is None:
         return "not measured"
     scale, sign = (100, " %") if percent else (1, "")
-    error = found["standard_error"]
-    spread = "" if error is None else f" ± {scale * error:.2f}"
-    return f"{scale * found['mean']:+.2f}{spread}{sign}"
+    mean, error = found["mean"], found["standard_error"]
+    spread = "" if error is None else f" ± {_digits(scale * error)}"
+    return f"{mean:+.0e}"[0] + _digits(abs(scale * mean)) + spread + sign
+
+
+def _digits(value: float) -> str:
+    """Two digits that tell, as 0.0012, 1.2, 120."""
+    places = 1 - math.floor(math.log10(value)) if value else 0
+    return f"{round(value, places):.{max(0, places)}f}"
 
 
 def _pair(
@@ -511,7 +515,10 @@ def _by_run(
     name: str, names: list[str], cosine: dict[Any, dict], gains: dict[Any, dict]
 ) -> dict[str, str]:
     """What the short run says of a task."""
-    others = [other for other in names if other != name]
+    others = [other for other in names if frozenset((name, other)) in cosine]
+    if not others:
+        text = f"{name}: it shares no weights that train with another task."
+        return {"verdict": "separate", "sentence": text}
     helped = [other for other in others if _sign(gains.get((other, name))) == 1]
     fought = [
         other
@@ -610,18 +617,22 @@ def draw(result: dict[str, Any]) -> Figure:
     side = max(2.2, 0.55 * len(names)) + 0.08 * max(map(len, names)) + 0.5
     figure = Figure(figsize=(2 * side + 0.3, side + 1), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _heat_map(left, names, cosine, "{:+.2f}")
+    _heat_map(left, names, cosine)
     left.set_title("cosine of the gradients\n(red: they pull apart)")
-    _heat_map(right, names, gains, "{:+.1%}")
+    _heat_map(right, names, gains, percent=True)
     right.set(ylabel="a step of", xlabel="takes off the loss of")
-    right.set_title("affinity\n(red: the loss rises)")
+    right.set_title("affinity, % of the loss\n(red: it rises)")
     count, steps = result["measurements"], result["steps"]
     figure.suptitle(f"{count} measurements in {steps} steps; bold: beyond 2 standard errors")
     return figure
 
 
 def _heat_map(
-    axes: Axes, names: list[str], found: dict[tuple[str, ...], dict[str, Any]], shown: str
+    axes: Axes,
+    names: list[str],
+    found: dict[tuple[str, ...], dict[str, Any]],
+    *,
+    percent: bool = False,
 ) -> None:
     """Means by (row, column); the colours end at the largest off the diagonal."""
     matrix = np.full((len(names), len(names)), np.nan)
@@ -639,4 +650,5 @@ def _heat_map(
         color = "white" if abs(matrix[i, j]) > 0.6 * limit else "black"
         weight = "bold" if _sign(found[names[i], names[j]]) else "normal"
         style = {"ha": "center", "va": "center", "fontsize": 8, "color": color, "weight": weight}
-        axes.text(j, i, shown.format(matrix[i, j]), **style)
+        number = _said({**found[names[i], names[j]], "standard_error": None}, percent=percent)
+        axes.text(j, i, number.removesuffix(" %"), **style)

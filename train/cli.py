@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from .errors import RecipeError
+from .errors import Left, RecipeError
 
 if TYPE_CHECKING:
     from ..modeling.pipeline_polyhead import PolyheadPipeline
@@ -207,6 +207,22 @@ def inspect(
         show(report)
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, the recipe's output_dir.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a run: scores, confusions, entity types, calibration, which tasks fight; one page."""
+    from .run_report import report as make
+
+    found = make(run)
+    if as_json:
+        _print_json(found)
+        return
+    _print_scores(found["scores"], f"Scores of {run}")
+    out.print(f"page with pictures: {found['page']}")
+
+
 def _show_run(scores: dict[str, Any], *, as_json: bool) -> None:
     """The scores of a training, once; none where no task has rows to score."""
     if not _is_first_rank():
@@ -358,3 +374,6 @@ def main(arguments: list[str] | None = None) -> None:
     except RecipeError as error:
         err.print(Text(str(error), style="red"), soft_wrap=True)
         sys.exit(2)
+    except Left as left:
+        _note(str(left))
+        sys.exit(left.exit_code)

@@ -1,4 +1,8 @@
-"""The error that ends a command with exit code 2; alone, so that showing it loads nothing else."""
+"""The errors that end a command with a message; alone, so that showing them loads nothing else."""
+
+import signal
+
+RESUME = "training.resume_from_checkpoint=true"
 
 
 class RecipeError(ValueError):
@@ -13,3 +17,19 @@ class RecipeError(ValueError):
         self.faults = faults
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         super().__init__(f"{source}: {count}\n" + "\n".join(f"  - {fault}" for fault in faults))
+
+
+class Left(Exception):
+    """Training has stopped on SIGTERM, after a checkpoint.
+
+    Args:
+        step: optimizer steps done.
+        folder: the checkpoint.
+    """
+
+    exit_code = 128 + signal.SIGTERM
+
+    def __init__(self, step: int, folder: str) -> None:
+        self.step = step
+        self.folder = folder
+        super().__init__(f"stopped by SIGTERM at step {step}; type the same command with {RESUME}")

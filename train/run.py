@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -20,15 +20,17 @@ from transformers import (
 from ..modeling.configuration_polyhead import PolyheadConfig, TaskConfig
 from ..modeling.modeling_polyhead import PolyheadModel, usable_length
 from .adapters import attach_adapters
-from .checkpoints import latest_intact
+from .checkpoints import clean_up, latest_intact, write_aside
 from .data import Source, load_sources, unseen_labels
-from .errors import RecipeError
+from .errors import Left, RecipeError
 from .evaluation import eval_splits, macro
 from .features import MultiTaskDataset, tokenize
 from .hub import save_folder, write_json
 from .metrics import default_metrics
 from .optimization import freeze_faults
 from .recipe import load_recipe, training_arguments
+from .reports import write_reports
+from .run_report import HISTORY
 from .sampler import epochs_of
 from .schema import MultiTaskArguments, Recipe, ScratchEncoder
 from .strategies import passes_by_source
@@ -140,8 +142,10 @@ def train(
     if trainer.is_world_process_zero():
         folder = Path(found.recipe.output_dir)
         metrics = scores.get("tasks")
-        save_folder(trainer.model_for_tasks, found.tokenizer, folder / "model", metrics=metrics)
-        write_json(folder / "scores.json", scores)
+        with write_aside(folder / "model") as aside:
+            save_folder(trainer.model_for_tasks, found.tokenizer, aside, metrics=metrics)
+        with write_aside(folder / "scores.json") as aside:
+            write_json(aside, scores)
     return scores
 
 
@@ -182,8 +186,19 @@ def fit(
     assert trainer.sampler is not None
     for line in trainer.sampler.summary(epochs_of(args, trainer.sampler)):
         notify(line)
-    trainer.train(resume_from_checkpoint=latest_intact(args))
-    return trainer, _final_scores(trainer, found)
+    try:
+        with trainer.leaving:
+            trainer.train(resume_from_checkpoint=_checkpoint(args))
+    except (Left, RecipeError):  # what HF does after a whole run only: close the bar and trackers
+        trainer.callback_handler.on_train_end(args, trainer.state, trainer.control)
+        raise
+    scores, reports = _final_scores(trainer, found)
+    if trainer.is_world_process_zero():
+        folder = Path(found.recipe.output_dir)
+        write_json(folder / HISTORY, trainer.state.log_history)
+        if reports:
+            write_reports(folder, reports)
+    return trainer, scores
 
 
 def checked_arguments(found: Prepared, path: str) -> TrainingArguments:
@@ -298,41 +313,32 @@ def _training_faults(found: Prepared, args: TrainingArguments) -> list[str]:
     return faults
 
 
-def _final_scores(trainer: MultiTaskTrainer, found: Prepared) -> dict[str, Any]:
-    """Scores on test, and on validation for the sources without test rows."""
+def _final_scores(trainer: MultiTaskTrainer, found: Prepared) -> tuple[dict[str, Any], dict]:
+    """Scores and reports on test, and on validation for the sources without test rows."""
     scores: dict[str, Any] = {}
+    reports: dict[str, dict[str, Any]] = {}
     splits: dict[str, str] = {}
     for split in ("test", "validation"):
         chosen = [s for s in found.sources if split in s.splits and s.name not in splits]
         parts = eval_splits(chosen, split, found.tokenizer, found.configs)
-        values, _ = trainer.evaluate_tasks(parts, split)
+        values, _ = trainer.evaluate_tasks(parts, split, reports=reports)
         scores |= values
         splits |= {source.name: split for source in chosen}
     if not scores:
-        return {}
+        return {}, {}
     by_task = {task: splits[s.name] for s in found.sources if s.name in splits for task in s.tasks}
-    return {"tasks": dict(sorted(scores.items())), "macro": macro(scores), "splits": by_task}
+    found_scores = {"tasks": dict(sorted(scores.items())), "macro": macro(scores)}
+    return {**found_scores, "splits": by_task}, reports
 
 
 def _checkpoint(args: TrainingArguments) -> str | None:
     """The checkpoint to resume from: the one named, or for `true` the latest intact one."""
-    wanted: Any = args.resume_from_checkpoint
+    output_dir, wanted = str(args.output_dir), args.resume_from_checkpoint
+    with args.main_process_first(local=args.save_on_each_node):
+        clean_up(output_dir)  # what a killed process left
     if wanted in (None, False):
         return None
-    if wanted is not True:
-        return str(wanted)
-    folders = Path(str(args.output_dir)).glob("checkpoint-*")
-    steps = sorted(folders, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    return next((str(folder) for folder in steps if _is_intact(folder)), None)
-
-
-def _is_intact(folder: Path) -> bool:
-    """The trainer writes trainer_state.json last; weights cut short do not open."""
-    try:
-        with safe_open(folder / "model.safetensors", framework="pt"):
-            return (folder / "trainer_state.json").is_file()
-    except (OSError, SafetensorError):
-        return False
+    return latest_intact(output_dir) if wanted is True else str(wanted)
 
 
 # ---- the encoder ----

@@ -12,6 +12,7 @@ from ..modeling.modeling_polyhead import PolyheadModel
 from .collator import MultiTaskCollator, model_inputs
 from .evaluation import EvalSplit, macro, score
 from .features import MultiTaskDataset
+from .reports import task_report
 
 
 class TaskEvaluation(Trainer):
@@ -114,9 +115,19 @@ class TaskEvaluation(Trainer):
         return metrics
 
     def evaluate_tasks(
-        self, splits: dict[str, EvalSplit], prefix: str = "eval"
+        self,
+        splits: dict[str, EvalSplit],
+        prefix: str = "eval",
+        *,
+        reports: dict[str, dict[str, Any]] | None = None,
     ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
-        """Metrics by task (`entity_f1` with its rows by type), and loss by task."""
+        """Metrics by task (`entity_f1` with its rows by type), and loss by task.
+
+        Args:
+            splits: what to evaluate.
+            prefix: names the split in progress bars.
+            reports: is given a report of each task (`reports.py`).
+        """
         scores: dict[str, dict[str, Any]] = {}
         self._eval_sums.clear()
         for name, part in splits.items():
@@ -131,6 +142,8 @@ class TaskEvaluation(Trainer):
             for task in part.source.tasks:
                 config = self.model_for_tasks.config.tasks[task]
                 scores[task] = score(task, config, part, found[task])
+                if reports is not None:
+                    reports[task] = task_report(task, config, part, found[task], scores[task])
         return dict(sorted(scores.items())), self._eval_sums.means(self.accelerator)
 
 

@@ -23,7 +23,7 @@ from ..modeling.adapters import load_adapter
 from ..modeling.modeling_polyhead import PolyheadModel
 from .balancing import make_balancer
 from .callbacks import AfterStep, SetEpoch, TaskProgress, TaskStopping, TrainingState
-from .checkpoints import AtomicCheckpoints, LeaveOnSigterm
+from .checkpoints import AtomicCheckpoints, LeaveOnSigterm, outlive_sigterm
 from .collator import MultiTaskCollator
 from .evaluation import EvalSplit
 from .features import MultiTaskDataset
@@ -87,6 +87,7 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
         )
         self._sums = TaskSums(model.task_names)
         self.sampler = None
+        self.leaving = LeaveOnSigterm()
         if train_dataset is not None:
             self._set_up_training(train_dataset, collator)
         if self.pop_callback(ProgressCallback) is not None:
@@ -108,7 +109,6 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
                 "and that train; there are none"
             )
         self.unfreezing = Unfreezing(model, multitask.freeze)
-        self.leaving = LeaveOnSigterm()
         self.counts = TrainingState(self.balancer, model.task_names)
         self.comparison = GradientComparison(
             self._steps_between_comparisons(sorted(rows)), sorted(rows)
@@ -143,6 +143,7 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
             self.train_dataset,  # pyright: ignore[reportArgumentType]
             batch_sampler=self.sampler,  # pyright: ignore[reportArgumentType]
             collate_fn=self.data_collator,
+            worker_init_fn=outlive_sigterm,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )

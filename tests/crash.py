@@ -1,0 +1,353 @@
+"""A training killed again and again ends as it would have undisturbed. Run by `make test-all`.
+
+    python tests/crash.py [--kills 20] [--seed 0] [--ranks 1]
+
+Trains four small tasks once undisturbed, then once more in processes that SIGKILL ends at random
+moments of starting, training, saving and finishing; each goes on where the one before was. Weights,
+adapters, scores and logs are compared to the bit, with several ranks to 1e-6. Some 5 minutes.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from conftest import make_tokenizer
+from polyhead.train.checkpoints import REPLACED, UNFINISHED, is_intact, latest_intact
+from safetensors.torch import load_file
+from train_helpers import files_of, messages, pairs, write_recipe, write_rows
+
+SAVE_STEPS = 4
+STEPS_BY_KILL = 7  # the run is so long that all kills find room
+ROWS = {"train": 40, "validation": 8, "test": 8}
+RESUME = "training.resume_from_checkpoint=true"
+POLL = 0.001  # seconds
+FILES = 20  # there are some more in a model's folder
+
+
+def make_recipe(folder: Path, steps: int, ranks: int) -> Path:
+    """Data, tokenizer and recipe: four kinds of heads, dropout, an adapter, accumulation."""
+    make_tokenizer("wordpiece").save_pretrained(folder / "tokenizer")
+    start = 0
+    for split, count in ROWS.items():
+        write_rows(folder / f"messages_{split}.jsonl", messages(count, start))
+        write_rows(folder / f"pairs_{split}.jsonl", pairs(count, start))
+        start += count
+    text = {"data_files": files_of("messages"), "text": "text"}
+    pair = {"data_files": files_of("pairs"), "text": "text1", "text_pair": "text2"}
+    encoder = {
+        "model_type": "bert",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": 64,
+    }
+    recipe = {
+        "encoder": {"config": encoder, "tokenizer": "${RECIPE_DIR}/tokenizer"},
+        "output_dir": "${RECIPE_DIR}/whole",
+        "tasks": {
+            "intent": {"head": "sequence_classification", "data": {**text, "label": "intent"}},
+            "slots": {
+                "head": "token_classification",
+                "data": {**text, "tokens": "tokens", "label": "tags"},
+                "adapter": {"r": 4, "lora_dropout": 0.1},
+            },
+            "near": {"head": "embedding", "data": {**pair, "label": "score"}, "loss": "cosine_mse"},
+            "words": {"head": "masked_lm", "data": text},
+        },
+        "training": {
+            "use_cpu": True,
+            "max_steps": steps,
+            "learning_rate": 3.0e-3,
+            "per_device_train_batch_size": 8 // ranks,
+            "gradient_accumulation_steps": 2,
+            "eval_strategy": "steps",
+            "eval_steps": SAVE_STEPS,
+            "save_strategy": "steps",
+            "save_steps": SAVE_STEPS,
+            "save_total_limit": 2,
+            "logging_steps": 1,
+        },
+    }
+    return write_recipe(folder / "recipe.yaml", recipe)
+
+
+class Process:
+    """One start of the command; `output` is the run's folder."""
+
+    def __init__(self, recipe: Path, output: Path, ranks: int) -> None:
+        self.output = output
+        self.ranks = ranks
+        self.started, self.began = time.monotonic(), time.time()
+        self.log = recipe.with_name("log.txt")
+        torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
+        command = [sys.executable, "-m", *(torchrun if ranks > 1 else []), "polyhead.train"]
+        own = {"HF_DATASETS_CACHE": str(recipe.with_name("cache")), "OMP_NUM_THREADS": "1"}
+        own |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, str(recipe), f"output_dir={output}", RESUME],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **own},
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.started
+
+    def is_alive(self) -> bool:
+        """Whether it is still running."""
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL to it and all its children, workers of torchrun among them."""
+        own = psutil.Process(self.process.pid)
+        family = [*(own.children(recursive=True) if self.ranks > 1 else []), own]
+        for one in family:
+            one.kill()
+        psutil.wait_procs(family)
+        self.process.wait()
+
+    def written(self) -> tuple[str | None, int]:
+        """The name of what this process is saving just now, and how many files of it there are."""
+        place = self.output / UNFINISHED
+        try:
+            if place.stat().st_mtime < self.began:  # left by the process before
+                return None, 0
+            name = next((name for name in os.listdir(place) if name != REPLACED), None)
+            return name, 0 if name is None else len(os.listdir(place / name))
+        except (FileNotFoundError, NotADirectoryError):  # just renamed, or a file
+            return None, 0
+
+    def last_step(self, steps: int) -> str:
+        """The step that the progress bar showed last; it is drawn ten times a second at most."""
+        found = re.findall(rf"(\d+)/{steps} \[", self.log.read_text(errors="replace"))
+        return f"about step {found[-1]}" if found else "before the first step"
+
+
+@dataclass
+class Times:
+    """How long the undisturbed run took, in seconds.
+
+    Args:
+        start: until the first save began.
+        gap: from one checkpoint to the next, on average.
+        end: from the last checkpoint until the end.
+    """
+
+    start: float
+    gap: float
+    end: float
+
+
+def train_whole(recipe: Path, steps: int, ranks: int) -> Times:
+    """Train undisturbed and measure."""
+    process = Process(recipe, recipe.with_name("whole"), ranks)
+    first = last = 0.0
+    while process.is_alive():
+        (written, _), now = process.written(), process.seconds
+        if written is not None:
+            first = first or now
+        if not last and (process.output / f"checkpoint-{steps}").is_dir():
+            last = now
+        time.sleep(POLL)
+    if process.process.returncode or not last:
+        sys.exit(f"the undisturbed run failed:\n{process.log.read_text()[-3000:]}")
+    saves = math.ceil(steps / SAVE_STEPS)
+    return Times(first, (last - first) / saves, process.seconds - last)
+
+
+@dataclass
+class Kill:
+    """When to kill a process.
+
+    Args:
+        phase: start; train, after a checkpoint of `step` or more; save, while one is written; end,
+            after the last one; model, while the finished model is written.
+        step: see `phase`.
+        delay: share of the phase to wait, by the time it took in the undisturbed run, or by the
+            files that are there.
+    """
+
+    phase: str
+    step: int = 0
+    delay: float = field(default=0.0, kw_only=True)
+
+
+def plan(kills: int, steps: int, chance: random.Random) -> list[Kill]:
+    """Moments in the order of the run."""
+    ends = ["end", "model"][: kills // 4]
+    phases = chance.choices(["start", "train", "save"], [1, 3, 4], k=kills - len(ends))
+    targets = sorted(chance.randrange(steps - 2 * SAVE_STEPS) for _ in phases)
+    found = [Kill(phase, step) for phase, step in zip(phases, targets, strict=True)]
+    found += [Kill(phase, steps) for phase in ends]
+    for kill in found:
+        kill.delay = chance.random()
+    return found
+
+
+def wait_for(kill: Kill, process: Process, resumed: int, times: Times) -> None:
+    """Wait until the moment of a kill has come, or the process has ended."""
+    target = kill.step if kill.phase == "end" else max(kill.step, resumed + 1)
+
+    def has_come() -> bool:
+        written, files = process.written()
+        name, _, step = (written or "").partition("-")
+        if kill.phase == "save":
+            return name == "checkpoint" and int(step) >= target and files > kill.delay * FILES
+        if kill.phase == "model":
+            return name == "model" and files > kill.delay * FILES
+        return kill.phase == "start" or step_of(process.output) >= target
+
+    while process.is_alive() and not has_come():
+        time.sleep(POLL)
+    usual = {"start": times.start, "train": times.gap, "end": times.end / 4}
+    time.sleep(kill.delay * usual.get(kill.phase, 0.0))
+
+
+def step_of(output: Path) -> int:
+    """Steps of the latest checkpoint; 0 where there is none."""
+    names = [path.name for path in output.glob("checkpoint-*")]
+    return max((int(name.partition("-")[2]) for name in names), default=0)
+
+
+def train_killed(
+    recipe: Path, steps: int, ranks: int, kills: list[Kill], times: Times
+) -> list[str]:
+    """Train in processes that are killed, the last one excepted; the faults found on the way."""
+    output, faults, during = recipe.with_name("killed"), [], Counter()
+    for number, kill in enumerate(kills, 1):
+        resumed = step_of(output)
+        process = Process(recipe, output, ranks)
+        wait_for(kill, process, resumed, times)
+        if not process.is_alive():
+            return [*faults, f"kill {number} came too late:\n{process.log.read_text()[-3000:]}"]
+        process.kill()
+        written, _ = process.written()
+        during["saving" if written else kill.phase] += 1
+        standing = step_of(output)
+        broken = [path.name for path in output.glob("checkpoint-*") if not is_intact(path)]
+        faults += [f"kill {number}: {name} is broken" for name in broken]
+        if standing < resumed:
+            faults.append(f"kill {number}: checkpoint-{resumed} is lost")
+        moment = f"while {written} was written" if written else f"({kill.phase})"
+        after = f"{process.seconds:.1f} s, {process.last_step(steps)}"
+        say(f"kill {number:2}: after {after}, {moment}; checkpoint-{standing} stands")
+    process = Process(recipe, output, ranks)
+    if process.process.wait():
+        faults.append(f"the last process failed:\n{process.log.read_text()[-3000:]}")
+    say(f"{len(kills)} kills, {during['saving']} of them while something was being saved")
+    return faults
+
+
+def compare(whole: Path, killed: Path, tolerance: float) -> list[str]:
+    """What differs between two runs: files of the model, tensors, scores, logs."""
+    faults = []
+    names = [sorted(files_in(run / "model")) for run in (whole, killed)]
+    if names[0] != names[1]:
+        faults.append(f"the model's folders hold other files: {names[0]} and {names[1]}")
+    for name in (name for name in names[0] if name in names[1]):
+        one, other = whole / "model" / name, killed / "model" / name
+        if name.endswith(".safetensors"):
+            faults += [f"model/{name}: {fault}" for fault in compare_tensors(one, other, tolerance)]
+        elif name.endswith("adapter_config.json"):  # PEFT writes sets, in any order
+            both = [json.loads(path.read_text()) for path in (one, other)]
+            for config in both:
+                config["target_modules"].sort()
+            faults += compare_values(f"model/{name}", *both, tolerance)
+        elif not tolerance and one.read_bytes() != other.read_bytes():
+            faults.append(f"model/{name} differs")
+    names = [sorted(path.name for path in run.iterdir()) for run in (whole, killed)]
+    faults += compare_values("the run's folder", *names, tolerance)
+    scores = [json.loads((run / "scores.json").read_text()) for run in (whole, killed)]
+    faults += compare_values("scores.json", *scores, tolerance)
+    logs = [log_of(run) for run in (whole, killed)]
+    return faults + compare_values("log", *logs, tolerance)
+
+
+def files_in(folder: Path) -> list[str]:
+    """Files by their path in the folder."""
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+
+
+def compare_tensors(one: Path, other: Path, tolerance: float) -> list[str]:
+    """Tensors of two files that are not alike; to the bit where nothing is tolerated."""
+    first, second = load_file(one), load_file(other)
+    if first.keys() != second.keys():
+        return ["holds other tensors"]
+    return [
+        f"{name} differs by {float((first[name] - second[name]).abs().max()):.1e}"
+        for name in first
+        if not first[name].equal(second[name])
+        and not (first[name] - second[name]).abs().max() <= tolerance
+    ]
+
+
+def compare_values(place: str, one: Any, other: Any, tolerance: float) -> list[str]:
+    """Differences of nested dicts, lists and numbers."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        pairs_of = [(f"{place}: {key}", one[key], other[key]) for key in one]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs_of = [(f"{place} {n}", *both) for n, both in enumerate(zip(one, other, strict=True))]
+    elif isinstance(one, float) and isinstance(other, float) and abs(one - other) <= tolerance:
+        return []
+    else:
+        return [] if one == other else [f"{place}: {one} and {other}"]
+    return [fault for names in pairs_of for fault in compare_values(*names, tolerance)]
+
+
+def log_of(run: Path) -> list[dict[str, float]]:
+    """What training logged up to its last step, without times."""
+    state = json.loads(Path(str(latest_intact(run)), "trainer_state.json").read_text())
+    timed = ("train_", "eval_runtime", "eval_samples", "eval_steps")
+    lines = state["log_history"]
+    return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
+
+
+def say(line: str) -> None:
+    """Print at once."""
+    print(line, flush=True)  # noqa: T201
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1)
+    options = parser.parse_args()
+    steps = math.ceil(options.kills * STEPS_BY_KILL / SAVE_STEPS) * SAVE_STEPS + 6
+    kills = plan(options.kills, steps, random.Random(options.seed))
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        recipe = make_recipe(Path(name), steps, options.ranks)
+        times = train_whole(recipe, steps, options.ranks)
+        say(
+            f"undisturbed: {steps} steps; {times.start:.1f} s to the first checkpoint, one every "
+            f"{times.gap:.2f} s, {times.end:.1f} s to finish"
+        )
+        faults = train_killed(recipe, steps, options.ranks, kills, times)
+        if not faults:
+            tolerance = 0.0 if options.ranks == 1 else 1e-6
+            faults = compare(recipe.with_name("whole"), recipe.with_name("killed"), tolerance)
+    say(f"{time.monotonic() - started:.0f} s")
+    if faults:
+        sys.exit("\n".join(["DIFFERENT:", *faults]))
+    say("the same: weights, adapters, scores and logs")
+
+
+if __name__ == "__main__":
+    main()
