@@ -1,6 +1,6 @@
 """A training killed again and again ends as it would have undisturbed. Run by `make test-all`.
 
-    python tests/crash.py [--kills 20] [--seed 0] [--ranks 1]
+    python tests/crash.py [--kills 20] [--seed 0] [--ranks 1] [key=value ...]
 
 Trains four small tasks once undisturbed, then once more in processes that SIGKILL ends at random
 moments of starting, training, saving and finishing; each goes on where the one before was. Weights,
@@ -13,11 +13,12 @@ import math
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def make_recipe(folder: Path, steps: int, ranks: int) -> Path:
 class Process:
     """One start of the command; `output` is the run's folder."""
 
-    def __init__(self, recipe: Path, output: Path, ranks: int) -> None:
+    def __init__(
+        self, recipe: Path, output: Path, *, ranks: int = 1, overrides: Sequence[str] = ()
+    ) -> None:
         self.output = output
         self.ranks = ranks
         self.started, self.began = time.monotonic(), time.time()
@@ -98,11 +101,19 @@ class Process:
         own |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, str(recipe), f"output_dir={output}", RESUME],
+                [*command, str(recipe), f"output_dir={output}", RESUME, *overrides],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **own},
             )
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill what still runs."""
+        if self.is_alive():
+            self.kill()
 
     @property
     def seconds(self) -> float:
@@ -154,17 +165,17 @@ class Times:
     end: float
 
 
-def train_whole(recipe: Path, steps: int, ranks: int) -> Times:
+def train_whole(start: Callable[[str], Process], steps: int) -> Times:
     """Train undisturbed and measure."""
-    process = Process(recipe, recipe.with_name("whole"), ranks)
-    first = last = 0.0
-    while process.is_alive():
-        (written, _), now = process.written(), process.seconds
-        if written is not None:
-            first = first or now
-        if not last and (process.output / f"checkpoint-{steps}").is_dir():
-            last = now
-        time.sleep(POLL)
+    with start("whole") as process:
+        first = last = 0.0
+        while process.is_alive():
+            (written, _), now = process.written(), process.seconds
+            if written is not None:
+                first = first or now
+            if not last and (process.output / f"checkpoint-{steps}").is_dir():
+                last = now
+            time.sleep(POLL)
     if process.process.returncode or not last:
         sys.exit(f"the undisturbed run failed:\n{process.log.read_text()[-3000:]}")
     saves = math.ceil(steps / SAVE_STEPS)
@@ -191,7 +202,9 @@ class Kill:
 def plan(kills: int, steps: int, chance: random.Random) -> list[Kill]:
     """Moments in the order of the run."""
     ends = ["end", "model"][: kills // 4]
-    phases = chance.choices(["start", "train", "save"], [1, 3, 4], k=kills - len(ends))
+    starts, saves = ["start"] * (kills // 10), ["save"] * math.ceil(kills * 0.4)
+    trains = ["train"] * (kills - len(starts) - len(saves) - len(ends))
+    phases = chance.sample([*starts, *saves, *trains], kills - len(ends))
     targets = sorted(chance.randrange(steps - 2 * SAVE_STEPS) for _ in phases)
     found = [Kill(phase, step) for phase, step in zip(phases, targets, strict=True)]
     found += [Kill(phase, steps) for phase in ends]
@@ -226,31 +239,30 @@ def step_of(output: Path) -> int:
 
 
 def train_killed(
-    recipe: Path, steps: int, ranks: int, kills: list[Kill], times: Times
+    start: Callable[[str], Process], steps: int, kills: list[Kill], times: Times
 ) -> list[str]:
     """Train in processes that are killed, the last one excepted; the faults found on the way."""
-    output, faults, during = recipe.with_name("killed"), [], Counter()
+    faults, saving, standing = [], 0, 0
     for number, kill in enumerate(kills, 1):
-        resumed = step_of(output)
-        process = Process(recipe, output, ranks)
-        wait_for(kill, process, resumed, times)
-        if not process.is_alive():
-            return [*faults, f"kill {number} came too late:\n{process.log.read_text()[-3000:]}"]
-        process.kill()
-        written, _ = process.written()
-        during["saving" if written else kill.phase] += 1
-        standing = step_of(output)
-        broken = [path.name for path in output.glob("checkpoint-*") if not is_intact(path)]
+        with start("killed") as process:
+            wait_for(kill, process, standing, times)
+            if not process.is_alive():
+                return [*faults, f"kill {number} came too late:\n{process.log.read_text()[-3000:]}"]
+            process.kill()
+        before, standing = standing, step_of(process.output)
+        broken = [path.name for path in process.output.glob("checkpoint-*") if not is_intact(path)]
         faults += [f"kill {number}: {name} is broken" for name in broken]
-        if standing < resumed:
-            faults.append(f"kill {number}: checkpoint-{resumed} is lost")
+        if standing < before:
+            faults.append(f"kill {number}: checkpoint-{before} is lost")
+        written, _ = process.written()
+        saving += written is not None
         moment = f"while {written} was written" if written else f"({kill.phase})"
         after = f"{process.seconds:.1f} s, {process.last_step(steps)}"
         say(f"kill {number:2}: after {after}, {moment}; checkpoint-{standing} stands")
-    process = Process(recipe, output, ranks)
-    if process.process.wait():
-        faults.append(f"the last process failed:\n{process.log.read_text()[-3000:]}")
-    say(f"{len(kills)} kills, {during['saving']} of them while something was being saved")
+    with start("killed") as process:
+        if process.process.wait():
+            faults.append(f"the last process failed:\n{process.log.read_text()[-3000:]}")
+    say(f"{len(kills)} kills, {saving} of them while something was being saved")
     return faults
 
 
@@ -324,25 +336,33 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Kill a training, resume it, compare.")
+    parser.add_argument("overrides", nargs="*", help="of the recipe, as balancing.method=famo")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=1)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no process behind
     steps = math.ceil(options.kills * STEPS_BY_KILL / SAVE_STEPS) * SAVE_STEPS + 6
     kills = plan(options.kills, steps, random.Random(options.seed))
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        recipe = make_recipe(Path(name), steps, options.ranks)
-        times = train_whole(recipe, steps, options.ranks)
+        folder = Path(name)
+        recipe = make_recipe(folder, steps, options.ranks)
+
+        def start(output: str) -> Process:
+            own = {"ranks": options.ranks, "overrides": options.overrides}
+            return Process(recipe, folder / output, **own)
+
+        times = train_whole(start, steps)
         say(
             f"undisturbed: {steps} steps; {times.start:.1f} s to the first checkpoint, one every "
             f"{times.gap:.2f} s, {times.end:.1f} s to finish"
         )
-        faults = train_killed(recipe, steps, options.ranks, kills, times)
+        faults = train_killed(start, steps, kills, times)
         if not faults:
             tolerance = 0.0 if options.ranks == 1 else 1e-6
-            faults = compare(recipe.with_name("whole"), recipe.with_name("killed"), tolerance)
+            faults = compare(folder / "whole", folder / "killed", tolerance)
     say(f"{time.monotonic() - started:.0f} s")
     if faults:
         sys.exit("\n".join(["DIFFERENT:", *faults]))

@@ -31,10 +31,12 @@ from train_helpers import (
     private_cache,  # noqa: F401
     set_key,
     write_recipe,
+    write_rows,
     write_splits,
 )
 
 SEQUENCE = "sequence_classification"
+ROWS = messages(12)
 LORA = {"r": 2, "lora_alpha": 4}
 
 
@@ -231,9 +233,9 @@ class TestMeasure:
 
     def test_writes_what_it_found(self, recipe_of):
         recipe = recipe_of("intent slots near")
-        result = affinity(recipe, steps=40)
+        result = affinity(recipe, steps=41)
         assert result["tasks"] == ["intent", "near", "slots"]
-        assert (result["steps"], result["measurements"], result["batch_size"]) == (40, 20, 8)
+        assert (result["steps"], result["measurements"], result["batch_size"]) == (41, 20, 8)
         length = 0.01 * 1e-3 * math.sqrt(result["shared_weights"])
         assert result["step_length"] == pytest.approx(length)
         assert [len(result[key]) for key in ("cosines", "affinities", "pairs", "advice")] == [
@@ -266,6 +268,19 @@ class TestMeasure:
         result = measured(recipe_of("intent near", **keys), 3)
         assert result["batch_size"] == 8
         assert {found["compared"] for found in result["affinities"]} == {3}
+
+    def test_a_task_without_labels_in_a_batch_is_left_out_there(self, recipe_of):
+        """A quarter of the rows have an intent: in some batches of 4 none has."""
+        recipe = recipe_of("intent slots", training__per_device_train_batch_size=4)
+        rows = [{**row, "intent": row["intent"] if i < 3 else None} for i, row in enumerate(ROWS)]
+        path = write_rows(recipe.parent / "few.jsonl", rows)
+        overrides = [f"tasks.{name}.data.data_files.train={path}" for name in ("intent", "slots")]
+        found = prepare(recipe, overrides)
+        result = measure(found, args_of(found), steps=12)
+        missing = 12 - cosine_of(result, "intent", "slots")["compared"]
+        assert 0 < missing < 12
+        assert gain_of(result, "intent", "slots")["compared"] == 12 - missing
+        assert gain_of(result, "slots", "slots")["compared"] == 12
 
     def test_rates_of_layers_shorten_the_step(self, recipe_of):
         keys = {"optimizer__layer_decay": 0.5}
@@ -465,7 +480,7 @@ class TestConclude:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.00123, "0.0012"), (0.996, "1.0"), (1.25, "1.2"), (99.6, "100"), (1234, "1200"), (0, "0")],
+    [(0.00123, "0.0012"), (0.996, "1.00"), (1.25, "1.2"), (99.6, "100"), (1234, "1200"), (0, "0")],
 )
 def test_two_digits_tell(value, text):
     assert tool._digits(value) == text

@@ -240,6 +240,22 @@ class TestWritingAside:
         assert set(found[changes:-1]) == {"new"}
         assert len(found) > 12
 
+    def test_every_file_is_on_the_disk_before_it_gets_its_name(self, tmp_path, monkeypatch):
+        done = []
+
+        def record(function, place):
+            def call(path, *arguments):
+                done.append(f"{function.__name__} {Path(path).name}")
+                return function(path, *arguments)
+
+            monkeypatch.setattr(*place, call)
+
+        record(checkpoints._sync_one, (checkpoints, "_sync_one"))
+        record(os.rename, (os, "rename"))
+        self.write(tmp_path / "model", "word")
+        assert sorted(done[:3]) == ["_sync_one file", "_sync_one inner", "_sync_one model"]
+        assert done[3:] == ["rename model", f"_sync_one {tmp_path.name}"]
+
     def test_other_errors_are_left_as_they_are(self, tmp_path):
         with pytest.raises(ValueError, match=r"^not about the disk$"), write_aside(tmp_path / "m"):
             raise ValueError("not about the disk")

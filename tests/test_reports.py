@@ -562,11 +562,11 @@ class TestReport:
         assert re.search(r"<i>\s+0.5000\s+0.2500\s+0.3333\s+1,200", text)
         assert re.search(r"c\s+validation\s+mse\s+0.5000", text)
 
-    def test_the_latest_checkpoint_stands_in_for_the_log(self, run, tmp_path):
+    def test_the_latest_checkpoint_stands_in_for_the_log(self, tmp_path):
         write_json(tmp_path / "scores.json", {})
-        for step in (90, 100):
+        for name, step in (("90", 90), ("100", 100), ("90-copy", 1)):
             log = [{"step": step, "loss_a": 1.0}]
-            state = tmp_path / f"checkpoint-{step}/trainer_state.json"
+            state = tmp_path / f"checkpoint-{name}/trainer_state.json"
             write_json(state, {"log_history": log})
         losses = report(tmp_path)["training"]["losses"]
         assert losses == {"a": {"train": [[100, 1.0]]}}

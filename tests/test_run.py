@@ -191,7 +191,12 @@ class TestTrain:
         found = sorted(path.name for path in (trained.folder / "out").iterdir())
         checkpoints = [name for name in found if name.startswith("checkpoint-")]
         assert 1 <= len(checkpoints) <= 2  # the best and the latest
-        assert set(found) - set(checkpoints) == {"model", "scores.json"}
+        assert set(found) - set(checkpoints) == {
+            "model",
+            "scores.json",
+            "log_history.json",
+            "reports",
+        }
 
     def test_the_model_is_the_best_checkpoint(self, trained):
         states = [

@@ -260,7 +260,8 @@ for number, folder in enumerate(sys.argv[1:3]):
             "proof.json",
             *(f"adapters/topics/{n}" for n in ("adapter_config.json", "adapter_model.safetensors")),
         }
-        assert sorted(path.name for path in added.out.iterdir()) == ["model", "scores.json"]
+        found = {path.name for path in added.out.iterdir()}
+        assert found == {"log_history.json", "model", "reports", "scores.json"}
 
     def test_the_proof_holds_the_hashes_of_the_old_tasks(self, given, added):
         (entry,) = json.loads((added.model / "proof.json").read_text())

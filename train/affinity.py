@@ -224,7 +224,7 @@ def measure(found: Prepared, args: TrainingArguments, *, steps: int) -> dict[str
     batches = _batches(found, args, size=size, steps=steps)
     for step, batch in enumerate(tqdm(batches, "Comparing tasks", disable=args.disable_tqdm), 1):
         fed = send_to_device(model_inputs(batch), args.device)
-        if step % every == 0:
+        if step % every == 1 % every:
             measured.add(*_compare(model, fed, parameters, length))
         model.train()
         output = model(**fed)
@@ -472,7 +472,7 @@ def _said(found: dict[str, Any], *, percent: bool = False) -> str:
     scale, sign = (100, " %") if percent else (1, "")
     mean, error = found["mean"], found["standard_error"]
     spread = "" if error is None else f" ± {_digits(scale * error)}"
-    return f"{mean:+.0e}"[0] + _digits(abs(scale * mean)) + spread + sign
+    return f"{'-' if mean < 0 else '+'}{_digits(abs(scale * mean))}{spread}{sign}"
 
 
 def _digits(value: float) -> str:

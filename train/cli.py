@@ -219,8 +219,9 @@ def report(
     if as_json:
         _print_json(found)
         return
-    _print_scores(found["scores"], f"Scores of {run}")
-    out.print(f"page with pictures: {found['page']}")
+    if found["scores"]:
+        _print_scores(found["scores"], "Scores")
+    out.print(Text(f"page with pictures: {found['page']}"), soft_wrap=True)
 
 
 def _show_run(scores: dict[str, Any], *, as_json: bool) -> None:

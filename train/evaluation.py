@@ -79,22 +79,67 @@ def score(task: str, config: TaskConfig, part: EvalSplit, predictions: np.ndarra
     if config.head == "masked_lm":
         found, masked = predictions.sum(0)
         return {"token_accuracy": float(found / max(1, masked))}
-    values = torch.from_numpy(np.ascontiguousarray(predictions)).float()
-    if config.head == "token_classification":
-        tags = _tags(task, config, part, values)
-        return compute(names, config, tags, _references(part, task))
-    keep = [i for i, window in enumerate(part.rows["window"]) if window == 0]
-    values, rows = values[keep], [part.rows["row"][i] for i in keep]
     if config.head == "embedding" and not scored:
-        return {"accuracy": _nearest_is_own(values)}
-    references = _references(part, task)
-    kept = [i for i, row in enumerate(rows) if not _missing(references[row])]
-    wanted = [references[rows[i]] for i in kept]
-    given = _answers(config, values[kept])
+        first = [i for i, window in enumerate(part.rows["window"][:]) if window == 0]
+        return {"accuracy": _nearest_is_own(torch.from_numpy(predictions[first]).float())}
+    found = answers(task, config, part, predictions)
+    return compute(names, config, found.given, found.wanted)
+
+
+@dataclass
+class Answers:
+    """What a model said about the labelled rows of a split.
+
+    Args:
+        given: label strings, lists of them, numbers, or the tags of words.
+        wanted: what the rows say.
+        values: the logits that `given` was read from, (N, L) or (N, g, D); of a token task the
+            words' log-probabilities, (W, L) for each row.
+    """
+
+    given: list
+    wanted: list
+    values: Any
+
+
+def answers(task: str, config: TaskConfig, part: EvalSplit, predictions: np.ndarray) -> Answers:
+    """Predictions of a split against its raw labels; rows without a label are left out.
+
+    Args:
+        task: name of a task with labels.
+        config: the task as the model knows it.
+        part: the split.
+        predictions: one entry per row of `part.rows`, see `score`.
+    """
+    values = torch.from_numpy(np.ascontiguousarray(predictions)).float()
+    references, data = _references(part, task), part.source.tasks[task].data
+    if config.head == "token_classification":
+        words = _word_scores(task, config, part, values)
+        tags = [decode_tags(row, config.labels or [], config.scheme) for row in words]
+        return Answers(tags, references, words)
+    windows, rows = part.rows["window"][:], part.rows["row"][:]
+    first = [i for i, window in enumerate(windows) if window == 0]
+    rows = [rows[i] for i in first]
+    kept = [i for i, row in zip(first, rows, strict=True) if not _missing(references[row])]
+    wanted = [references[row] for row in rows if not _missing(references[row])]
     if config.problem_type == "regression" or config.head == "embedding":
-        low, high = recipe.data.label_range or (0.0, 1.0)
+        low, high = data.label_range or (0.0, 1.0)
         wanted = [(float(value) - low) / (high - low) for value in wanted]
-    return compute(names, config, given, wanted)
+    return Answers(_read_answers(config, values[kept]), wanted, values[kept])
+
+
+def _word_scores(task: str, config: TaskConfig, part: EvalSplit, values: Tensor) -> list[Tensor]:
+    """Log-probabilities (W, L) of the words of every row, put together from its windows.
+
+    A word that has no sub-token of its own keeps even scores.
+    """
+    lengths = [len(words) for words in part.source.words_of(part.split, task)]
+    scores = [torch.zeros(length, len(config.labels or [])) for length in lengths]
+    logs = values.log_softmax(-1)
+    for i, (row, read) in enumerate(zip(part.rows["row"], part.rows[f"words_{task}"], strict=True)):
+        places = [token for token, word in enumerate(read) if word >= 0]
+        scores[row][[read[token] for token in places]] = logs[i, places]
+    return scores
 
 
 def macro(scores: dict[str, dict[str, Any]]) -> float:
@@ -116,7 +161,7 @@ def _missing(value: Any) -> bool:
     return value is None or value != value  # NaN is not equal to itself
 
 
-def _answers(config: TaskConfig, values: Tensor) -> list:
+def _read_answers(config: TaskConfig, values: Tensor) -> list:
     """Logits (rows, L) or groups (rows, g, D) to labels, lists of labels or numbers."""
     labels = config.labels or []
     if config.head == "embedding":
@@ -127,21 +172,6 @@ def _answers(config: TaskConfig, values: Tensor) -> list:
         chosen = values.sigmoid() >= config.threshold
         return [[labels[i] for i in row.nonzero().squeeze(1).tolist()] for row in chosen]
     return [labels[i] for i in values.argmax(-1).tolist()]
-
-
-def _tags(task: str, config: TaskConfig, part: EvalSplit, values: Tensor) -> list[list[str]]:
-    """Tags of the words of every row, put together from its windows.
-
-    A word that has no sub-token of its own keeps even scores.
-    """
-    labels = config.labels or []
-    lengths = [len(words) for words in part.source.words_of(part.split, task)]
-    scores = [torch.zeros(length, len(labels)) for length in lengths]
-    logs = values.log_softmax(-1)
-    for i, (row, read) in enumerate(zip(part.rows["row"], part.rows[f"words_{task}"], strict=True)):
-        places = [token for token, word in enumerate(read) if word >= 0]
-        scores[row][[read[token] for token in places]] = logs[i, places]
-    return [decode_tags(row, labels, config.scheme) for row in scores]
 
 
 def _nearest_is_own(groups: Tensor) -> float:

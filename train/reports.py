@@ -12,7 +12,6 @@ texts of a group, `D` width of an embedding.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,9 @@ import numpy as np
 import torch
 from sklearn import metrics as sklearn_metrics
 from sklearn.preprocessing import MultiLabelBinarizer
-from torch import Tensor
 
 from ..modeling.configuration_polyhead import TaskConfig
-from ..modeling.decoding import decode_tags
-from .evaluation import EvalSplit, _answers, _missing, _references
+from .evaluation import EvalSplit, answers
 from .hub import write_json
 from .plots import draw_report
 
@@ -206,62 +203,6 @@ def compare_numbers(
 
 
 # ---- one task ----
-
-
-@dataclass
-class Answers:
-    """What a model said about the labelled rows of a split.
-
-    Args:
-        given: label strings, lists of them, numbers, or the tags of words.
-        wanted: what the rows say.
-        values: the logits that `given` was read from, (N, L) or (N, g, D); of a token task the
-            words' log-probabilities, (W, L) for each row.
-    """
-
-    given: list
-    wanted: list
-    values: Any
-
-
-def answers(task: str, config: TaskConfig, part: EvalSplit, predictions: np.ndarray) -> Answers:
-    """Predictions of a split against its raw labels; rows without a label are left out.
-
-    Args:
-        task: name of a task with labels.
-        config: the task as the model knows it.
-        part: the split.
-        predictions: one entry per row of `part.rows`, see `score`.
-    """
-    values = torch.from_numpy(np.ascontiguousarray(predictions)).float()
-    references, data = _references(part, task), part.source.tasks[task].data
-    if config.head == "token_classification":
-        words = _word_scores(task, config, part, values)
-        tags = [decode_tags(row, config.labels or [], config.scheme) for row in words]
-        return Answers(tags, references, words)
-    windows, rows = part.rows["window"][:], part.rows["row"][:]
-    first = [i for i, window in enumerate(windows) if window == 0]
-    rows = [rows[i] for i in first]
-    kept = [i for i, row in zip(first, rows, strict=True) if not _missing(references[row])]
-    wanted = [references[row] for row in rows if not _missing(references[row])]
-    if config.problem_type == "regression" or config.head == "embedding":
-        low, high = data.label_range or (0.0, 1.0)
-        wanted = [(float(value) - low) / (high - low) for value in wanted]
-    return Answers(_answers(config, values[kept]), wanted, values[kept])
-
-
-def _word_scores(task: str, config: TaskConfig, part: EvalSplit, values: Tensor) -> list[Tensor]:
-    """Log-probabilities (W, L) of the words of every row, put together from its windows.
-
-    A word that has no sub-token of its own keeps even scores.
-    """
-    lengths = [len(words) for words in part.source.words_of(part.split, task)]
-    scores = [torch.zeros(length, len(config.labels or [])) for length in lengths]
-    logs = values.log_softmax(-1)
-    for i, (row, read) in enumerate(zip(part.rows["row"], part.rows[f"words_{task}"], strict=True)):
-        places = [token for token, word in enumerate(read) if word >= 0]
-        scores[row][[read[token] for token in places]] = logs[i, places]
-    return scores
 
 
 def task_report(

@@ -21,6 +21,7 @@ from ..modeling.configuration_polyhead import PolyheadConfig, TaskConfig
 from ..modeling.modeling_polyhead import PolyheadModel, usable_length
 from .adapters import attach_adapters
 from .checkpoints import clean_up, latest_intact, write_aside
+from .curves import training_plots
 from .data import Source, load_sources, unseen_labels
 from .errors import Left, RecipeError
 from .evaluation import eval_splits, macro
@@ -138,7 +139,7 @@ def train(
         RecipeError: faults of the recipe, its data or its encoder; nothing has been written then.
     """
     found = prepare(path, overrides)
-    trainer, scores = fit(found, str(path), notify)
+    trainer, scores, reports = fit(found, str(path), notify)
     if trainer.is_world_process_zero():
         folder = Path(found.recipe.output_dir)
         metrics = scores.get("tasks")
@@ -146,13 +147,17 @@ def train(
             save_folder(trainer.model_for_tasks, found.tokenizer, aside, metrics=metrics)
         with write_aside(folder / "scores.json") as aside:
             write_json(aside, scores)
+        describe(trainer, reports, folder)
     return scores
 
 
 def fit(
     found: Prepared, path: str, notify: Callable[[str], None]
-) -> tuple[MultiTaskTrainer, dict[str, Any]]:
+) -> tuple[MultiTaskTrainer, dict[str, Any], dict[str, Any]]:
     """Train what was prepared and score it; the finished model is not saved yet.
+
+    Returns:
+        trainer, scores as `train` gives them, and a report of each task for `describe`.
 
     Args:
         found: recipe, data and model.
@@ -192,13 +197,14 @@ def fit(
     except (Left, RecipeError):  # what HF does after a whole run only: close the bar and trackers
         trainer.callback_handler.on_train_end(args, trainer.state, trainer.control)
         raise
-    scores, reports = _final_scores(trainer, found)
-    if trainer.is_world_process_zero():
-        folder = Path(found.recipe.output_dir)
-        write_json(folder / HISTORY, trainer.state.log_history)
-        if reports:
-            write_reports(folder, reports)
-    return trainer, scores
+    return trainer, *_final_scores(trainer, found)
+
+
+def describe(trainer: MultiTaskTrainer, reports: dict[str, Any], folder: Path) -> None:
+    """Write the log, a report of each task, and their pictures; after the model is saved."""
+    write_json(folder / HISTORY, trainer.state.log_history)
+    write_reports(folder, reports)
+    training_plots(trainer.state.log_history, trainer.model_for_tasks.task_names, folder)
 
 
 def checked_arguments(found: Prepared, path: str) -> TrainingArguments:

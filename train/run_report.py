@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .curves import NEEDS, draw_training, training_curves
-from .errors import RecipeError
+from .errors import RESUME, RecipeError
 from .hub import SCORES
 from .plots import draw_report
 from .reports import FOLDER
@@ -83,8 +83,7 @@ def _read_scores(run: Path) -> dict[str, Any]:
         raise RecipeError(str(run), [f"there is no such folder; {usage}"])
     if not (run / SCORES).is_file():
         if any(run.glob("checkpoint-*")):
-            usage = "its training has not ended; type: polyhead train RECIPE "
-            usage += "training.resume_from_checkpoint=true"
+            usage = f"its training has not ended; type: polyhead train RECIPE {RESUME}"
         raise RecipeError(str(run), [f"has no {SCORES}, which a finished run leaves; {usage}"])
     scores = _read(run / SCORES)
     if scores and not {"tasks", "macro"} <= set(scores):  # those of a model, by task
@@ -99,9 +98,10 @@ def _read_history(run: Path) -> list[dict[str, Any]]:
     """The trainer's log; empty where the run left none."""
     if (run / HISTORY).is_file():
         return _read(run / HISTORY)
-    states = run.glob("checkpoint-[0-9]*/trainer_state.json")
-    latest = max(states, key=lambda p: int(p.parent.name.rpartition("-")[2]), default=None)
-    return [] if latest is None else _read(latest)["log_history"]
+    states = run.glob("checkpoint-*/trainer_state.json")
+    steps = {path.parent.name.removeprefix("checkpoint-"): path for path in states}
+    latest = max(filter(str.isdigit, steps), key=int, default=None)
+    return [] if latest is None else _read(steps[latest])["log_history"]
 
 
 PAGE_FRAME = """<!doctype html>

@@ -15,7 +15,7 @@ from ..modeling.modeling_polyhead import PolyheadModel
 from .errors import RecipeError
 from .hub import read_scores, save_folder, write_card, write_json
 from .proof import FILE, compare, fresh_fingerprint, read_proofs
-from .run import fit, load_model, prepare
+from .run import describe, fit, load_model, prepare
 
 
 def add_task(
@@ -49,7 +49,7 @@ def add_task(
     if _would_touch(Path(model_path), folder, folder / "model"):
         raise RecipeError(str(recipe_path), ["output_dir: the model lies there; name another"])
     before = fresh_fingerprint(model_path)
-    trainer, scores = fit(found, str(recipe_path), notify)
+    trainer, scores, reports = fit(found, str(recipe_path), notify)
     if trainer.is_world_process_zero():
         _save_proven(
             trainer.model_for_tasks,
@@ -61,6 +61,7 @@ def add_task(
             metrics={**read_scores(model_path), **scores.get("tasks", {})},
         )
         write_json(folder / "scores.json", scores)
+        describe(trainer, reports, folder)
     return scores
 
 
