@@ -18,6 +18,7 @@ from polyhead.modeling import TaskConfig
 from polyhead.train import affinity as tool
 from polyhead.train import run
 from polyhead.train.affinity import affinity, compare_tasks, conclude, measure
+from polyhead.train.collator import model_inputs
 from polyhead.train.errors import RecipeError
 from polyhead.train.gradients import shared_parameters
 from polyhead.train.recipe import load_recipe, training_arguments
@@ -263,6 +264,25 @@ class TestMeasure:
             assert torch.equal(value, weights[1][name]), name
             assert not torch.equal(value, first[name]), name
 
+    def test_each_number_is_that_of_its_tasks(self, recipe_of):
+        """One step: what it gives is one comparison, made here on the same batch."""
+        recipe = recipe_of("intent slots near")
+        result = measured(recipe, 1)
+        found = prepare(recipe)
+        model = found.model.eval()
+        fed = model_inputs(next(iter(tool._batches(found, args_of(found), size=8, steps=1))))
+        names = ["intent", "near", "slots"]
+        cosines, gains = compare_tasks(
+            lambda: [model(**fed).losses[name] for name in names],
+            shared_parameters(model),
+            result["step_length"],
+        )
+        for i, one in enumerate(names):
+            for j, other in enumerate(names):
+                assert gain_of(result, one, other)["mean"] == gains[i, j].item()
+                if i < j:
+                    assert cosine_of(result, one, other)["mean"] == cosines[i, j].item()
+
     def test_a_batch_has_rows_of_every_source(self, recipe_of):
         keys = {"training__per_device_train_batch_size": 1}
         result = measured(recipe_of("intent near", **keys), 3)
@@ -410,8 +430,8 @@ class TestConclude:
             "-25 ± 10 % off the loss of y, one of y +0 ± 10 % off that of x)."
         )
         assert found["advice"]["x"]["sentence"] == (
-            "x: it fights with y and gains from no task; give it an adapter of its own on a frozen "
-            "encoder, or train it apart."
+            "x: it fights with y and gains from no task; an adapter of its own on a frozen "
+            "encoder, or a model of its own, may serve it better; --full tells."
         )
 
     def test_a_task_between_a_friend_and_a_rival(self):

@@ -275,12 +275,12 @@ class TestSplits:
     def test_without_validation_rows_nothing_is_evaluated_on_the_way(self, trained, tmp_path):
         scores, found = self.train(trained, tmp_path, "train", "test", save_strategy="no")
         assert scores["splits"] == {"intent": "test"}
-        assert found == {"model", "scores.json"}
+        assert found == {"log_history.json", "model", "reports", "scores.json"}
 
     def test_train_alone_gives_a_model_without_scores(self, trained, tmp_path):
         scores, found = self.train(trained, tmp_path, "train", save_strategy="no")
         assert scores == {}
-        assert found == {"model", "scores.json"}
+        assert found == {"log_history.json", "model", "reports", "scores.json"}
         assert "not measured" in (tmp_path / "out/model/README.md").read_text()
 
 
@@ -320,8 +320,11 @@ class TestCommand:
     def test_a_label_that_train_lacks_is_told_and_scored_as_wrong(self, recipe, capsys):
         assert run_cli("train", recipe) == 0
         notes = [line for line in message_of(capsys.readouterr().err) if "note: " in line]
-        assert len(notes) == 1
+        assert len(notes) == 2
         assert "intent: label 'unheard' is not in train; test has it in 1 rows" in notes[0]
+        assert notes[1].startswith(
+            "note: intent: draws 12 of its 12 rows an epoch, 6 in 0.5 epochs"
+        )
         scores = json.loads((recipe.parent / "out" / "scores.json").read_text())
         assert scores["tasks"]["intent"]["accuracy"] <= 2 / 3
 
@@ -338,7 +341,8 @@ class TestCommand:
     def test_help_names_the_commands(self, capsys):
         assert run_cli("--help") == 0
         out = capsys.readouterr().out
-        assert all(name in out for name in ("train", "evaluate", "predict", "inspect"))
+        names = ("train", "evaluate", "predict", "inspect", "report", "affinity", "add-task")
+        assert all(name in out for name in names)
 
     def test_help_answers_without_loading_torch(self):
         code = "import sys, polyhead.train.cli; sys.exit('torch' in sys.modules)"
@@ -747,7 +751,7 @@ class TestInspect:
 
 
 def run_inspect(path):
-    return inspect_recipe(run.prepare(path))
+    return inspect_recipe(run.prepare(path), str(path))
 
 
 # ---- the folder, for others ----

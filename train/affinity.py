@@ -224,7 +224,7 @@ def measure(found: Prepared, args: TrainingArguments, *, steps: int) -> dict[str
     batches = _batches(found, args, size=size, steps=steps)
     for step, batch in enumerate(tqdm(batches, "Comparing tasks", disable=args.disable_tqdm), 1):
         fed = send_to_device(model_inputs(batch), args.device)
-        if step % every == 1 % every:
+        if step % every == 0:
             measured.add(*_compare(model, fed, parameters, length))
         model.train()
         output = model(**fed)
@@ -533,8 +533,8 @@ def _by_run(
         text += "--full decide about the latter"
     elif fought:
         verdict = "apart"
-        text = f"it fights with {rivals} and gains from no task; give it an adapter of its own on "
-        text += "a frozen encoder, or train it apart"
+        text = f"it fights with {rivals} and gains from no task; an adapter of its own on a frozen "
+        text += "encoder, or a model of its own, may serve it better; --full tells"
     elif helped:
         verdict, text = "share", f"share; it gains from {helpers} and fights with none"
     else:
@@ -580,7 +580,7 @@ def _cautions(result: dict[str, Any], cosine: dict[Any, dict], gains: dict[Any, 
         )
     else:
         lines.append(
-            f"Of {len(numbers)} numbers some {math.ceil(0.05 * len(numbers))} lie beyond 2 "
+            f"Of {len(numbers)} numbers about {math.ceil(0.05 * len(numbers))} may lie beyond 2 "
             "standard errors by chance alone."
         )
     weak = [one for one, other in gains if one == other and _sign(gains[one, one]) < 1]
@@ -591,8 +591,9 @@ def _cautions(result: dict[str, Any], cosine: dict[Any, dict], gains: dict[Any, 
         )
     if result["scores"] is None:
         lines.append(
-            f"{result['steps']} steps show the beginning of training only; --full trains each task "
-            "alone and all jointly, and compares scores."
+            f"{result['steps']} steps show the beginning of training only, and tasks that fight "
+            "there may score as high in the end; --full trains each task alone and all jointly, "
+            "and compares scores."
         )
     else:
         lines.append(
@@ -634,13 +635,17 @@ def _heat_map(
     *,
     percent: bool = False,
 ) -> None:
-    """Means by (row, column); the colours end at the largest off the diagonal."""
+    """Means by (row, column); the colours end at the largest off the diagonal.
+
+    They end no lower than at a tenth of the largest gain of a task from its own step, or at 0.1.
+    """
     matrix = np.full((len(names), len(names)), np.nan)
     for (row, column), values in found.items():
         if values["mean"] is not None:
             matrix[names.index(row), names.index(column)] = values["mean"]
-    apart = np.abs(matrix[~np.eye(len(names), dtype=bool)])
-    limit = max(1e-9, *apart[np.isfinite(apart)])
+    diagonal = np.eye(len(names), dtype=bool)
+    size = np.abs(np.nan_to_num(matrix))
+    limit = max(size[~diagonal].max(), 0.1 * (size[diagonal].max() or 1))
     axes.set_facecolor("0.85")
     axes.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit)
     axes.set_xticks(range(len(names)), names, rotation=90)
