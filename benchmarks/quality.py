@@ -1,71 +1,158 @@
 """Six tasks trained one by one and together: scores on test rows, and what each way costs.
 
-    python benchmarks/quality.py              train what is not there yet, print the table
-    python benchmarks/quality.py --time       steps per second of each way, on a quiet machine
+    python benchmarks/quality.py              train what is not there yet, then the table
+    python benchmarks/quality.py --time       seconds of a step of each way, on a quiet machine
 
-Every run is `polyhead train` on `configs/six_tasks.yaml` with the overrides below; its scores are
-kept in `runs/quality/<setting>/<seed>/`, so that a run cut short goes on where it was. A single
-task has batches of 16, the joint runs of 32 rows of all tasks. Needs `POLYHEAD_DATA`.
+Every run is `polyhead train` on `configs/six_tasks.yaml` with the overrides below; it leaves its
+scores in `runs/quality/<setting>/<seed>/`, so that a benchmark cut short goes on where it was. A
+task alone has batches of 16 rows, the joint runs batches of 32 rows of all tasks, each as many
+epochs. The time of a way is its number of steps times the seconds of a step, measured in turns: the
+runs themselves may share the machine with other work. Tasks alone are timed padded, as HF's Trainer
+batches them, and packed. Needs `POLYHEAD_DATA`.
 """
 
 import argparse
 import json
-import math
-import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from common import ROOT, keep
+from common import ROOT, alternate, keep
 
 RECIPE = ROOT / "configs/six_tasks.yaml"
 SEEDS = (1, 2)
 TASKS = ("banking", "entities", "intent", "sentiment", "similarity", "slots")
-SINGLE = {task: [f"tasks={task}", "training.per_device_train_batch_size=16"] for task in TASKS}
+SINGLE = {f"single {task}": (task, ["training.per_device_train_batch_size=16"]) for task in TASKS}
 JOINT = {
-    "proportional": [],
+    "joint, proportional": (None, []),
+    "joint, temperature": (None, ["sampling.strategy=temperature", "sampling.temperature=3"]),
+    "joint, gradnorm": (None, ["balancing.method=gradnorm"]),
 }
+SETTINGS: dict[str, tuple[str | None, list[str]]] = {**SINGLE, **JOINT}
+TIMED = 20  # steps
 
 
-def train(setting: str, overrides: list[str], seed: int, runs: Path) -> dict[str, Any]:
+def recipe_of(task: str | None, folder: Path) -> Path:
+    """The recipe, or one with this task alone."""
+    if task is None:
+        return RECIPE
+    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    recipe["tasks"] = {task: recipe["tasks"][task]}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def train(setting: str, seed: int, runs: Path) -> dict[str, Any]:
     """Scores of one run, from the file that an earlier call left or from a new process."""
-    folder = runs / setting / str(seed)
+    task, overrides = SETTINGS[setting]
+    folder = runs / setting.replace(", ", "_").replace(" ", "_") / str(seed)
     kept = folder / "scores.json"
     if not kept.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        recipe, given = chosen(overrides, folder)
-        given += [f"training.seed={seed}", f"output_dir={folder}"]
+        given = [*overrides, f"training.seed={seed}", f"output_dir={folder}"]
+        command = [sys.executable, "-m", "polyhead.train", str(recipe_of(task, folder)), *given]
         start = time.time()
-        with open(folder / "log.txt", "w") as log:
-            command = [sys.executable, "-m", "polyhead.train", str(recipe), *given]
+        with open(folder / "log.txt", "w", encoding="utf-8") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log)
         print(f"{setting}, seed {seed}: {time.time() - start:.0f} s", flush=True)
-    return json.loads(kept.read_text(encoding="utf-8"))
+    return json.loads(kept.read_text(encoding="utf-8"))["tasks"]
 
 
-def chosen(overrides: list[str], folder: Path) -> tuple[Path, list[str]]:
-    """The recipe, with one task only where an override says `tasks=NAME`."""
-    names = [o.removeprefix("tasks=") for o in overrides if o.startswith("tasks=")]
-    rest = [o for o in overrides if not o.startswith("tasks=")]
-    if not names:
-        return RECIPE, rest
-    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-    recipe["tasks"] = {name: recipe["tasks"][name] for name in names}
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return path, rest
+def scores(runs: Path) -> dict[str, dict[str, float]]:
+    """Main metric of each task by way, the mean of the seeds, in points."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for seed in SEEDS:
+        for setting, (task, _) in SETTINGS.items():
+            way = "single" if task else setting
+            for name, values in train(setting, seed, runs).items():
+                main = next(iter(values.values()))
+                found.setdefault(way, {}).setdefault(name, []).append(main)
+    return {
+        way: {name: round(100 * statistics.mean(values), 2) for name, values in table.items()}
+        for way, table in found.items()
+    }
+
+
+def show(table: dict[str, dict[str, float]]) -> None:
+    """The scores as a table in Markdown, with means and differences from the single-task runs."""
+    print("| |", " | ".join(TASKS), "| mean | worst against single |")
+    print("|---" * (len(TASKS) + 3) + "|")
+    single = table["single"]
+    for way, values in table.items():
+        worst = min(values[name] - single[name] for name in TASKS)
+        cells = [f"{values[name]:.2f}" for name in TASKS]
+        mean = statistics.mean(values.values())
+        print(f"| {way} |", " | ".join(cells), f"| {mean:.2f} | {worst:+.2f} |")
+
+
+def steps(task: str | None, overrides: list[str], folder: Path) -> tuple[Callable[[], None], int]:
+    """A run of some optimizer steps of the trainer, and the number of steps of a whole training."""
+    from polyhead.train.features import MultiTaskDataset, tokenize
+    from polyhead.train.run import checked_arguments, prepare
+    from polyhead.train.trainer import MultiTaskTrainer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = recipe_of(task, folder)
+    timed = [f"training.max_steps={TIMED}", "training.disable_tqdm=true", f"output_dir={folder}"]
+    found = prepare(path, [*overrides, *timed])
+    args = checked_arguments(found, str(path))
+    rows = {s.name: tokenize(s, "train", found.tokenizer) for s in found.sources}
+    trainer = MultiTaskTrainer(
+        model=found.model,
+        args=args,
+        tokenizer=found.tokenizer,
+        sources=found.tasks_by_source,
+        train_dataset=MultiTaskDataset(rows),
+        multitask=found.multitask,
+    )
+    epochs = float(found.recipe.training["num_train_epochs"])
+    return lambda: trainer.train(), round(epochs * len(trainer.get_train_dataloader()))
+
+
+def times(runs: Path) -> dict[str, Any]:
+    """Seconds of a whole training by way: steps times the median seconds of a step."""
+    ways: dict[str, list[tuple[str, str | None, list[str]]]] = {"single, padded": []}
+    ways["single, packed"] = [(name, *SINGLE[name]) for name in SINGLE]
+    for name, (task, overrides) in SINGLE.items():
+        ways["single, padded"].append((name, task, [*overrides, "sampling.packing=false"]))
+    ways |= {name: [(name, *JOINT[name])] for name in JOINT}
+    made = {
+        (way, name): steps(task, overrides, runs / "timing" / f"{way} {name}")
+        for way, parts in ways.items()
+        for name, task, overrides in parts
+    }
+    seconds = alternate({str(key): run for key, (run, _) in made.items()}, repeats=5)
+    found = {}
+    for way in ways:
+        own = {key: count for key, (_, count) in made.items() if key[0] == way}
+        total = sum(statistics.median(seconds[str(k)]) / TIMED * n for k, n in own.items())
+        found[way] = {"seconds": round(total, 1), "steps": sum(own.values())}
+    for way, values in found.items():
+        ratio = values["seconds"] / found["single, padded"]["seconds"]
+        found[way]["ratio"] = round(ratio, 3)
+        print(f"{way}: {values['steps']} steps, {values['seconds']:.0f} s, {ratio:.2f}", flush=True)
+    return found
+
+
+def main() -> None:
+    """Train and score, or time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/quality")
+    parser.add_argument("--time", action="store_true", help="seconds of a step, on a quiet machine")
+    options = parser.parse_args()
+    if options.time:
+        keep("quality_time", "six tasks alone and together: time", times(options.runs))
+        return
+    table = scores(options.runs)
+    show(table)
+    keep("quality", "six tasks alone and together: scores on test rows", {"scores": table})
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/quality")
-    options = parser.parse_args()
-    for seed in SEEDS:
-        for task in TASKS:
-            train(f"single_{task}", SINGLE[task], seed, options.runs)
-        for name, overrides in JOINT.items():
-            train(name, overrides, seed, options.runs)
+    main()
