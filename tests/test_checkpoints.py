@@ -257,8 +257,10 @@ class TestWritingAside:
         assert done[3:] == ["rename model", f"_sync_one {tmp_path.name}"]
 
     def test_other_errors_are_left_as_they_are(self, tmp_path):
-        with pytest.raises(ValueError, match=r"^not about the disk$"), write_aside(tmp_path / "m"):
-            raise ValueError("not about the disk")
+        for error in (ValueError("not about the disk"), FileNotFoundError(2, "a bug", "of ours")):
+            with pytest.raises(type(error)) as raised, write_aside(tmp_path / "model"):
+                raise error
+            assert raised.value is error
 
 
 ADAPTER = "adapters/slots"
@@ -352,7 +354,7 @@ class TestSaving:
             f"{folder}/checkpoint-3: 1 fault - could not be written: No space left on device; "
         )
         assert message.endswith(
-            f" MB are free there; {folder}/checkpoint-2 stays. Make room, then type the same "
+            f" MB are free there; {folder}/checkpoint-2 stays. When that is mended, type the same "
             "command with training.resume_from_checkpoint=true"
         )
 
@@ -708,5 +710,5 @@ class TestProcesses:
         assert last == f"{process.output}/checkpoint-{step_of(process.output)}"
         assert "Traceback" not in process.log.read_text()
         (line,) = self.message(process)
-        assert f"; {last} stays. Make room, then type the same command with {RESUME}" in line
+        assert f"; {last} stays. When that is mended, type the same command with {RESUME}" in line
         assert not (process.output / UNFINISHED).exists()

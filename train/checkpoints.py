@@ -6,6 +6,7 @@ beyond `save_total_limit`, go only after that. It costs an fsync of each file an
 more checkpoint.
 """
 
+import errno
 import json
 import os
 import re
@@ -29,6 +30,15 @@ from .errors import RESUME, Left, RecipeError
 
 UNFINISHED = ".unfinished"  # in output_dir: what is being written
 REPLACED = "replaced"  # in UNFINISHED: what is being deleted
+REFUSED = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+}
 ECHO = 3.0  # seconds; torchrun passes on a SIGTERM that its workers may have got already
 
 
@@ -189,20 +199,19 @@ class _Explained:
         if checkpoint is None:
             stays, again = "there is no checkpoint yet", "again"
         fault = (
-            f"could not be written: {reason}; {free:,.1f} MB are free there; {stays}. Make room, "
-            f"then type the same command {again}"
+            f"could not be written: {reason}; {free:,.1f} MB are free there; {stays}. When that "
+            f"is mended, type the same command {again}"
         )
         raise RecipeError(str(self.target), [fault]) from error
 
 
 def _failed_write(error: BaseException) -> str | None:
-    """Why a write failed; None for an error of another kind."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return str(error.strerror)
-    found = re.search(r"([^:]+) \(os error \d+\)", str(error))  # safetensors, tokenizers
-    if found:
-        return found[1].strip()
-    return "the file was cut short" if "inline_container" in str(error) else None  # torch.save
+    """Why the system refused a write; None for an error of another kind."""
+    if "inline_container" in str(error):  # torch.save keeps the reason to itself
+        return "the file was cut short"
+    found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, tokenizers
+    number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number in REFUSED else None
 
 
 # ---- training ----

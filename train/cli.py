@@ -208,6 +208,26 @@ def inspect(
 
 
 @app.command()
+def affinity(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of the short run.")] = 120,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train each task alone and all jointly, too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Should these tasks share a model? Compare them in a short joint run."""
+    from .affinity import affinity as run
+
+    found = run(recipe, overrides, steps=steps, full=full, notify=_note)
+    if as_json:
+        _print_json(found)
+    else:
+        _print_affinity(found)
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, the recipe's output_dir.")],
     as_json: AsJson = False,
@@ -283,6 +303,26 @@ def _print_scores(scores: dict[str, Any], title: str) -> None:
                 cells = [f"{row[key]:.4f}" for key in ("precision", "recall", "f1")]
                 types.add_row(kind, *cells, str(row["support"]))
             out.print(types)
+
+
+def _print_affinity(found: dict[str, Any]) -> None:
+    names = found["tasks"]
+    cosine = {frozenset(entry["tasks"]): entry["mean"] for entry in found["cosines"]}
+    table = Table("", *names, title="Cosine of the tasks' gradients")
+    for name in names:
+        row = [cosine.get(frozenset((name, other))) for other in names]
+        table.add_row(name, *("" if value is None else f"{value:+.3f}" for value in row))
+    out.print(table)
+    gains = {(entry["follows"], entry["gains"]): entry["mean"] for entry in found["affinities"]}
+    table = Table("a step of", *names, title="takes off the loss, %")
+    for name in names:
+        row = [gains.get((name, other)) for other in names]
+        table.add_row(name, *("" if value is None else f"{100 * value:+.3f}" for value in row))
+    out.print(table)
+    for entry in [*found["pairs"], *found["advice"].values()]:
+        out.print(Text(entry["sentence"]), soft_wrap=True)
+    for line in found["cautions"]:
+        out.print(Text(line, style="yellow"), soft_wrap=True)
 
 
 def _print_answer(text: Any, answer: dict[str, Any]) -> None:
