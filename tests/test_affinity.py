@@ -16,8 +16,9 @@ import pytest
 import torch
 from polyhead.modeling import TaskConfig
 from polyhead.train import affinity as tool
-from polyhead.train import run
-from polyhead.train.affinity import affinity, compare_tasks, conclude, measure
+from polyhead.train import affinity_advice, run
+from polyhead.train.affinity import affinity, compare_tasks, measure
+from polyhead.train.affinity_advice import conclude
 from polyhead.train.collator import model_inputs
 from polyhead.train.errors import RecipeError
 from polyhead.train.gradients import shared_parameters
@@ -434,6 +435,22 @@ class TestConclude:
             "encoder, or a model of its own, may serve it better; --full tells."
         )
 
+    @pytest.mark.parametrize(
+        ("numbers", "words"),
+        [
+            ((0.0, 0.3, 0.3), "they help each other"),
+            ((0.0, 0.3, 0.0), "x helps y"),
+            ((0.0, 0.0, 0.3), "y helps x"),
+            ((0.0, -0.3, 0.0), "x harms y"),
+            ((0.0, 0.0, -0.3), "y harms x"),
+            ((0.0, -0.3, -0.3), "they fight"),
+            ((0.3, 0.0, -0.3), "the evidence is divided"),
+        ],
+    )
+    def test_who_does_what_to_whom(self, numbers, words):
+        sentence = conclude(result_of(*numbers))["pairs"][0]["sentence"]
+        assert sentence.startswith(f"x and y: {words} (")
+
     def test_a_task_between_a_friend_and_a_rival(self):
         result = result_of(0.3, 0.3, 0.3)
         result["tasks"] = ["x", "y", "z"]
@@ -503,7 +520,7 @@ class TestConclude:
     [(0.00123, "0.0012"), (0.996, "1.00"), (1.25, "1.2"), (99.6, "100"), (1234, "1200"), (0, "0")],
 )
 def test_two_digits_tell(value, text):
-    assert tool._digits(value) == text
+    assert affinity_advice._digits(value) == text
 
 
 # ---- each task alone, and all jointly ----
@@ -525,6 +542,7 @@ def both(recipe_of) -> tuple[Path, dict[str, Any]]:
     return recipe, affinity(recipe, steps=2, full=True)
 
 
+@pytest.mark.slow
 class TestFull:
     def test_gives_the_scores_of_training_each_task_alone(self, both, recipe_of):
         _, result = both

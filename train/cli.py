@@ -4,6 +4,7 @@ Commands import what they need themselves: `polyhead --help` answers without loa
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -208,26 +209,6 @@ def inspect(
 
 
 @app.command()
-def affinity(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of the short run.")] = 120,
-    full: Annotated[
-        bool, typer.Option("--full", help="Train each task alone and all jointly, too.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Should these tasks share a model? Compare them in a short joint run."""
-    from .affinity import affinity as run
-
-    found = run(recipe, overrides, steps=steps, full=full, notify=_note)
-    if as_json:
-        _print_json(found)
-    else:
-        _print_affinity(found)
-
-
-@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, the recipe's output_dir.")],
     as_json: AsJson = False,
@@ -242,6 +223,24 @@ def report(
     if found["scores"]:
         _print_scores(found["scores"], "Scores")
     out.print(Text(f"page with pictures: {found['page']}"), soft_wrap=True)
+
+
+@app.command()
+def affinity(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of the short run.")] = 120,
+    full: Annotated[bool, typer.Option("--full", help="Train each task alone, and all.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Should these tasks share a model? A short joint run compares them."""
+    from .affinity import affinity as run
+
+    result = run(recipe, overrides, steps=steps, full=full, notify=_note)
+    if as_json:
+        _print_json(result)
+    else:
+        _print_affinity(result)
 
 
 def _show_run(scores: dict[str, Any], *, as_json: bool) -> None:
@@ -305,24 +304,29 @@ def _print_scores(scores: dict[str, Any], title: str) -> None:
             out.print(types)
 
 
-def _print_affinity(found: dict[str, Any]) -> None:
-    names = found["tasks"]
-    cosine = {frozenset(entry["tasks"]): entry["mean"] for entry in found["cosines"]}
-    table = Table("", *names, title="Cosine of the tasks' gradients")
-    for name in names:
-        row = [cosine.get(frozenset((name, other))) for other in names]
-        table.add_row(name, *("" if value is None else f"{value:+.3f}" for value in row))
-    out.print(table)
-    gains = {(entry["follows"], entry["gains"]): entry["mean"] for entry in found["affinities"]}
-    table = Table("a step of", *names, title="takes off the loss, %")
-    for name in names:
-        row = [gains.get((name, other)) for other in names]
-        table.add_row(name, *("" if value is None else f"{100 * value:+.3f}" for value in row))
-    out.print(table)
-    for entry in [*found["pairs"], *found["advice"].values()]:
-        out.print(Text(entry["sentence"]), soft_wrap=True)
-    for line in found["cautions"]:
-        out.print(Text(line, style="yellow"), soft_wrap=True)
+VERDICTS = {"help": "green", "share": "green", "fight": "red", "apart": "red"}
+
+
+def _print_affinity(result: dict[str, Any]) -> None:
+    scores, seconds = result["scores"], result["wall_seconds"]
+    if scores:
+        columns = ("task", "metric", "alone", "jointly", "gain", "std. error", "seconds alone")
+        table = Table(*columns, title="Each task alone, and all jointly")
+        for task, found in scores.items():
+            values = [found[key] for key in ("single", "joint", "gain", "standard_error")]
+            cells = ["-" if value is None else f"{value:.4f}" for value in values]
+            table.add_row(task, found["metric"], *cells, f"{seconds[task] or math.nan:.0f}")
+        out.print(table)
+        joint = seconds["all-tasks"] or math.nan
+        alone = sum(seconds[task] or math.nan for task in scores)
+        out.print(f"{alone:.0f} s for all alone, {joint:.0f} s jointly")
+    title = f"Pairs of tasks: {result['measurements']} measurements in {result['steps']} steps"
+    for heading, lines in ((title, result["pairs"]), ("Advice", result["advice"].values())):
+        out.print(Text(heading, style="bold"))
+        for line in lines:
+            out.print(Text(f"  {line['sentence']}", style=VERDICTS.get(line["verdict"], "")))
+    for line in result["cautions"]:
+        out.print(Text(f"note: {line}", style="yellow"))
 
 
 def _print_answer(text: Any, answer: dict[str, Any]) -> None:

@@ -52,9 +52,14 @@ def task_gradients(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter])
 
 
 def cosines(gradients: Tensor) -> Tensor:
-    """(K, P) gradients -> (K, K) cosines between them; NaN in the rows of a zero gradient."""
-    unit = gradients / gradients.norm(dim=1, keepdim=True)
-    return unit @ unit.T
+    """(K, P) gradients -> (K, K) float64 cosines; NaN in the rows of a zero gradient.
+
+    Summed in parts: over millions of weights one float32 sum is off by some 0.004.
+    """
+    products = [(part @ part.T).double() for part in gradients.split(2**16, dim=1)]
+    total = torch.stack(products).sum(0)
+    norms = total.diagonal().sqrt()
+    return total / norms / norms[:, None]
 
 
 def last_layer_of(model: PolyheadModel, shared: list[nn.Parameter]) -> list[nn.Parameter]:
