@@ -92,9 +92,17 @@ def remove(encoder: PreTrainedModel, name: str) -> None:
     encoder.__dict__.get("_polyhead_first", {}).pop(name, None)
 
 
-def adapter_state(encoder: PreTrainedModel, name: str) -> dict[str, Tensor]:
-    """An adapter's weights with the keys of PEFT's files, relative to the plain encoder."""
-    state = peft.get_peft_model_state_dict(encoder, adapter_name=name)  # pyright: ignore
+def adapter_state(
+    encoder: PreTrainedModel, name: str, state: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """An adapter's weights with the keys of PEFT's files, relative to the plain encoder.
+
+    Args:
+        encoder: the encoder.
+        name: name of the adapter.
+        state: the encoder's weights where they are not its own (gathered from several ranks).
+    """
+    state = peft.get_peft_model_state_dict(encoder, state, adapter_name=name)  # pyright: ignore
     return {f"base_model.model.{key}": value.contiguous() for key, value in state.items()}
 
 
@@ -121,11 +129,13 @@ def load_plain(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) ->
                     state[f"{prefix}{path}.base_layer.{rest}"] = state.pop(key)
 
 
-def save_adapter(encoder: PreTrainedModel, name: str, folder: str) -> None:
+def save_adapter(
+    encoder: PreTrainedModel, name: str, folder: str, state: dict[str, Tensor] | None = None
+) -> None:
     """Write adapter_config.json and adapter_model.safetensors, as PEFT does."""
     os.makedirs(folder, exist_ok=True)
-    state = {k: v.detach().cpu() for k, v in adapter_state(encoder, name).items()}
-    save_file(state, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+    weights = {k: v.detach().cpu() for k, v in adapter_state(encoder, name, state).items()}
+    save_file(weights, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
     config = copy.copy(encoder.peft_config[name])
     config.inference_mode = True
     config.base_model_name_or_path = encoder.config.name_or_path or None

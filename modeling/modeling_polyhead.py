@@ -211,12 +211,18 @@ class PolyheadModel(PreTrainedModel):
         absent = set(self.config.adapters or []) - set(self.loaded_adapters)
         if absent:
             raise ValueError(f"adapter {', '.join(sorted(absent))} is not loaded; saving loses it")
+        own = None
+        if state_dict is not None:
+            tied = self.all_tied_weights_keys  # of a state gathered from several ranks: copies
+            state_dict = {k: v for k, v in state_dict.items() if k not in tied}
+            own = {k.removeprefix("encoder."): v for k, v in state_dict.items()}
         if self.loaded_adapters:
             state_dict = plain_state(self, state_dict or self.state_dict())
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         if is_main_process:
             for name in self.loaded_adapters:
-                save_adapter(self.encoder, name, os.path.join(save_directory, "adapters", name))
+                folder = os.path.join(save_directory, "adapters", name)
+                save_adapter(self.encoder, name, folder, own)
 
     def add_task(self, name: str, task: TaskConfig) -> None:
         """Add a task with a new head; the encoder and the other heads stay as they are.
@@ -339,6 +345,16 @@ class PolyheadModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the encoder's token embeddings."""
         self.encoder.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The decoder of the masked-LM head, which is tied to the input embeddings."""
+        tied = [n for n in self.task_names if self.config.tasks[n].head == "masked_lm"]
+        return self.heads.get_submodule(f"{tied[0]}.decoder") if len(tied) == 1 else None
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the decoder of the masked-LM head."""
+        tied = [n for n in self.task_names if self.config.tasks[n].head == "masked_lm"]
+        self.heads.get_submodule(tied[0]).decoder = new_embeddings
 
     def _set_gradient_checkpointing(
         self,

@@ -316,6 +316,8 @@ REFUSED_TRAINING = {
     "label_smoothing_factor": "not with labels keyed by task",
     "remove_unused_columns": "the collator needs all columns",
     "train_sampling_strategy": "use sampling",
+    "ddp_find_unused_parameters": "heads without rows in a batch need it; take it out",
+    "ddp_static_graph": "which heads run changes from batch to batch; take it out",
     "dataloader_persistent_workers": "the collator changes with the epoch",
     "restore_callback_states_from_checkpoint": "they always are",
     "enable_jit_checkpoint": "always done on SIGTERM",
@@ -370,6 +372,7 @@ def training_arguments(
         "disable_tqdm": False,
         "logging_nan_inf_filter": False,  # nan_loss says what happens
         "dataloader_pin_memory": torch.accelerator.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # else each rank would train alone
     }
     if evaluates:
         defaults |= {"eval_strategy": "epoch", "save_strategy": "epoch"}

@@ -1,6 +1,7 @@
 """From a recipe to a finished model on disk, and from a model and a recipe to scores."""
 
 import importlib.util
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from .reports import write_reports
 from .run_report import HISTORY
 from .sampler import epochs_of
 from .schema import MultiTaskArguments, Recipe, ScratchEncoder
+from .sharding import own_class
 from .strategies import passes_by_source
 from .trainer import MultiTaskTrainer
 
@@ -140,11 +142,12 @@ def train(
     """
     found = prepare(path, overrides)
     trainer, scores, reports = fit(found, str(path), notify)
+    state = trainer.gathered_state()  # by all ranks
     if trainer.is_world_process_zero():
         folder = Path(found.recipe.output_dir)
-        metrics = scores.get("tasks")
-        with write_aside(folder / "model") as aside:
-            save_folder(trainer.model_for_tasks, found.tokenizer, aside, metrics=metrics)
+        model, metrics = trainer.model_for_tasks, scores.get("tasks")
+        with write_aside(folder / "model") as aside, own_class(model):
+            save_folder(model, found.tokenizer, aside, metrics=metrics, state_dict=state)
         with write_aside(folder / "scores.json") as aside:
             write_json(aside, scores)
         describe(trainer, reports, folder)
@@ -168,9 +171,9 @@ def fit(
         RecipeError: arguments that training would stumble over; nothing has been written then.
     """
     tokenizer, model = found.tokenizer, found.model
-    for line in unseen_labels(found.sources):
-        notify(line)
     args = checked_arguments(found, path)
+    for line in unseen_labels(found.sources):  # after the arguments: they say which rank this is
+        notify(line)
     options: dict[str, Any] = {
         "model": model,
         "args": args,
@@ -297,6 +300,12 @@ def load_model(path: str | Path) -> tuple[PolyheadModel, PreTrainedTokenizerBase
 def _training_faults(found: Prepared, args: TrainingArguments) -> list[str]:
     """What TrainingArguments takes, but training would stumble over later."""
     faults = []
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != args.world_size:
+        faults.append(
+            f"{started} processes were started, but each would train alone; on CPUs type "
+            "training.use_cpu=true"
+        )
     resume = args.resume_from_checkpoint
     if isinstance(resume, str) and not Path(resume).is_dir():
         faults.append(f"training.resume_from_checkpoint: there is no folder {resume}")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from ..modeling.heads import IGNORE
 from ..modeling.modeling_polyhead import PolyheadModel
 from .collator import MultiTaskCollator, model_inputs
 from .evaluation import EvalSplit, macro, score
@@ -52,6 +53,7 @@ class TaskEvaluation(Trainer):
         inputs = self._prepare_inputs(inputs)
         rows = inputs["rows"]
         fed = model_inputs(inputs)
+        fed["labels"] = self._without_repeats(fed, len(rows))
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**fed)
         counts = self.model_for_tasks.count_items(fed["labels"])
@@ -69,6 +71,24 @@ class TaskEvaluation(Trainer):
                 width = self.model_for_tasks.config.tasks[name].num_labels
                 found[name] = torch.full((len(rows), width), float("nan"), device=rows.device)
         return outputs.loss.detach(), found, rows
+
+    def _without_repeats(self, inputs: dict[str, Any], rows: int) -> dict[str, Tensor]:
+        """Labels, but none for the rows that accelerate repeats so that ranks have equal batches.
+
+        It drops their predictions itself; their losses would count twice.
+        """
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return inputs["labels"]
+        known = max(state.remainder - self.args.process_index * rows, 0)
+        labels = {}
+        for name, values in inputs["labels"].items():
+            number = self.model_for_tasks.task_names.index(name)
+            own = (inputs["task_ids"] == number).any(1).view(rows, -1)[:, 0]  # by example
+            missing = float("nan") if values.is_floating_point() else IGNORE
+            labels[name] = values.clone()
+            labels[name][int(own[:known].sum()) :] = missing
+        return labels
 
     def _spread(self, name: str, values: Tensor, inputs: dict[str, Any], rows: int) -> Tensor:
         """Values of the task's own rows to one entry per row: NaN for windows it does not read."""

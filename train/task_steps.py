@@ -68,6 +68,7 @@ class TaskSteps(Trainer):
     counts: TrainingState
     leaving: LeaveOnSigterm
     unfreezing: Unfreezing
+    idle_tasks: list[str]  # without rows in the optimizer step, on all ranks
     _step: Step
     _sums: TaskSums
 
@@ -98,6 +99,9 @@ class TaskSteps(Trainer):
         flat: Any = self.accelerator.reduce(flat.to(device, torch.float32), "sum")
         self.leaving.agreed = bool(flat[-1])  # all ranks leave after the same step
         found = flat[:-1].view(len(names), 3)
+        self.idle_tasks = [
+            n for n, rows in zip(names, found[:, 1].tolist(), strict=True) if not rows
+        ]
         self.counts.see(found[:, 1:])
         return dict(zip(names, found[:, 0], strict=True))
 

@@ -8,9 +8,11 @@ What it overrides and why:
 - saving (`checkpoints.py`): a checkpoint is the folder that users load, and never half of one.
 """
 
+import os
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
@@ -18,6 +20,7 @@ from transformers import (
     ProgressCallback,
     TrainingArguments,
 )
+from transformers.utils.generic import strtobool
 
 from ..modeling.adapters import load_adapter
 from ..modeling.modeling_polyhead import PolyheadModel
@@ -33,6 +36,7 @@ from .metrics import default_metrics, main_metric
 from .optimization import Unfreezing, apply_freeze, optimizer_groups
 from .sampler import make_sampler
 from .schema import MultiTaskArguments
+from .sharding import ShardedTasks, check_deepspeed, own_class, prepare_sharding
 from .task_evaluation import TaskEvaluation, TaskSums
 from .task_steps import TaskSteps
 
@@ -71,6 +75,10 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
             raise ValueError("TrainingArguments: set remove_unused_columns=False")
         if args.label_smoothing_factor:
             raise ValueError("TrainingArguments: label_smoothing_factor does not fit several tasks")
+        checkpointing: Any = args.activation_checkpointing_kwargs or {}
+        if args.world_size > 1 and checkpointing.get("use_reentrant"):
+            raise ValueError("TrainingArguments: several ranks need use_reentrant=False")
+        args.ddp_find_unused_parameters = True  # a head or adapter may have no rows on a rank
         self.multitask = multitask or MultiTaskArguments()
         self.sources = sources
         options = (tokenizer, model.config.tasks, model.task_names, sources)
@@ -90,6 +98,7 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
         self.leaving = LeaveOnSigterm()
         if train_dataset is not None:
             self._set_up_training(train_dataset, collator)
+            self._set_up_sharding()
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TaskProgress())
 
@@ -124,6 +133,17 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
                 raise ValueError("stopping by task: some optimizer step has fewer rows than others")
             metrics = self._main_metrics()
             self.add_callback(TaskStopping(stopping, metrics, self.sampler, collator))
+
+    def _set_up_sharding(self) -> None:
+        """FSDP and DeepSpeed, where they were asked for."""
+        if strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")) and not self.is_fsdp_enabled:
+            raise ValueError("FSDP needs accelerators; on CPUs take configs/accelerate/cpu.yaml")
+        if self.is_deepspeed_enabled:
+            check_deepspeed(self.multitask, self.args)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            prepare_sharding(self.model, plugin, self.multitask, self.args)
+            self.add_callback(ShardedTasks(lambda: self.idle_tasks))
 
     def _main_metrics(self) -> dict[str, str]:
         """The metric of each task with validation rows that says whether it still improves."""
@@ -191,16 +211,23 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
         self._load_adapters(str(self.state.best_model_checkpoint))
 
     def _load_adapters(self, folder: str) -> None:
+        if self.is_fsdp_enabled:  # a sharded checkpoint holds them among the weights
+            return
         model = self.model_for_tasks
         for name in model.loaded_adapters:
             load_adapter(model.encoder, name, folder)
 
+    def gathered_state(self) -> dict[str, Tensor] | None:
+        """The weights of all ranks, on the first; None where each rank has them whole."""
+        return self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """A checkpoint is the folder that users load; the trainer's state is added to it."""
         if self.args.should_save:
-            save_folder(
-                self.model_for_tasks,
-                self.processing_class,  # pyright: ignore[reportArgumentType]
-                output_dir or str(self.args.output_dir),
-                state_dict=state_dict,
-            )
+            with own_class(self.model_for_tasks):
+                save_folder(
+                    self.model_for_tasks,
+                    self.processing_class,  # pyright: ignore[reportArgumentType]
+                    output_dir or str(self.args.output_dir),
+                    state_dict=state_dict,
+                )
