@@ -13,7 +13,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
-.PHONY: demo test test-slow test-all test-hf test-min test-wheel lint types fix bench clean help
+.PHONY: demo test test-slow test-crash test-all test-hf test-min test-wheel lint types fix bench clean help
 
 demo: $(READY)  ## train four tasks on a support desk's messages, compare, use the model as a stranger
 	$(BIN)/python -m polyhead.train.demo configs/quickstart.yaml
@@ -24,7 +24,10 @@ test: $(READY)  ## unit tests, offline, minutes
 test-slow: $(READY)  ## tests over processes and of fresh processes, minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-test-all: test test-slow test-hf test-wheel  ## everything, HF's model tests and the wheel too
+test-crash: $(READY)  ## a training killed at 20 random moments ends as the undisturbed one, minutes
+	OMP_NUM_THREADS=1 $(BIN)/python tests/crash.py
+
+test-all: test test-slow test-crash test-hf test-wheel  ## everything, HF's model tests and the wheel too
 
 test-hf: $(READY)  ## HF's own common model tests against PolyheadModel
 	HF_HUB_OFFLINE=0 $(BIN)/python tests/hf_common.py

@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 from common import ROOT, keep
-from polyhead.train.run import fit, prepare
+from polyhead.train.features import MultiTaskDataset, tokenize
+from polyhead.train.run import Prepared, checked_arguments, prepare
+from polyhead.train.trainer import MultiTaskTrainer
 from transformers import TrainerCallback
 
 ROWS = 32  # a step and process
@@ -115,6 +117,23 @@ def work(place: Path, steps: int) -> None:
     }
     if trainer.is_world_process_zero():
         place.write_text(json.dumps(rates), encoding="utf-8")
+
+
+def timed(found: Prepared, clock: Clock) -> MultiTaskTrainer:
+    """Train with a clock; the trainer afterwards."""
+    args = checked_arguments(found, "configs/snips.yaml")
+    rows = {s.name: tokenize(s, "train", found.tokenizer) for s in found.sources}
+    trainer = MultiTaskTrainer(
+        model=found.model,
+        args=args,
+        tokenizer=found.tokenizer,
+        sources=found.tasks_by_source,
+        train_dataset=MultiTaskDataset(rows),
+        multitask=found.multitask,
+    )
+    trainer.add_callback(clock)
+    trainer.train()
+    return trainer
 
 
 def products(seconds: float = 2.0) -> float:
