@@ -42,13 +42,13 @@ from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
 from .routing import (
     NotRoutable,
     Plan,
+    Routing,
     checkpoint_contexts,
     first_adapted_layer,
     line_up,
     make_plan,
     move,
     parts_of,
-    routed,
 )
 
 logger = logging.get_logger(__name__)
@@ -509,13 +509,13 @@ class PolyheadModel(PreTrainedModel):
     ) -> BaseModelOutput:
         """One pass as planned; one for each adapter where the encoder cannot take several."""
         try:
-            with routed(plan):
+            with Routing(plan):
                 return self._encode(*self._moved(plan, texts, inputs))
         except NotRoutable:
             assert plan is not None
         found = []
         for part in parts_of(plan, texts, width):
-            with routed(part):
+            with Routing(part):
                 found.append(self._encode(*self._moved(part, texts, inputs)))
         return joined(found, dim=0 if texts.cu_seq_lens is None else 1)
 

@@ -15,8 +15,7 @@ positions) is run once per adapter.
 Shapes: `N` texts of the caller, `M` texts after sorting and copying, `P` and `Q` their tokens.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -103,19 +102,24 @@ class Plan:
 _state: dict[str, Plan | None] = {"plan": None}
 
 
-@contextmanager
-def routed(plan: Plan | None) -> Iterator[None]:
-    """Adapted layers follow `plan` inside."""
-    before, _state["plan"] = _state["plan"], plan
-    try:
-        yield
-    finally:
-        _state["plan"] = before
+class Routing:
+    """Adapted layers follow `plan` inside; entered again at each recomputation in backward."""
+
+    def __init__(self, plan: Plan | None) -> None:
+        self.plan = plan
+        self.before: list[Plan | None] = []
+
+    def __enter__(self) -> None:
+        self.before.append(_state["plan"])
+        _state["plan"] = self.plan
+
+    def __exit__(self, *_: object) -> None:
+        _state["plan"] = self.before.pop()
 
 
-def checkpoint_contexts() -> tuple[Any, Any]:
+def checkpoint_contexts() -> tuple[Routing, Routing]:
     """For torch's checkpointing: the recomputation in backward follows the plan of its forward."""
-    return routed(_state["plan"]), routed(_state["plan"])
+    return Routing(_state["plan"]), Routing(_state["plan"])
 
 
 class Routed:
