@@ -333,9 +333,9 @@ def chain(count):
 HISTORY = [
     {"step": 1, "loss": 3.0, "loss_a": 2.0, "loss_a_b": 1.0, "rows_a": 8.0, "tokens_a": 80.0},
     {"step": 2, "loss": 2.0, "loss_a": float("nan"), "grad_norm": 5.0, "learning_rate": 0.1},
-    {"step": 2, "grad_norm_a": 0.5, "grad_norm_a_b": 0.1, "grad_norm_c": 2.0, "cosine_a_c": -0.5},
-    {"step": 2, "cosine_a_a_b": 0.5, "cosine_a_b_c": float("nan")},
-    {"step": 3, "cosine_a_a_b": -0.1, "cosine_a_c": -0.1, "weight_a": 1.5, "weight_a_b": 0.5},
+    {"step": 2, "grad_norm_a": 0.5, "grad_norm_a_b": 0.1, "grad_norm_c": 2.0, "cosine_a-c": -0.5},
+    {"step": 2, "cosine_a-a_b": 0.5, "cosine_a_b-c": float("nan")},
+    {"step": 3, "cosine_a-a_b": -0.1, "cosine_a-c": -0.1, "weight_a": 1.5, "weight_a_b": 0.5},
     {"step": 3, "eval_a_accuracy": 0.5, "eval_a_loss": 1.5, "eval_a_b_entity_f1": 0.25},
     {"step": 3, "eval_a_b_precision": 0.2, "eval_macro": 0.375, "eval_loss": 4.0},
 ]
@@ -376,7 +376,7 @@ class TestCurves:
         assert training_plots([{"step": 1, "loss": 1.0}], ["a"], tmp_path) == []
         scores = training_plots([{"step": 1, "eval_a_mcc": 0.5}], ["a"], tmp_path)
         assert [path.name for path in scores] == ["scores.png"]
-        cosine = training_plots([{"step": 1, "cosine_a_b": -0.5}], ["a", "b"], tmp_path)
+        cosine = training_plots([{"step": 1, "cosine_a-b": -0.5}], ["a", "b"], tmp_path)
         assert [path.name for path in cosine] == ["gradients.png"]
         assert {path.name for path in (tmp_path / "reports").iterdir()} == {"gradients.png"}
 

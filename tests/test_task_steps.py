@@ -101,7 +101,7 @@ class TestComparison:
         matrix = cosines(gradients)
         for i, one in enumerate(NAMES):
             for j in range(i + 1, len(NAMES)):
-                found = angles[1][f"cosine_{one}_{NAMES[j]}"]
+                found = angles[1][f"cosine_{one}-{NAMES[j]}"]
                 assert found == pytest.approx(float(matrix[i, j]), abs=1e-3)
 
     def test_comparing_changes_no_weight(self, build):
@@ -122,7 +122,7 @@ class TestComparison:
         trainer.train()
         found = logged(trainer, "cosine_")
         assert [len(line) for line in found] == [15]
-        assert found[0].keys() == {f"cosine_{a}_{b}" for a in NAMES for b in NAMES if a < b}
+        assert found[0].keys() == {f"cosine_{a}-{b}" for a in NAMES for b in NAMES if a < b}
         assert gradients.isfinite().all()
 
     def test_the_usual_distance_is_sixteen_steps_for_each_task(self, build):

@@ -90,7 +90,7 @@ def _cosines(log_history: list[dict[str, Any]], names: list[str]) -> list[dict[s
     """Pairs of tasks by the mean cosine of their gradients; a gradient of 0 has none."""
     found = []
     for one, other in combinations(names, 2):
-        points = _series(log_history, f"cosine_{one}_{other}")
+        points = _series(log_history, f"cosine_{one}-{other}")
         values = [value for _, value in points if value is not None]
         if values:
             found.append(

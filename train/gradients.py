@@ -147,10 +147,10 @@ class GradientComparison:
             norms, matrix = rows.norm(dim=1).tolist(), cosines(rows).tolist()
             self.values = {f"grad_norm_{n}": norm for n, norm in zip(names, norms, strict=True)}
             for i, j in combinations(range(len(names)), 2):
-                self.values[f"cosine_{names[i]}_{names[j]}"] = matrix[i][j]
+                self.values[f"cosine_{names[i]}-{names[j]}"] = matrix[i][j]
         self.found, self.missing = {}, set()
 
     def log(self) -> dict[str, float]:
-        """`grad_norm_<task>` and `cosine_<task>_<task>`, once after each comparison."""
+        """`grad_norm_<task>` and `cosine_<task>-<task>`, once after each comparison."""
         values, self.values = self.values, {}
         return values
