@@ -545,13 +545,18 @@ class TestLeaving:
     @pytest.mark.parametrize(
         ("strategy", "step"),  # step 3 ends an epoch
         [
-            ("unsaved", 4),
-            ("steps", 2),
-            ("best", 4),
             ("epochs", 3),
-            ("epochs", 4),
-            ("epochs", STEPS),
-            ("mixed", 3),
+            *(
+                pytest.param(*case, marks=pytest.mark.slow)
+                for case in (
+                    ("unsaved", 4),
+                    ("steps", 2),
+                    ("best", 4),
+                    ("epochs", 4),
+                    ("epochs", STEPS),
+                    ("mixed", 3),
+                )
+            ),
         ],
     )
     def test_the_resumed_run_is_the_uninterrupted_one(self, build, folder, whole, strategy, step):

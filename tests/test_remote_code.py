@@ -254,6 +254,7 @@ def stranger(tmp_path_factory, encoder_folder, tokenizer_of):
     return root, json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_stranger_gets_bit_identical_results(stranger):
     root, _ = stranger
     model = PolyheadModel.from_pretrained(root / "model")
@@ -264,6 +265,7 @@ def test_a_stranger_gets_bit_identical_results(stranger):
         assert torch.equal(found[name], expected[name]), name
 
 
+@pytest.mark.slow
 def test_a_stranger_gets_the_pipeline(stranger, tokenizer_of):
     root, (name, found) = stranger
     assert name == "PolyheadPipeline"
@@ -272,6 +274,7 @@ def test_a_stranger_gets_the_pipeline(stranger, tokenizer_of):
     assert found == pipe(TEXTS, tasks=["intent", "slots", "urgency", "words"])
 
 
+@pytest.mark.slow
 def test_a_stranger_saves_the_same_folder(stranger):
     root, _ = stranger
     assert code_files(root / "again") == code_files(root / "model")

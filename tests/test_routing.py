@@ -143,7 +143,8 @@ def test_autocast_is_close_and_its_gradients_are_float32(layout):
     assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
 
 
-@pytest.mark.parametrize("layout", [pytest.param("padded", marks=pytest.mark.slow), "packed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_compiled_once_for_all_mixes_of_rows(layout):
     model, _ = model_with_adapters(layers=2)
     inputs = batch()[layout]
@@ -275,6 +276,7 @@ def test_a_step_on_one_task_leaves_everything_of_the_others_alone(kind):
     assert not [p for p in optimizer.state if ".first." in names[id(p)]]
 
 
+@pytest.mark.slow
 def test_sixty_four_adapters_load_route_and_save(tmp_path):
     names = [f"task{number}" for number in range(64)]
     config = tiny_encoder_config("bert", num_hidden_layers=2)

@@ -241,6 +241,7 @@ class TestTrain:
         found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
         assert found == FOLDER - {"scores.json"}  # saved without metrics
 
+    @pytest.mark.slow
     def test_the_same_recipe_gives_the_same_weights_in_any_order_of_tasks(self, trained):
         recipe = recipe_of(trained.folder / "tokenizer")
         recipe["tasks"] = dict(reversed(recipe["tasks"].items()))
@@ -389,6 +390,7 @@ class TestResume:
 
         return start
 
+    @pytest.mark.slow
     def test_a_broken_checkpoint_gives_way_to_the_one_before(self, started):
         got, whole = started("whole", resume=True)
         assert got is None  # there was none: it starts

@@ -18,6 +18,12 @@ from trainer_fixtures import history, logged, weights
 NAMES = ["intent", "near", "same", "slots", "topics", "urgency"]
 
 
+def some(names, *quick):
+    """All of the names; those that are not quick, or alike, in the slow tests."""
+    slow = [pytest.param(name, marks=pytest.mark.slow) for name in names if name not in quick]
+    return [*quick, *slow]
+
+
 def balanced(method, **options):
     return MultiTaskArguments(balancing=Balancing(method=method, **options))
 
@@ -32,7 +38,7 @@ def gradients_of(trainer):
 
 
 class TestBalancing:
-    @pytest.mark.parametrize("method", sorted(METHODS))
+    @pytest.mark.parametrize("method", some(METHODS, "gradnorm", "pcgrad", "uncertainty"))
     def test_accumulation_changes_neither_weights_nor_what_is_logged(self, build, method):
         found = []
         for size, accumulation in ((12, 1), (3, 4)):
@@ -67,7 +73,7 @@ class TestBalancing:
         expected = {f"weight_{name}": mean / value for name, value in values.items()}
         assert found == pytest.approx(expected, rel=1e-3)
 
-    @pytest.mark.parametrize("method", ["uncertainty", "famo", "gradnorm", "dwa"])
+    @pytest.mark.parametrize("method", some(["dwa", "famo", "gradnorm", "uncertainty"], "gradnorm"))
     def test_what_has_been_learned_is_resumed(self, build, method):
         options = {
             "multitask": balanced(method),

@@ -287,6 +287,7 @@ for number, folder in enumerate(sys.argv[1:3]):
         assert list(kept["topics"]) == ["f1_micro", "f1_macro"]
 
 
+@pytest.mark.slow
 class TestAddTaskAgain:
     def test_the_second_proof_stands_behind_the_first(self, added, again):
         assert again.code == 0

@@ -300,7 +300,9 @@ class TestResume:
 
         return train
 
-    @pytest.mark.parametrize(("options", "step"), [({}, 2), ({}, 3), (PURE, 4)])
+    @pytest.mark.parametrize(
+        ("options", "step"), [({}, 3), (PURE, 4), pytest.param({}, 2, marks=pytest.mark.slow)]
+    )
     def test_final_weights_are_those_of_the_uninterrupted_run(self, run, options, step):
         whole = run(**options)
         checkpoint = Path(whole.args.output_dir) / f"checkpoint-{step}"
