@@ -16,7 +16,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from polyhead.modeling import PolyheadModel
-from polyhead.train.run import train
+from polyhead.train.run import prepare, train
 from safetensors.torch import load_file
 from torch.distributed.fsdp import StateDictType
 from torch.testing import assert_close
@@ -33,6 +33,8 @@ CONFIGS = Path(__file__).parents[1] / "configs/accelerate"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file"]
+TASKS = ["intent", "near", "same", "slots", "words"]
+WITHOUT_SAME = "{intent: 1, near: 1, same: 0, words: 1}"
 # accelerate shards over accelerators only: two processes on CPUs stand for them
 ON_CPUS = """
 import sys
@@ -151,7 +153,7 @@ def recipe(tmp_path_factory, encoder_folder) -> Path:
 def start(recipe, tmp_path_factory):
     """(how to start, overrides) -> the folder of a run in processes of its own."""
 
-    def run(command: list[str], *overrides: str, **environment: str) -> Path:
+    def run(command: list[str], *overrides: str, recipe: Path = recipe, **environment: str) -> Path:
         folder = tmp_path_factory.mktemp("run")
         own = {"HF_DATASETS_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
         own |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
@@ -236,6 +238,37 @@ class TestRuns:
         assert not (resumed / "checkpoint-4").exists()
         assert_close(weights(resumed / "model"), weights(two_ranks / "model"), rtol=0, atol=1e-6)
         assert history(resumed)[-5:] == history(two_ranks)[-5:]
+
+    def test_the_order_of_tasks_changes_nothing(self, start, recipe, two_ranks):
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        content["tasks"] = dict(reversed(content["tasks"].items()))
+        turned = recipe.with_name("turned.yaml")
+        turned.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        other = start([*TORCHRUN, "-m", "polyhead.train"], recipe=turned)
+        assert_close(weights(other / "model"), weights(two_ranks / "model"), rtol=0, atol=0)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ["sampling.batches=pure", "training.max_steps=2"],
+            ["sampling.strategy=weights", f"sampling.weights={WITHOUT_SAME}"],
+        ],
+        ids=["pure", "mixed"],
+    )
+    def test_tasks_that_were_not_drawn_keep_every_bit(self, start, recipe, options):
+        before = dict(prepare(recipe).model.named_parameters())
+        run = start([*TORCHRUN, "-m", "polyhead.train"], *options, "training.save_steps=2")
+        state = json.loads((run / "checkpoint-2/trainer_state.json").read_text(encoding="utf-8"))
+        drawn = {name for name in TASKS if state["log_history"][1][f"rows_{name}"]}
+        assert drawn
+        assert drawn < set(TASKS)
+        after = dict(PolyheadModel.from_pretrained(run / "checkpoint-2").named_parameters())
+        parts = {key: set(key.split(".")) & set(TASKS) for key in before}
+        moved = {key for key in before if not after[key].equal(before[key])}
+        assert {name for key in moved for name in parts[key]} <= drawn
+        assert any(not parts[key] for key in moved)  # the encoder
+        optimizer = torch.load(run / "checkpoint-2/optimizer.pt", weights_only=True)
+        assert len(optimizer["state"]) <= sum(own <= drawn for own in parts.values())
 
     def test_accelerate_and_pure_batches_and_checkpointing_and_accumulation(self, start, alone):
         """Heads and adapters idle on both ranks, and layers run twice."""
