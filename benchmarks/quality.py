@@ -28,10 +28,19 @@ RECIPE = ROOT / "configs/six_tasks.yaml"
 SEEDS = (1, 2)
 TASKS = ("banking", "entities", "intent", "sentiment", "similarity", "slots")
 SINGLE = {f"single {task}": (task, ["training.per_device_train_batch_size=16"]) for task in TASKS}
+TEMPERATURE = ["sampling.strategy=temperature", "sampling.temperature=3"]
+ADAPTERS = [
+    *(f"tasks.{name}.adapter={{r: 16, lora_alpha: 32, layers: top 4}}" for name in TASKS[:-1]),
+    "tasks.slots.adapter=intent",  # of the same rows: one pass for both
+    "freeze.encoder=true",
+    "training.learning_rate=1e-3",
+    "optimizer.head_lr=2e-3",
+]
 JOINT = {
-    "joint, proportional": (None, []),
-    "joint, temperature": (None, ["sampling.strategy=temperature", "sampling.temperature=3"]),
-    "joint, gradnorm": (None, ["balancing.method=gradnorm"]),
+    "joint, proportional": (None, ["training.learning_rate=1e-4"]),
+    "joint, temperature": (None, ["training.learning_rate=1e-4", *TEMPERATURE]),
+    "joint, gradnorm": (None, ["training.learning_rate=1e-4", "balancing.method=gradnorm"]),
+    "joint, adapters": (None, [*ADAPTERS, *TEMPERATURE]),
 }
 SETTINGS: dict[str, tuple[str | None, list[str]]] = {**SINGLE, **JOINT}
 TIMED = 20  # steps
