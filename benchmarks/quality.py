@@ -28,6 +28,7 @@ RECIPE = ROOT / "configs/six_tasks.yaml"
 SEEDS = (1, 2)
 TASKS = ("banking", "entities", "intent", "sentiment", "similarity", "slots")
 SINGLE = {f"single {task}": (task, ["training.per_device_train_batch_size=16"]) for task in TASKS}
+SINGLE["single similarity"][1].append("optimizer.head_lr=null")  # a head without weights
 TEMPERATURE = ["sampling.strategy=temperature", "sampling.temperature=3"]
 ADAPTERS = [
     *(f"tasks.{name}.adapter={{r: 16, lora_alpha: 32, layers: top 4}}" for name in TASKS[:-1]),
