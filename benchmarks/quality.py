@@ -41,7 +41,7 @@ JOINT = {
     "joint, proportional": (None, ["training.learning_rate=1e-4"]),
     "joint, temperature": (None, ["training.learning_rate=1e-4", *TEMPERATURE]),
     "joint, gradnorm": (None, ["training.learning_rate=1e-4", "balancing.method=gradnorm"]),
-    "joint, adapters": (None, [*ADAPTERS, *TEMPERATURE]),
+    "joint, adapters": (None, ADAPTERS),
 }
 SETTINGS: dict[str, tuple[str | None, list[str]]] = {**SINGLE, **JOINT}
 TIMED = 20  # steps
