@@ -219,7 +219,8 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
 
     def gathered_state(self) -> dict[str, Tensor] | None:
         """The weights of all ranks, on the first; None where each rank has them whole."""
-        return self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+        state: Any = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+        return state
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """A checkpoint is the folder that users load; the trainer's state is added to it."""
