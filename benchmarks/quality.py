@@ -1,6 +1,7 @@
 """Six tasks trained one by one and together: scores on test rows, and what each way costs.
 
     python benchmarks/quality.py              train what is not there yet, then the table
+    python benchmarks/quality.py --kept       the table of what is there
     python benchmarks/quality.py --time       seconds of a step of each way, on a quiet machine
 
 Every run is `polyhead train` on `configs/six_tasks.yaml` with the overrides below; it leaves its
@@ -44,7 +45,7 @@ JOINT = {
     "joint, adapters": (None, ADAPTERS),
 }
 SETTINGS: dict[str, tuple[str | None, list[str]]] = {**SINGLE, **JOINT}
-TIMED = 20  # steps
+TIMED = 10  # steps
 
 
 def recipe_of(task: str | None, folder: Path) -> Path:
@@ -58,10 +59,15 @@ def recipe_of(task: str | None, folder: Path) -> Path:
     return path
 
 
+def folder_of(setting: str, seed: int, runs: Path) -> Path:
+    """Where a run leaves its scores."""
+    return runs / setting.replace(", ", "_").replace(" ", "_") / str(seed)
+
+
 def train(setting: str, seed: int, runs: Path) -> dict[str, Any]:
     """Scores of one run, from the file that an earlier call left or from a new process."""
     task, overrides = SETTINGS[setting]
-    folder = runs / setting.replace(", ", "_").replace(" ", "_") / str(seed)
+    folder = folder_of(setting, seed, runs)
     kept = folder / "scores.json"
     if not kept.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,31 +80,37 @@ def train(setting: str, seed: int, runs: Path) -> dict[str, Any]:
     return json.loads(kept.read_text(encoding="utf-8"))["tasks"]
 
 
-def scores(runs: Path) -> dict[str, dict[str, float]]:
-    """Main metric of each task by way, the mean of the seeds, in points."""
+def scores(runs: Path, *, kept: bool) -> dict[str, dict[str, list[float]]]:
+    """Main metric of each task by way, in points, one for each seed.
+
+    Args:
+        runs: folder of the runs.
+        kept: leave out what is not there yet, instead of training it.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for seed in SEEDS:
         for setting, (task, _) in SETTINGS.items():
             way = "single" if task else setting
+            if kept and not folder_of(setting, seed, runs).joinpath("scores.json").is_file():
+                continue
             for name, values in train(setting, seed, runs).items():
                 main = next(iter(values.values()))
-                found.setdefault(way, {}).setdefault(name, []).append(main)
-    return {
-        way: {name: round(100 * statistics.mean(values), 2) for name, values in table.items()}
-        for way, table in found.items()
-    }
+                found.setdefault(way, {}).setdefault(name, []).append(round(100 * main, 2))
+    return found
 
 
-def show(table: dict[str, dict[str, float]]) -> None:
-    """The scores as a table in Markdown, with means and differences from the single-task runs."""
-    print("| |", " | ".join(TASKS), "| mean | worst against single |")
-    print("|---" * (len(TASKS) + 3) + "|")
-    single = table["single"]
+def show(table: dict[str, dict[str, list[float]]]) -> None:
+    """Means over the seeds as a table in Markdown, and differences from the single-task runs."""
+    print("| |", " | ".join(TASKS), "| mean | worst against single | seeds |")
+    print("|---" * (len(TASKS) + 4) + "|")
+    single = {name: statistics.mean(table["single"][name]) for name in TASKS}
     for way, values in table.items():
-        worst = min(values[name] - single[name] for name in TASKS)
-        cells = [f"{values[name]:.2f}" for name in TASKS]
-        mean = statistics.mean(values.values())
-        print(f"| {way} |", " | ".join(cells), f"| {mean:.2f} | {worst:+.2f} |")
+        means = {name: statistics.mean(values[name]) for name in TASKS}
+        worst = min(TASKS, key=lambda name: means[name] - single[name])
+        cells = " | ".join(f"{means[name]:.2f}" for name in TASKS)
+        lost = f"{means[worst] - single[worst]:+.2f} ({worst})" if way != "single" else ""
+        seeds = len(values[TASKS[0]])
+        print(f"| {way} | {cells} | {statistics.mean(means.values()):.2f} | {lost} | {seeds} |")
 
 
 def steps(task: str | None, overrides: list[str], folder: Path) -> tuple[Callable[[], None], int]:
@@ -155,11 +167,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/quality")
     parser.add_argument("--time", action="store_true", help="seconds of a step, on a quiet machine")
+    parser.add_argument("--kept", action="store_true", help="train nothing")
     options = parser.parse_args()
     if options.time:
         keep("quality_time", "six tasks alone and together: time", times(options.runs))
         return
-    table = scores(options.runs)
+    table = scores(options.runs, kept=options.kept)
     show(table)
     keep("quality", "six tasks alone and together: scores on test rows", {"scores": table})
 
