@@ -17,7 +17,9 @@ from transformers.configuration_utils import SubConfigSpec
 HEAD_KINDS = ("embedding", "sequence_classification", "token_classification", "masked_lm")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 POOLINGS = ("mean", "cls", "max", "last_token", "mean_last_4")
-EMBEDDING_LOSSES = ("cosine_mse", "cosent", "contrastive")
+SCORED_LOSSES = ("cosine_mse", "cosent", "angle")  # of pairs with a number
+GROUP_LOSSES = ("contrastive", "triplet")  # of groups: anchor, positive, hard negatives
+EMBEDDING_LOSSES = (*SCORED_LOSSES, *GROUP_LOSSES)
 SCHEMES = ("iob1", "iob2", "bioes")
 ACTIVATIONS = ("tanh", "relu", "gelu")
 TASK_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -63,6 +65,12 @@ class TaskConfig:
         threshold: a label of a multi-label task is set when its probability reaches this.
         loss: one of `EMBEDDING_LOSSES`, for `embedding`; default cosent.
         temperature: divides the cosines of the contrastive loss.
+        symmetric: the contrastive loss asks both ways: anchor to positive, positive to anchor.
+        false_negative_margin: candidates of the contrastive loss that are nearer to the anchor than
+            its own positive by more than this cosine are left out; None keeps all.
+        margin: of the triplet loss: how much further away than the positive a negative must be.
+        matryoshka: widths, as [384, 128, 64]: the embedding loss is summed over the first so many
+            dimensions of each embedding, so that it can be cut to them (arXiv:2205.13147).
         projection: width of a linear layer after pooling, for `embedding`; None leaves it out.
         normalize: scale embeddings to length 1.
         loss_weight: this task's factor in the total loss.
@@ -84,6 +92,10 @@ class TaskConfig:
     threshold: float = 0.5
     loss: str | None = None
     temperature: float = 0.05
+    symmetric: bool = False
+    false_negative_margin: float | None = None
+    margin: float = 0.5
+    matryoshka: list[int] | None = None
     projection: int | None = None
     normalize: bool = True
     loss_weight: float = 1.0
@@ -102,6 +114,7 @@ class TaskConfig:
             ("problem_type", "sequence_classification"),
             ("scheme", "token_classification"),
             ("loss", "embedding"),
+            ("matryoshka", "embedding"),
         ):
             if getattr(self, option) is not None and self.head != owner:
                 raise ValueError(f"{option} belongs to {owner}, not to {self.head}")
@@ -111,14 +124,30 @@ class TaskConfig:
             self._check_tokens()
         elif self.labels:
             raise ValueError(f"a {self.head} task has no labels, got {len(self.labels)}")
-        if self.head == "embedding" and self.loss is None:
-            self.loss = "cosent"
+        if self.head == "embedding":
+            self.loss = self.loss or "cosent"
+        if (
+            self.symmetric or self.false_negative_margin is not None
+        ) and self.loss != "contrastive":
+            raise ValueError("symmetric and false_negative_margin belong to loss: contrastive")
 
     def _check_numbers(self) -> None:
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+        for name in ("temperature", "margin"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.false_negative_margin is not None and self.false_negative_margin < 0:
+            raise ValueError(
+                f"false_negative_margin is {self.false_negative_margin}; it must be 0 or more"
+            )
+        widths = self.matryoshka
+        if widths is not None and (not widths or sorted(set(widths), reverse=True) != widths):
+            raise ValueError(
+                f"matryoshka is {widths}; give widths from the largest to the smallest"
+            )
+        if widths is not None and widths[-1] < 1:
+            raise ValueError(f"matryoshka is {widths}; a width is 1 or more")
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold is {self.threshold}; it must lie in [0, 1]")
         if not self.loss_weight >= 0:

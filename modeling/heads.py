@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .configuration_polyhead import TaskConfig
-from .losses import contrastive, cosent, cosine_mse
+from .configuration_polyhead import GROUP_LOSSES, TaskConfig
+from .losses import angle, contrastive, cosent, cosine_mse, triplet
 from .pooling import layers_needed
 
 IGNORE = -100  # the label that torch's cross-entropy and HF skip
@@ -132,12 +132,23 @@ class EmbeddingHead(Head):
     """One vector per text: pool, then an optional linear layer, then length 1 if `normalize`.
 
     In training, rows come in consecutive groups (anchor, positive, ...): N = G * g. The labels say
-    how many groups there are; their values are similarity scores, ignored by the contrastive loss.
+    how many groups there are; their values are similarity scores, ignored by losses over groups.
+
+    Raises:
+        ValueError: an embedding has fewer dimensions than `matryoshka` names, or an odd number of
+            them for the angle loss.
     """
 
     def __init__(self, *, task: TaskConfig, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
         self.out = nn.Linear(self.pooled_size, task.projection) if task.projection else None
+        width = task.projection or self.pooled_size
+        self.widths = task.matryoshka or [width]
+        if self.widths[0] > width:
+            raise ValueError(f"matryoshka asks for {self.widths[0]} of {width} dimensions")
+        odd = [width for width in self.widths if width % 2]
+        if odd and task.loss == "angle":
+            raise ValueError(f"loss angle pairs the dimensions; {odd[0]} is odd")
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, pooled_size) -> (N, D)."""
@@ -160,14 +171,30 @@ class EmbeddingHead(Head):
             return logits.sum() * 0
         if rows % count or rows // count < 2:
             raise ValueError(f"{rows} rows for {count} scores: rows come in groups of 2 or more")
-        if self.task.loss != "contrastive" and rows != 2 * count:
-            raise ValueError(f"{self.task.loss} reads pairs; got groups of {rows // count}")
+        size, loss = rows // count, self.task.loss
+        if loss not in GROUP_LOSSES and size != 2:
+            raise ValueError(f"{loss} reads pairs; got groups of {size}")
+        if loss == "triplet" and size < 3:
+            raise ValueError(f"{loss} reads anchor, positive and negative; got groups of {size}")
         known = ~labels.isnan()
-        groups = logits.view(count, rows // count, -1)[known]  # (G, g, D)
+        groups = logits.view(count, size, -1)[known]  # (G, g, D)
         scores = labels[known].to(logits.dtype)  # (G,)
-        if self.task.loss == "contrastive":
-            return contrastive(groups, self.task.temperature)
-        return cosent(groups, scores) if self.task.loss == "cosent" else cosine_mse(groups, scores)
+        return torch.stack([self._loss(groups[..., :w], scores) for w in self.widths]).sum()
+
+    def _loss(self, groups: Tensor, scores: Tensor) -> Tensor:
+        task = self.task
+        if task.loss == "contrastive":
+            return contrastive(
+                groups,
+                task.temperature,
+                symmetric=task.symmetric,
+                false_negative_margin=task.false_negative_margin,
+            )
+        if task.loss == "triplet":
+            return triplet(F.normalize(groups, dim=-1) if task.normalize else groups, task.margin)
+        return {"cosent": cosent, "angle": angle, "cosine_mse": cosine_mse}[task.loss](
+            groups, scores
+        )
 
 
 class MaskedLMHead(Head):

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from polyhead.modeling import TaskConfig
 from polyhead.modeling.heads import HEADS
-from polyhead.modeling.losses import contrastive, cosent, cosine_mse
+from polyhead.modeling.losses import contrastive, cosent, cosine_mse, triplet
+from sentence_transformers.sentence_transformer import losses
 from torch.testing import assert_close
 from transformers import BertConfig
 
@@ -70,6 +71,26 @@ def test_contrastive_equals_a_loop_with_hard_negatives():
         }
         total += torch.logsumexp(torch.stack(list(scores.values())), 0) - scores[i, 1]
     assert_close(contrastive(groups, 0.05), total)
+
+
+def test_contrastive_leaves_out_candidates_nearer_than_the_positive_by_a_margin():
+    groups = torch.tensor([[[1.0, 0.0], [0.6, 0.8]], [[0.0, 1.0], [0.8, 0.6]]])
+    # cosines: [[0.6, 0.8], [0.8, 0.6]]
+    whole = 2 * math.log(1 + math.exp(0.2 / 0.5))
+    assert_close(contrastive(groups, 0.5), torch.tensor(whole))
+    assert_close(contrastive(groups, 0.5, false_negative_margin=0.3), torch.tensor(whole))
+    assert contrastive(groups, 0.5, false_negative_margin=0.1) == 0.0
+
+
+def test_triplet_by_hand():
+    groups = torch.tensor([[[0.0, 0], [3, 4], [0, 5.5]], [[0.0, 0], [0, 1], [0, 9]]])
+    assert_close(triplet(groups, 1.0), torch.tensor(0.5))
+
+
+def test_triplet_of_equal_texts_has_a_gradient():
+    groups = torch.ones(1, 3, 2, requires_grad=True)
+    triplet(groups, 1.0).backward()
+    assert groups.grad.isfinite().all()
 
 
 # ---- a head's loss: sum over labelled units / their number ----
@@ -147,7 +168,7 @@ def test_embedding_rows_must_divide_into_groups():
         head.loss(torch.randn(3, 4), torch.zeros(3))
 
 
-@pytest.mark.parametrize("loss", ["cosine_mse", "cosent"])
+@pytest.mark.parametrize("loss", ["cosine_mse", "cosent", "angle"])
 def test_scored_pairs_are_pairs(loss):
     with pytest.raises(ValueError, match="pairs"):
         head_of(head="embedding", loss=loss).loss(torch.randn(6, 4), torch.zeros(2))
@@ -158,6 +179,82 @@ def test_loss_is_divided_by_the_given_number():
     logits, labels = torch.randn(4, 2), torch.tensor([0, 1, -100, 1])
     expected = F.cross_entropy(logits, labels, reduction="sum") / 8
     assert_close(head.loss(logits, labels, torch.tensor(8)), expected)
+
+
+# ---- against sentence-transformers ----
+
+
+class Given(torch.nn.Module):
+    """Stands for a SentenceTransformer whose embeddings are the features it is given."""
+
+    def forward(self, features):
+        return {"sentence_embedding": features["embeddings"]}
+
+    def preprocess(self, texts):
+        raise NotImplementedError
+
+    def get_embedding_dimension(self):
+        return 8
+
+
+def reference(name, **options):
+    """Their loss as a function of (G, g, D) groups and scores; a mean over the groups."""
+    made = getattr(losses, name)(Given(), **options)
+    return lambda groups, scores: made.compute_loss_from_embeddings(list(groups.unbind(1)), scores)
+
+
+def their_matryoshka(inner, widths):
+    def total(groups, scores):
+        cut = [F.normalize(groups[..., :width], dim=-1) for width in widths]
+        return torch.stack([inner(part, scores) for part in cut]).sum()
+
+    return total
+
+
+WAYS = ("query_to_doc", "doc_to_query")
+SYMMETRIC = {"directions": WAYS, "partition_mode": "per_direction"}
+CASES = {
+    "contrastive": ({"loss": "contrastive"}, 2, ("MultipleNegativesRankingLoss", {})),
+    "hard-negatives": ({"loss": "contrastive"}, 4, ("MultipleNegativesRankingLoss", {})),
+    "temperature": (
+        {"loss": "contrastive", "temperature": 0.1},
+        3,
+        ("MultipleNegativesRankingLoss", {"scale": 10.0}),
+    ),
+    "symmetric": (
+        {"loss": "contrastive", "symmetric": True},
+        2,
+        ("MultipleNegativesRankingLoss", SYMMETRIC),
+    ),
+    "cosent": ({"loss": "cosent"}, 2, ("CoSENTLoss", {})),
+    "angle": ({"loss": "angle"}, 2, ("AnglELoss", {})),
+    "cosine-mse": ({"loss": "cosine_mse"}, 2, ("CosineSimilarityLoss", {})),
+    "triplet": (
+        {"loss": "triplet", "margin": 0.7, "normalize": False},
+        3,
+        ("TripletLoss", {"triplet_margin": 0.7}),
+    ),
+}
+
+
+@pytest.mark.parametrize("widths", [None, [8, 4, 2]], ids=["whole", "matryoshka"])
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradient_equal_sentence_transformers(case, widths):
+    options, size, (name, given) = CASES[case]
+    if widths:
+        options = {**options, "normalize": True, "matryoshka": widths}
+    head, theirs = head_of(head="embedding", projection=8, **options), reference(name, **given)
+    if widths:
+        theirs = their_matryoshka(theirs, widths)
+    groups = torch.randn(6, size, 8, dtype=torch.float64)
+    scores = torch.tensor([0.0, 0.2, 0.2, 0.9, 0.5, 1.0], dtype=torch.float64)
+    found, expected = groups.clone().requires_grad_(), groups.clone().requires_grad_()
+    ours = head.loss_sum(found.flatten(0, 1), scores) / len(groups)
+    other = theirs(expected, scores)
+    ours.backward()
+    other.backward()
+    assert_close(ours, other)
+    assert_close(found.grad, expected.grad)
 
 
 # ---- in the model: missing labels, accumulation ----

@@ -17,7 +17,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
-from ..modeling.configuration_polyhead import PolyheadConfig, check_task_name
+from ..modeling.configuration_polyhead import GROUP_LOSSES, PolyheadConfig, check_task_name
 from .adapters import adapter_faults
 from .balancing import balancing_faults
 from .errors import RecipeError
@@ -255,15 +255,15 @@ def _stand_in_labels(task: TaskRecipe) -> list[str] | None:
 def _column_faults(task: TaskRecipe) -> list[str]:
     data, faults = task.data, []
     given = {column for column in (*TEXT_COLUMNS, "label") if getattr(data, column) is not None}
-    contrastive = task.head == "embedding" and task.loss == "contrastive"
+    grouped = task.head == "embedding" and task.loss in GROUP_LOSSES
     needed, optional = {
         "sequence_classification": ({"label"}, {"text_pair"}),
         "token_classification": ({"tokens", "label"}, set()),
-        "embedding": ({"text", "text_pair"} | (set() if contrastive else {"label"}), {"label"}),
+        "embedding": ({"text", "text_pair"} | (set() if grouped else {"label"}), set()),
         "masked_lm": (set(), set()),
     }[task.head]
-    if contrastive:
-        optional = {"negative"}
+    if grouped:
+        (needed if task.loss == "triplet" else optional).add("negative")
     for column in sorted(needed - given):
         faults.append(f"{column}: missing; {task.head} needs the name of this column")
     for column in sorted(given - needed - optional - {"text", "tokens"}):

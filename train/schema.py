@@ -26,7 +26,7 @@ class DataConfig:
         splits: our split (train, validation, test) to the dataset's own name or slice.
         text: column with the text.
         text_pair: column with the second text of a pair, or the positive of an embedding task.
-        negative: column with a hard negative, for contrastive embedding tasks.
+        negative: column with a hard negative, for contrastive and triplet embedding tasks.
         tokens: column with lists of words, instead of `text` or beside it.
         label: column with the label: a string or id, a list (multi-label), a number (regression,
             scored pairs) or a list of tags (token classification).
@@ -80,6 +80,10 @@ class TaskRecipe:
     threshold: float = Field(default=0.5, gt=0, lt=1)
     loss: str | None = None
     temperature: float = 0.05
+    symmetric: bool = False
+    false_negative_margin: float | None = None
+    margin: float = 0.5
+    matryoshka: list[int] | None = None
     projection: int | None = Field(default=None, gt=0)
     normalize: bool = True
     loss_weight: float = Field(default=1.0, ge=0)
