@@ -239,6 +239,17 @@ class TestRuns:
         assert_close(weights(resumed / "model"), weights(two_ranks / "model"), rtol=0, atol=1e-6)
         assert history(resumed)[-5:] == history(two_ranks)[-5:]
 
+    def test_texts_of_all_ranks_are_compared(self, start, alone):
+        options = ["tasks.near.loss=cosent", "training.per_device_train_batch_size=8"]
+        two = start([*TORCHRUN, "-m", "polyhead.train"], *options)
+        one, apart = alone(*options, "tasks.near.cached=true"), alone(*options)
+        assert_close(weights(two / "model"), weights(one / "model"), rtol=0, atol=1e-5)
+        far = [
+            (value - weights(apart / "model")[key]).abs().max()
+            for key, value in weights(one / "model").items()
+        ]
+        assert max(far) > 1e-4
+
     def test_the_order_of_tasks_changes_nothing(self, start, recipe, two_ranks):
         content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         content["tasks"] = dict(reversed(content["tasks"].items()))

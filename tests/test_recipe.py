@@ -219,6 +219,12 @@ BROKEN = {
                                       keys={"tasks.similar.data.label_range": [5, 0]}),
     "contrastive-with-label": fault("tasks.similar.data.label", "take it out",
                                     keys={"tasks.similar.loss": "contrastive"}),
+    "triplet-without-negative": fault("tasks.similar.data.negative", "missing", keys={
+        "tasks.similar": {"head": "embedding", "loss": "triplet", "data": pairs_of(None)}}),
+    "cached-loss-of-pairs": fault("tasks.similar.cached", "contrastive, cosent, angle", keys={
+        "tasks.similar.cached": True, "tasks.similar.loss": "cosine_mse"}),
+    "cached-and-losses-of-micro-batches": fault("tasks.similar.cached", "famo reads", keys={
+        "tasks.similar.cached": True, "balancing": {"method": "famo"}}),
     "pair-task-with-tokens": fault("tasks.similar.data.tokens", keys={
                                    "tasks.similar.data.tokens": "tokens"}),
     "masked-lm-with-label": fault("tasks.words.data.label", "take it out", keys={

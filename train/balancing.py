@@ -97,6 +97,12 @@ def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
         )
     if needs == "gradients" and training.get("fp16"):
         faults.append(f"training.fp16: does not fit {method}; write bf16: true instead")
+    if needs.startswith("losses"):
+        faults += [
+            f"tasks.{name}.cached: {method} reads the losses of micro-batches; take one of them out"
+            for name, task in recipe.tasks.items()
+            if task.cached
+        ]
     if needs not in ("gradients", "last_layer"):
         return faults
     for key in ("fsdp", "deepspeed"):

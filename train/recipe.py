@@ -21,6 +21,7 @@ from ..modeling.configuration_polyhead import GROUP_LOSSES, PolyheadConfig, chec
 from .adapters import adapter_faults
 from .balancing import balancing_faults
 from .errors import RecipeError
+from .group_losses import COMPARING, compares
 from .metrics import METRICS, metrics_for
 from .schema import (
     TEXT_COLUMNS,
@@ -235,6 +236,10 @@ def _task_faults(name: str, task: TaskRecipe) -> list[str]:
         return [*faults, f"{key}: {error}"]
     faults += [f"{key}.data.{fault}" for fault in _column_faults(task)]
     faults += [f"{key}.data.{fault}" for fault in _file_faults(task.data)]
+    if task.cached and not compares(config):
+        faults.append(
+            f"{key}.cached: only for embedding losses {', '.join(COMPARING)}; take it out"
+        )
     allowed = metrics_for(config, scored=task.data.label is not None)
     for metric in task.metrics or []:
         if metric not in METRICS:

@@ -80,6 +80,7 @@ class Prepared:
             optimizer=recipe.optimizer,
             stopping=recipe.stopping,
             nan_loss=recipe.nan_loss,
+            cached={name for name, task in recipe.tasks.items() if task.cached},
         )
 
     @property

@@ -63,6 +63,9 @@ class TaskRecipe:
         epochs: passes over its rows in an epoch of the run; 0.5 leaves out half of them, the other
             half next time. Tasks that share their rows share it.
         loss_weight: this task's factor in the total loss.
+        cached: an embedding loss that compares texts (contrastive, cosent, angle) does so over all
+            micro-batches of an optimizer step (GradCache, arXiv:2101.06983): 32 x 32 is then one
+            batch of 1,024 in the memory of 32, for one more forward pass.
 
     The other options are `TaskConfig`'s.
     """
@@ -87,6 +90,7 @@ class TaskRecipe:
     projection: int | None = Field(default=None, gt=0)
     normalize: bool = True
     loss_weight: float = Field(default=1.0, ge=0)
+    cached: bool = False
     adapter: dict[str, Any] | str | None = None
     metrics: list[str] | None = None
     max_rows: int | None = Field(default=None, gt=0)
@@ -324,6 +328,7 @@ class MultiTaskArguments:
         optimizer: learning rates of parts of the model.
         stopping: when training, or a task, ends early.
         nan_loss: what to do with a loss that is not finite.
+        cached: embedding tasks whose texts are compared over all micro-batches of a step.
     """
 
     sampling: Sampling = Field(default_factory=Sampling)
@@ -333,3 +338,4 @@ class MultiTaskArguments:
     optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
     stopping: Stopping | None = None
     nan_loss: Literal["stop", "skip"] = "stop"
+    cached: set[str] = Field(default_factory=set)

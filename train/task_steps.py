@@ -25,6 +25,7 @@ from .gradients import (
     last_layer_of,
     shared_parameters,
 )
+from .group_losses import CachedPart, cache_step, compares, loss_over_ranks
 from .optimization import Unfreezing
 from .schema import MultiTaskArguments
 from .task_evaluation import TaskSums
@@ -45,6 +46,8 @@ class Step:
         sums: losses of this rank's micro-batches so far.
         gradients: of the tasks, for balancing or to be compared.
         compared: of the tasks, to be compared, where `gradients` are others.
+        cached: of each micro-batch, where tasks are compared over all of them.
+        position: the micro-batch that comes next.
     """
 
     batches: list
@@ -54,6 +57,8 @@ class Step:
     sums: dict[str, Any] = field(default_factory=dict)
     gradients: StepGradients | None = None
     compared: StepGradients | None = None
+    cached: list[CachedPart] = field(default_factory=list)
+    position: int = 0
 
 
 class TaskSteps(Trainer):
@@ -111,6 +116,7 @@ class TaskSteps(Trainer):
         present = [name for name, count in num_items.items() if count]
         needs = self.balancer.needs
         self._step = Step(batches if needs.startswith("losses") else [], num_items, present)
+        self._cache(batches)
         if not needs.startswith("losses"):
             self._step.weights = self.balancer.weights(step, None)
         elif len(batches) > 1:  # they depend on losses of micro-batches that are still to come
@@ -125,6 +131,43 @@ class TaskSteps(Trainer):
         if needs == "last_layer" and compared:
             self._step.compared = StepGradients(present, shared)
 
+    def _cache(self, batches: list) -> None:
+        """The gradients of tasks that are compared over all micro-batches of the step."""
+        names = [name for name in self._step.present if name in self.multitask.cached]
+        if not names or len(batches) == 1:
+            return
+
+        def forward(batch: dict[str, Any]) -> Any:
+            with self.compute_loss_context_manager():
+                return self.model_for_tasks(**model_inputs(self._prepare_inputs(batch)))
+
+        self.model_for_tasks.train()
+        heads: Any = {name: self.model_for_tasks.heads[name] for name in names}
+        num_items = self._step.num_items
+        self._step.cached = cache_step(batches, forward, heads, num_items, self.accelerator)
+
+    def _task_losses(self, outputs: Any, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The model's losses; those that compare texts over all ranks, or over the whole step.
+
+        A rank without rows of such a task takes part all the same.
+        """
+        step, model = self._step, self.model_for_tasks
+        losses = dict(outputs.losses or {})
+        if step.cached:
+            losses |= step.cached[step.position].losses(outputs.embeddings or {})
+        if self.accelerator.num_processes == 1:
+            return losses
+        comparing = [n for n in step.present if compares(model.config.tasks[n])]
+        for name in [n for n in comparing if not (step.cached and n in self.multitask.cached)]:
+            empty = torch.zeros(0, 0, device=self.args.device)
+            found = (outputs.embeddings or {}).get(name, empty)
+            given = labels.get(name, empty.flatten())
+            head: Any = model.heads[name]
+            loss = loss_over_ranks(head, found, given, step.num_items[name], self.accelerator)
+            if loss is not None:
+                losses[name] = loss
+        return losses
+
     def _losses_of_step(self) -> dict[str, float]:
         """The losses of the step's batches under the weights of now; dropout as in training."""
         device = self.args.device
@@ -133,7 +176,8 @@ class TaskSteps(Trainer):
             self.model_for_tasks.train()
             for batch in self._step.batches:
                 fed = model_inputs(self._prepare_inputs(batch))
-                losses = self.model_for_tasks(**fed, num_items=self._step.num_items).losses or {}
+                outputs = self.model_for_tasks(**fed, num_items=self._step.num_items)
+                losses = self._task_losses(outputs, fed["labels"])
                 for number, name in enumerate(self._step.present):
                     total[number] += losses.get(name, 0.0)
         total: Any = self.accelerator.reduce(total, "sum")
@@ -147,8 +191,11 @@ class TaskSteps(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Weighted sum of the tasks' losses, each over its units in the whole optimizer step."""
+        if self._step.cached:
+            self._step.cached[self._step.position].replay()
         outputs = model(**model_inputs(inputs), num_items=num_items_in_batch)
-        losses = self._finite(outputs.losses or {}, inputs)
+        losses = self._finite(self._task_losses(outputs, inputs["labels"]), inputs)
+        self._step.position += 1
         counts = self.model_for_tasks.count_items(inputs["labels"])
         for name, loss in losses.items():
             units = counts[name] if num_items_in_batch is None else num_items_in_batch[name]
