@@ -52,6 +52,11 @@ from .routing import (
 )
 
 logger = logging.get_logger(__name__)
+AUTO_MAP = {
+    "AutoModel": "modeling_polyhead.PolyheadModel",
+    "AutoModelForSequenceClassification": "views.PolyheadForSequenceClassification",
+    "AutoModelForTokenClassification": "views.PolyheadForTokenClassification",
+}
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "code_revision")
 
 
@@ -218,6 +223,7 @@ class PolyheadModel(PreTrainedModel):
             own = {k.removeprefix("encoder."): v for k, v in state_dict.items()}
         if self.loaded_adapters:
             state_dict = plain_state(self, state_dict or self.state_dict())
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         if is_main_process:
             for name in self.loaded_adapters:
@@ -307,6 +313,17 @@ class PolyheadModel(PreTrainedModel):
     def load_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused, as `add_adapter` is."""
         raise ValueError("use attach_adapter(name, config, tasks=[...], state=weights)")
+
+    def view(self, task: str) -> "PolyheadModel":
+        """One classification task of this model as HF's class for it; all weights are shared.
+
+        Raises:
+            ValueError: there is no such task, or HF has no class for its head.
+        """
+        from .views import view_of
+
+        self._check_tasks([task])
+        return view_of(self, task)
 
     def _build_head(self, task: TaskConfig) -> Head:
         return HEADS[task.head](
