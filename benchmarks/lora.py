@@ -9,7 +9,7 @@ import torch
 from common import ROOT, SEED, alternate, keep, ratios
 from polyhead.train.collator import MultiTaskCollator, model_inputs
 from polyhead.train.features import MultiTaskDataset, tokenize
-from polyhead.train.run import prepare
+from polyhead.train.preparation import prepare
 from polyhead.train.sampler import MultiTaskBatchSampler
 
 STEPS = 8  # batches of 32 rows in a run

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from common import ROOT, keep
 from polyhead.train.features import MultiTaskDataset, tokenize
-from polyhead.train.run import Prepared, checked_arguments, prepare
+from polyhead.train.preparation import Prepared, checked_arguments, prepare
 from polyhead.train.trainer import MultiTaskTrainer
 from transformers import TrainerCallback
 

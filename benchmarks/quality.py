@@ -116,7 +116,7 @@ def show(table: dict[str, dict[str, list[float]]]) -> None:
 def steps(task: str | None, overrides: list[str], folder: Path) -> tuple[Callable[[], None], int]:
     """A run of some optimizer steps of the trainer, and the number of steps of a whole training."""
     from polyhead.train.features import MultiTaskDataset, tokenize
-    from polyhead.train.run import checked_arguments, prepare
+    from polyhead.train.preparation import checked_arguments, prepare
     from polyhead.train.trainer import MultiTaskTrainer
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -192,9 +192,8 @@ class EmbeddingHead(Head):
             )
         if task.loss == "triplet":
             return triplet(F.normalize(groups, dim=-1) if task.normalize else groups, task.margin)
-        return {"cosent": cosent, "angle": angle, "cosine_mse": cosine_mse}[task.loss](
-            groups, scores
-        )
+        by_name = {"cosent": cosent, "angle": angle, "cosine_mse": cosine_mse}
+        return by_name[str(task.loss)](groups, scores)
 
 
 class MaskedLMHead(Head):

@@ -66,8 +66,8 @@ class _View(PolyheadModel):
             known = ", ".join(own) or "none"
             raise ValueError(f"task is {task!r}; tasks of this model for {self.head}: {known}")
         self.task, chosen = task, self.config.tasks[task]
-        self.config.id2label = chosen.id2label or {0: "LABEL_0"}
-        self.config.label2id = {label: i for i, label in self.config.id2label.items()}
+        self.config.id2label = dict(enumerate(chosen.labels or ["LABEL_0"]))
+        self.config.label2id = {label: i for i, label in enumerate(chosen.labels or ["LABEL_0"])}
         self.config.problem_type = chosen.problem_type
 
     def forward(

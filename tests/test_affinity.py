@@ -16,14 +16,14 @@ import pytest
 import torch
 from polyhead.modeling import TaskConfig
 from polyhead.train import affinity as tool
-from polyhead.train import affinity_advice, run
+from polyhead.train import affinity_advice, affinity_runs, run
 from polyhead.train.affinity import affinity, compare_tasks, measure
 from polyhead.train.affinity_advice import conclude
 from polyhead.train.collator import model_inputs
 from polyhead.train.errors import RecipeError
 from polyhead.train.gradients import shared_parameters
+from polyhead.train.preparation import prepare
 from polyhead.train.recipe import load_recipe, training_arguments
-from polyhead.train.run import prepare
 from torch import nn
 from torch.testing import assert_close
 from train_helpers import (
@@ -497,21 +497,23 @@ class TestConclude:
         ],
     )
     def test_scores_decide(self, single, joint, metric, verdict):
-        found = tool._side_by_side({metric: single}, {metric: joint}, 100) | {"split": "test"}
+        found = affinity_runs._side_by_side({metric: single}, {metric: joint}, 100) | {
+            "split": "test"
+        }
         result = result_of(-0.3, -0.3, -0.3) | {"scores": {"x": found}}
         advice = conclude(result)["advice"]["x"]
         assert advice["verdict"] == verdict
         assert "nan" not in advice["sentence"]
 
     def test_standard_errors_of_scores(self):
-        found = tool._side_by_side({"accuracy": 0.9}, {"accuracy": 0.5}, 100)
+        found = affinity_runs._side_by_side({"accuracy": 0.9}, {"accuracy": 0.5}, 100)
         assert found["gain"] == pytest.approx(-0.4)
         share = 92 / 104
         variances = share * (1 - share) / 104, 0.25 / 104
         assert found["standard_error"] == pytest.approx(math.sqrt(sum(variances)))
-        found = tool._side_by_side({"mcc": 0.0}, {"mcc": 0.6}, 100)
+        found = affinity_runs._side_by_side({"mcc": 0.0}, {"mcc": 0.6}, 100)
         assert found["standard_error"] == pytest.approx(math.hypot(0.1, 0.064))
-        found = tool._side_by_side({"mse": 0.5}, {"mse": 0.1}, 100)
+        found = affinity_runs._side_by_side({"mse": 0.5}, {"mse": 0.1}, 100)
         assert (found["gain"], found["standard_error"]) == (pytest.approx(0.4), None)
 
 
@@ -586,7 +588,9 @@ class TestFull:
     def test_does_not_repeat_finished_runs(self, both, monkeypatch):
         recipe, result = both
         started = []
-        monkeypatch.setattr(tool, "train", lambda path, notify: started.append(path.parent.name))
+        monkeypatch.setattr(
+            affinity_runs, "train", lambda path, notify: started.append(path.parent.name)
+        )
         again = affinity(recipe, steps=2, full=True)
         assert not started
         assert again["scores"] == result["scores"]
@@ -607,6 +611,6 @@ class TestFull:
             name: json.loads((folder / name / "scores.json").read_text())
             for name in result["wall_seconds"]
         }
-        monkeypatch.setattr(tool, "train", train)
+        monkeypatch.setattr(affinity_runs, "train", train)
         affinity(recipe, ["tasks.near.loss_weight=2"], steps=1, full=True)
         assert started == ["near", "all-tasks"]

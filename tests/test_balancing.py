@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from polyhead.modeling import TaskConfig
+from polyhead.train.balancer import Balancer
 from polyhead.train.balancing import METHODS, balancing_faults, make_balancer
 from polyhead.train.gradient_balancing import WEIGHTINGS
-from polyhead.train.loss_balancing import Balancer
 from polyhead.train.schema import Balancing, Freeze, Recipe, Sampling
 from torch import Tensor
 from torch.testing import assert_close

@@ -24,16 +24,15 @@ from polyhead.train import task_evaluation as scoring
 from polyhead.train.adapters import attach_adapters
 from polyhead.train.checkpoints import (
     UNFINISHED,
-    LeaveOnSigterm,
     clean_up,
     is_intact,
     latest_intact,
-    outlive_sigterm,
     write_aside,
 )
 from polyhead.train.errors import RESUME, Left, RecipeError
 from polyhead.train.evaluation import eval_splits
 from polyhead.train.features import MultiTaskDataset, tokenize
+from polyhead.train.leaving import ECHO, LeaveOnSigterm, outlive_sigterm
 from polyhead.train.trainer import MultiTaskTrainer
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -618,7 +617,7 @@ class TestLeaving:
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    @pytest.mark.parametrize(("later", "code"), [(0.0, 7), (checkpoints.ECHO + 0.1, -15)])
+    @pytest.mark.parametrize(("later", "code"), [(0.0, 7), (ECHO + 0.1, -15)])
     def test_a_second_signal_ends_the_process_unless_it_is_the_launchers_echo(
         self, monkeypatch, later, code
     ):

@@ -16,7 +16,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from polyhead.modeling import PolyheadModel
-from polyhead.train.run import prepare, train
+from polyhead.train.preparation import prepare
+from polyhead.train.run import train
 from safetensors.torch import load_file
 from torch.distributed.fsdp import StateDictType
 from torch.testing import assert_close

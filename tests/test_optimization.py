@@ -15,14 +15,9 @@ from conftest import make_tokenizer, shake, tiny_encoder_config
 from polyhead.modeling import PolyheadConfig, PolyheadModel, TaskConfig
 from polyhead.train.adapters import attach_adapters
 from polyhead.train.features import MultiTaskDataset, tokenize
-from polyhead.train.optimization import (
-    Unfreezing,
-    apply_freeze,
-    freeze_faults,
-    model_parts,
-    optimizer_groups,
-    parameter_table,
-)
+from polyhead.train.freezing import Unfreezing, apply_freeze
+from polyhead.train.optimization import freeze_faults, optimizer_groups, parameter_table
+from polyhead.train.parts import model_parts
 from polyhead.train.schema import Freeze, MultiTaskArguments, OptimizerOptions, Unfreeze
 from polyhead.train.trainer import MultiTaskTrainer
 from torch.testing import assert_close

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from polyhead.modeling import PolyheadModel, PolyheadPipeline, TaskConfig, modeling_polyhead
-from polyhead.train import run
+from polyhead.train import preparation, run
 from polyhead.train.evaluation import macro
 from polyhead.train.hub import render_card, save_folder
 from polyhead.train.inspection import inspect_recipe
@@ -753,7 +753,7 @@ class TestInspect:
 
 
 def run_inspect(path):
-    return inspect_recipe(run.prepare(path), str(path))
+    return inspect_recipe(preparation.prepare(path), str(path))
 
 
 # ---- the folder, for others ----

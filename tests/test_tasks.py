@@ -22,8 +22,8 @@ from polyhead.modeling import PolyheadModel, TaskConfig
 from polyhead.train import tasks
 from polyhead.train.adapters import attach_adapters
 from polyhead.train.hub import save_folder
+from polyhead.train.preparation import prepare
 from polyhead.train.proof import fingerprint, fresh_fingerprint
-from polyhead.train.run import prepare
 from safetensors.torch import load_file, save_file
 from train_helpers import (
     files_of,

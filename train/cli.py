@@ -3,19 +3,25 @@
 Commands import what they need themselves: `polyhead --help` answers without loading torch.
 """
 
-import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from .errors import Left, RecipeError
+from .printing import (
+    err,
+    out,
+    print_affinity,
+    print_answer,
+    print_json,
+    print_model,
+    print_recipe,
+    print_scores,
+)
 
 if TYPE_CHECKING:
     from ..modeling.pipeline_polyhead import PolyheadPipeline
@@ -25,8 +31,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 RecipePath = Annotated[Path, typer.Argument(help="Recipe, a YAML file.")]
 Overrides = Annotated[
@@ -89,7 +93,7 @@ def export(
 ) -> None:
     """Write one task, its adapter merged, as a model that needs neither Polyhead nor PEFT."""
     from .export import export_hf
-    from .run import load_model
+    from .preparation import load_model
 
     if kind != "hf":
         raise RecipeError("export", [f"{kind!r}; allowed: hf"])
@@ -112,9 +116,9 @@ def evaluate(
     if not _is_first_rank():
         return
     if as_json:
-        _print_json(scores)
+        print_json(scores)
     else:
-        _print_scores(scores, f"Scores ({split})")
+        print_scores(scores, f"Scores ({split})")
 
 
 @app.command()
@@ -143,10 +147,10 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
         chosen = _choose(pipe, given, chosen)
         answers = pipe(given, chosen, batch_size=batch_size)
         if as_json:
-            _print_json(plain(answers))
+            print_json(plain(answers))
         else:
             for one, answer in zip(given, answers, strict=True):
-                _print_answer(one, answer)  # pyright: ignore[reportArgumentType]
+                print_answer(one, answer)  # pyright: ignore[reportArgumentType]
         return
     assert source is not None
     assert target is not None
@@ -184,13 +188,13 @@ def inspect(
 ) -> None:
     """Show what a recipe trains on, or what a model can do."""
     from .inspection import inspect_model, inspect_recipe
-    from .run import load_model, prepare
+    from .preparation import load_model, prepare
     from .tasks import verify
 
     if check:
         found = verify(what)
         if as_json:
-            _print_json(found)
+            print_json(found)
             return
         out.print(f"{', '.join(found['tasks'])}: weights as the proof says")
         same = found["logits_compared"]
@@ -198,12 +202,12 @@ def inspect(
         return
     if what.endswith((".yaml", ".yml")):
         report = inspect_recipe(prepare(what, overrides), what)
-        show = _print_recipe
+        show = print_recipe
     else:
         report = inspect_model(load_model(what)[0])
-        show = _print_model
+        show = print_model
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         show(report)
 
@@ -218,10 +222,10 @@ def report(
 
     found = make(run)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     if found["scores"]:
-        _print_scores(found["scores"], "Scores")
+        print_scores(found["scores"], "Scores")
     out.print(Text(f"page with pictures: {found['page']}"), soft_wrap=True)
 
 
@@ -238,9 +242,9 @@ def affinity(
 
     result = run(recipe, overrides, steps=steps, full=full, notify=_note)
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
-        _print_affinity(result)
+        print_affinity(result)
 
 
 def _show_run(scores: dict[str, Any], *, as_json: bool) -> None:
@@ -248,9 +252,9 @@ def _show_run(scores: dict[str, Any], *, as_json: bool) -> None:
     if not _is_first_rank():
         return
     if as_json:
-        _print_json(scores)
+        print_json(scores)
     elif scores:
-        _print_scores(scores, f"Scores ({', '.join(sorted(set(scores['splits'].values())))})")
+        print_scores(scores, f"Scores ({', '.join(sorted(set(scores['splits'].values())))})")
 
 
 def _note(line: str) -> None:
@@ -260,7 +264,7 @@ def _note(line: str) -> None:
 
 def _pipeline(model: str) -> "PolyheadPipeline":
     from ..modeling.pipeline_polyhead import PolyheadPipeline
-    from .run import load_model
+    from .preparation import load_model
 
     loaded, tokenizer = load_model(model)
     return PolyheadPipeline(model=loaded, tokenizer=tokenizer)  # pyright: ignore[reportArgumentType]
@@ -280,136 +284,6 @@ def _is_first_rank() -> bool:
 
 
 # ---- printing ----
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _print_scores(scores: dict[str, Any], title: str) -> None:
-    table = Table("task", "metric", "score", title=title)
-    for task, values in scores["tasks"].items():
-        for metric, value in values.items():
-            if isinstance(value, float):
-                table.add_row(task, metric, f"{value:.4f}")
-    table.add_section()
-    table.add_row("macro", "", f"{scores['macro']:.4f}")
-    out.print(table)
-    for task, values in scores["tasks"].items():
-        if "per_type" in values:
-            types = Table("type", "precision", "recall", "f1", "entities", title=f"{task} by type")
-            for kind, row in values["per_type"].items():
-                cells = [f"{row[key]:.4f}" for key in ("precision", "recall", "f1")]
-                types.add_row(kind, *cells, str(row["support"]))
-            out.print(types)
-
-
-VERDICTS = {"help": "green", "share": "green", "fight": "red", "apart": "red"}
-
-
-def _print_affinity(result: dict[str, Any]) -> None:
-    scores, seconds = result["scores"], result["wall_seconds"]
-    if scores:
-        columns = ("task", "metric", "alone", "jointly", "gain", "std. error", "seconds alone")
-        table = Table(*columns, title="Each task alone, and all jointly")
-        for task, found in scores.items():
-            values = [found[key] for key in ("single", "joint", "gain", "standard_error")]
-            cells = ["-" if value is None else f"{value:.4f}" for value in values]
-            table.add_row(task, found["metric"], *cells, f"{seconds[task] or math.nan:.0f}")
-        out.print(table)
-        joint = seconds["all-tasks"] or math.nan
-        alone = sum(seconds[task] or math.nan for task in scores)
-        out.print(f"{alone:.0f} s for all alone, {joint:.0f} s jointly")
-    title = f"Pairs of tasks: {result['measurements']} measurements in {result['steps']} steps"
-    for heading, lines in ((title, result["pairs"]), ("Advice", result["advice"].values())):
-        out.print(Text(heading, style="bold"))
-        for line in lines:
-            out.print(Text(f"  {line['sentence']}", style=VERDICTS.get(line["verdict"], "")))
-    for line in result["cautions"]:
-        out.print(Text(f"note: {line}", style="yellow"))
-
-
-def _print_answer(text: Any, answer: dict[str, Any]) -> None:
-    out.print(Text(" | ".join(text) if isinstance(text, tuple) else text, style="bold"))
-    for task, value in answer.items():
-        if isinstance(value, list) and value and "start" in value[0]:
-            shown = _marked(str(text), value)
-        elif isinstance(value, list):
-            shown = Text(", ".join(map(_short, value)) or "-")
-        elif isinstance(value, dict):
-            shown = Text(_short(value))
-        else:
-            shown = Text(f"{len(value)} numbers, first: {', '.join(f'{v:.4f}' for v in value[:4])}")
-        out.print(Text(f"  {task}: ", style="cyan") + shown)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return "; ".join(map(_short, value))
-    label = f"{value['label']} " if "label" in value else ""
-    return f"{label}{value['score']:.3f}"
-
-
-def _marked(text: str, entities: list[dict[str, Any]]) -> Text:
-    """The text with its entities in place."""
-    marked, position = Text(), 0
-    for entity in entities:
-        marked.append(text[position : entity["start"]])
-        marked.append(f"[{entity['word']}]", style="bold green")
-        marked.append(f"({entity['entity_group']})", style="green")
-        position = entity["end"]
-    return marked.append(text[position:])
-
-
-def _print_recipe(report: dict[str, Any]) -> None:
-    for name, task in report["tasks"].items():
-        rows = ", ".join(f"{split} {count}" for split, count in task["rows"].items())
-        tokens = ", ".join(f"{key} {value}" for key, value in task["tokens"].items())
-        out.print(
-            Text(f"{name}", style="bold") + Text(f"  {task['head']}, rows of {task['source']}")
-        )
-        out.print(f"  rows: {rows}; windows {task['windows']}; {task['cut']} texts at full length")
-        out.print(f"  tokens: {tokens}")
-        if task["labels"]:
-            labels = ", ".join(f"{label} {count}" for label, count in task["labels"].items())
-            out.print(Text(f"  labels: {labels}"))
-        for sample in task["samples"]:
-            out.print(Text(f"  row {sample['row']}: {sample['text']}\n    -> {sample['label']}"))
-    for line in report["draws"]:
-        out.print(Text(line))
-    table = Table("weights", "layers", "trainable", "frozen", "learning rate", "from epoch")
-    for row in report["parameters"]:
-        rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:.2e}"
-        start = "never" if row["from_epoch"] is None else f"{row['from_epoch']:g}"
-        layers = _span(row["layers"])
-        numbers = (f"{row['trainable']:,}", f"{row['frozen']:,}")
-        table.add_row(row["name"], layers, *numbers, rate, start)
-    out.print(table)
-    for note in report["notes"]:
-        out.print(Text(f"note: {note}", style="yellow"))
-
-
-def _span(numbers: list[int]) -> str:
-    """Numbers of layers, those in a row as first-last."""
-    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]}-{numbers[-1]}"
-    return ", ".join(map(str, numbers))
-
-
-def _print_model(report: dict[str, Any]) -> None:
-    encoder = report["encoder"]
-    out.print(
-        f"{encoder['model_type']}: {encoder['layers']} layers, hidden size "
-        f"{encoder['hidden_size']}, {encoder['parameters']:,} parameters"
-    )
-    table = Table("task", "head", "reads", "parameters", "labels")
-    for name, task in report["tasks"].items():
-        kind = task["problem_type"] or task["head"]
-        labels = ", ".join(task["labels"][:12]) + (" ..." if len(task["labels"]) > 12 else "")
-        reads = "pairs" if task["pair"] else "texts"
-        table.add_row(name, kind, reads, f"{task['parameters']:,}", Text(labels))
-    out.print(table)
-    out.print(f"{report['parameters']:,} parameters in all")
 
 
 def main(arguments: list[str] | None = None) -> None:

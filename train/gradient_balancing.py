@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .loss_balancing import Balancer
+from .balancer import Balancer
 
 STRETCH = 2**16  # columns that are made float64 at a time; they stay in the cache
 

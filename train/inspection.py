@@ -10,7 +10,7 @@ from .data import Source, unseen_labels
 from .features import tokenize
 from .labels import labels_in
 from .optimization import parameter_table
-from .run import Prepared, checked_arguments
+from .preparation import Prepared, checked_arguments
 from .sampler import epochs_of, make_sampler
 
 SAMPLES = 3

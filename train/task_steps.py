@@ -16,9 +16,9 @@ from transformers import Trainer
 from ..modeling.modeling_polyhead import PolyheadModel
 from .balancing import Balancer
 from .callbacks import TrainingState
-from .checkpoints import LeaveOnSigterm
 from .collator import model_inputs
 from .errors import RecipeError
+from .freezing import Unfreezing
 from .gradients import (
     GradientComparison,
     StepGradients,
@@ -26,7 +26,7 @@ from .gradients import (
     shared_parameters,
 )
 from .group_losses import CachedPart, cache_step, compares, loss_over_ranks
-from .optimization import Unfreezing
+from .leaving import LeaveOnSigterm
 from .schema import MultiTaskArguments
 from .task_evaluation import TaskSums
 

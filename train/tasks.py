@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling.modeling_polyhead import PolyheadModel
 from .errors import RecipeError
 from .hub import read_scores, save_folder, write_card, write_json
+from .preparation import load_model, prepare
 from .proof import FILE, compare, fresh_fingerprint, read_proofs
-from .run import describe, fit, load_model, prepare
+from .run import describe, fit
 
 
 def add_task(

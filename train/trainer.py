@@ -26,14 +26,16 @@ from ..modeling.adapters import load_adapter
 from ..modeling.modeling_polyhead import PolyheadModel
 from .balancing import make_balancer
 from .callbacks import AfterStep, SetEpoch, TaskProgress, TaskStopping, TrainingState
-from .checkpoints import AtomicCheckpoints, LeaveOnSigterm, outlive_sigterm
+from .checkpoints import AtomicCheckpoints
 from .collator import MultiTaskCollator
 from .evaluation import EvalSplit
 from .features import MultiTaskDataset
+from .freezing import Unfreezing, apply_freeze
 from .gradients import GradientComparison, shared_parameters
 from .hub import save_folder
+from .leaving import LeaveOnSigterm, outlive_sigterm
 from .metrics import default_metrics, main_metric
-from .optimization import Unfreezing, apply_freeze, optimizer_groups
+from .optimization import optimizer_groups
 from .sampler import make_sampler
 from .schema import MultiTaskArguments
 from .sharding import ShardedTasks, check_deepspeed, own_class, prepare_sharding
