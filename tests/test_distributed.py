@@ -241,7 +241,9 @@ class TestRuns:
         assert history(resumed)[-5:] == history(two_ranks)[-5:]
 
     def test_texts_of_all_ranks_are_compared(self, start, alone):
-        options = ["tasks.near.loss=cosent", "training.per_device_train_batch_size=8"]
+        many = "{intent: 1, near: 6, same: 1, words: 1}"  # of near on both ranks
+        options = ["sampling.strategy=weights", f"sampling.weights={many}"]
+        options += ["tasks.near.loss=cosent", "training.per_device_train_batch_size=8"]
         two = start([*TORCHRUN, "-m", "polyhead.train"], *options)
         one, apart = alone(*options, "tasks.near.cached=true"), alone(*options)
         assert_close(weights(two / "model"), weights(one / "model"), rtol=0, atol=1e-5)
