@@ -117,6 +117,8 @@ def work(place: Path, steps: int) -> None:
     }
     if trainer.is_world_process_zero():
         place.write_text(json.dumps(rates), encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 def timed(found: Prepared, clock: Clock) -> MultiTaskTrainer:

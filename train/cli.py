@@ -56,6 +56,7 @@ def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
 
     scores = run(recipe, overrides, notify=_note)
     _show_run(scores, as_json=as_json)
+    _leave_ranks()
 
 
 @app.command("add-task")
@@ -275,6 +276,14 @@ def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> l
         return pipe.choose_tasks(texts, tasks)
     except ValueError as error:
         raise RecipeError("predict", [str(error)]) from error
+
+
+def _leave_ranks() -> None:
+    """End the process group, where there is one: its threads abort an interpreter that ends."""
+    from accelerate import PartialState
+
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 def _is_first_rank() -> bool:
