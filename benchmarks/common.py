@@ -30,6 +30,23 @@ def messages(count: int) -> list[str]:
     return [json.loads(line)["text"] for line in lines[:count]]
 
 
+def trainer_of(found: Any) -> Any:
+    """The trainer of a `Prepared` recipe over its train rows, without evaluation."""
+    from polyhead.train.features import MultiTaskDataset, tokenize
+    from polyhead.train.preparation import checked_arguments
+    from polyhead.train.trainer import MultiTaskTrainer
+
+    rows = {s.name: tokenize(s, "train", found.tokenizer) for s in found.sources}
+    return MultiTaskTrainer(
+        model=found.model,
+        args=checked_arguments(found, "benchmark"),
+        tokenizer=found.tokenizer,
+        sources=found.tasks_by_source,
+        train_dataset=MultiTaskDataset(rows),
+        multitask=found.multitask,
+    )
+
+
 def alternate(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str, list[float]]:
     """Seconds of each run, in turns after one warm-up, so that noise meets all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, keep
-from polyhead.train.features import MultiTaskDataset, tokenize
-from polyhead.train.preparation import Prepared, checked_arguments, prepare
+from common import ROOT, keep, trainer_of
+from polyhead.train.preparation import Prepared, prepare
 from polyhead.train.trainer import MultiTaskTrainer
 from transformers import TrainerCallback
 
@@ -123,16 +122,7 @@ def work(place: Path, steps: int) -> None:
 
 def timed(found: Prepared, clock: Clock) -> MultiTaskTrainer:
     """Train with a clock; the trainer afterwards."""
-    args = checked_arguments(found, "configs/snips.yaml")
-    rows = {s.name: tokenize(s, "train", found.tokenizer) for s in found.sources}
-    trainer = MultiTaskTrainer(
-        model=found.model,
-        args=args,
-        tokenizer=found.tokenizer,
-        sources=found.tasks_by_source,
-        train_dataset=MultiTaskDataset(rows),
-        multitask=found.multitask,
-    )
+    trainer = trainer_of(found)
     trainer.add_callback(clock)
     trainer.train()
     return trainer

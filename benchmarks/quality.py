@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import ROOT, alternate, keep
+from common import ROOT, alternate, keep, trainer_of
 
 RECIPE = ROOT / "configs/six_tasks.yaml"
 SEEDS = (1, 2)
@@ -115,25 +115,14 @@ def show(table: dict[str, dict[str, list[float]]]) -> None:
 
 def steps(task: str | None, overrides: list[str], folder: Path) -> tuple[Callable[[], None], int]:
     """A run of some optimizer steps of the trainer, and the number of steps of a whole training."""
-    from polyhead.train.features import MultiTaskDataset, tokenize
-    from polyhead.train.preparation import checked_arguments, prepare
-    from polyhead.train.trainer import MultiTaskTrainer
+    from polyhead.train.preparation import prepare
 
     folder.mkdir(parents=True, exist_ok=True)
     path = recipe_of(task, folder)
     timed = [f"training.max_steps={TIMED}", "training.disable_tqdm=true", f"output_dir={folder}"]
     timed.append("balancing.gradient_steps=0")  # else one comparison in so few steps
     found = prepare(path, [*overrides, *timed])
-    args = checked_arguments(found, str(path))
-    rows = {s.name: tokenize(s, "train", found.tokenizer) for s in found.sources}
-    trainer = MultiTaskTrainer(
-        model=found.model,
-        args=args,
-        tokenizer=found.tokenizer,
-        sources=found.tasks_by_source,
-        train_dataset=MultiTaskDataset(rows),
-        multitask=found.multitask,
-    )
+    trainer = trainer_of(found)
     epochs = float(found.recipe.training["num_train_epochs"])
     return lambda: trainer.train(), round(epochs * len(trainer.get_train_dataloader()))
 

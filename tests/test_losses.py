@@ -184,22 +184,9 @@ def test_loss_is_divided_by_the_given_number():
 # ---- against sentence-transformers ----
 
 
-class Given(torch.nn.Module):
-    """Stands for a SentenceTransformer whose embeddings are the features it is given."""
-
-    def forward(self, features):
-        return {"sentence_embedding": features["embeddings"]}
-
-    def preprocess(self, texts):
-        raise NotImplementedError
-
-    def get_embedding_dimension(self):
-        return 8
-
-
 def reference(name, **options):
     """Their loss as a function of (G, g, D) groups and scores; a mean over the groups."""
-    made = getattr(losses, name)(Given(), **options)
+    made = getattr(losses, name)(torch.nn.Identity(), **options)
     return lambda groups, scores: made.compute_loss_from_embeddings(list(groups.unbind(1)), scores)
 
 

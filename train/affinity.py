@@ -321,6 +321,3 @@ def _summary(values: np.ndarray) -> dict[str, Any]:
         "negative": float((values < 0).mean()) if count else None,
         "compared": count,
     }
-
-
-# ---- each task alone, and all jointly ----

@@ -292,9 +292,6 @@ def _is_first_rank() -> bool:
     return PartialState().is_main_process
 
 
-# ---- printing ----
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a mistake of the user ends in one message and exit code 2."""
     try:

@@ -21,9 +21,6 @@ from .schema import Freeze, OptimizerOptions
 logger = logging.get_logger(__name__)
 
 
-# ---- what is frozen, and until when ----
-
-
 # ---- learning rates ----
 
 

@@ -3,14 +3,11 @@
 import json
 import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-if TYPE_CHECKING:
-    pass
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

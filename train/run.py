@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    TrainingArguments,
-)
+from transformers import TrainingArguments
 
 from .checkpoints import clean_up, latest_intact, write_aside
 from .curves import training_plots
@@ -192,6 +190,3 @@ def _checkpoint(args: TrainingArguments) -> str | None:
     if wanted in (None, False):
         return None
     return latest_intact(output_dir) if wanted is True else str(wanted)
-
-
-# ---- the encoder ----
