@@ -1,7 +1,8 @@
 """Rows a second of `configs/snips.yaml` in two processes of one thread each, against one of them.
 
-Each run is a fresh start by torchrun: 2 steps to warm up, then those that count, 32 rows a step and
-process, as a recipe trains under DDP. After its steps each run multiplies matrices for two seconds,
+Each run is a fresh start by torchrun: 2 steps to warm up, then those that count, 32 rows a batch
+and process, as a recipe trains under DDP; with `--accumulation 4` the gradients of four batches are
+exchanged at once. After its steps each run multiplies matrices for two seconds,
 in all its processes at once: where two cores share caches and memory, or are one core's two halves,
 that is what two processes can reach at most. Needs `POLYHEAD_DATA`.
 """
@@ -33,18 +34,23 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--worker", type=Path)
     options = parser.parse_args()
     if options.worker is not None:
-        work(options.worker, options.steps)
+        work(options.worker, options.steps, options.accumulation)
         return
     runs: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     for _ in range(options.repeats):
         for processes, found in runs.items():
-            found.append(start(processes, options.steps))
+            found.append(start(processes, options.steps, options.accumulation))
     tables = {name: table(name, runs) for name in ("rows a second", "GFLOP/s")}
-    what = f"training in 1 and 2 processes of 1 thread, {options.steps} steps of {ROWS} rows each"
-    keep("processes", what, tables)
+    batches = f"{options.accumulation} x {ROWS}"
+    what = (
+        f"training in 1 and 2 processes of 1 thread, {options.steps} steps of {batches} rows each"
+    )
+    name = "processes" if options.accumulation == 1 else f"processes_{options.accumulation}_batches"
+    keep(name, what, tables)
 
 
 def table(name: str, runs: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
@@ -59,13 +65,14 @@ def table(name: str, runs: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
     return found
 
 
-def start(processes: int, steps: int) -> dict[str, float]:
+def start(processes: int, steps: int, accumulation: int) -> dict[str, float]:
     """One run in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "found.json"
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        counts = ["--steps", str(steps), "--accumulation", str(accumulation)]
         subprocess.run(
-            [sys.executable, *launch, __file__, "--worker", str(place), "--steps", str(steps)],
+            [sys.executable, *launch, __file__, "--worker", str(place), *counts],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             check=True,
         )
@@ -86,7 +93,7 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def work(place: Path, steps: int) -> None:
+def work(place: Path, steps: int, accumulation: int) -> None:
     """Train, multiply, and let the first process write both rates of all."""
     assert torch.get_num_threads() == 1
     data = f"{{train: {os.environ['POLYHEAD_DATA']}/snips/train.parquet}}"  # nothing to score
@@ -96,6 +103,7 @@ def work(place: Path, steps: int) -> None:
             f"tasks.intent.data.data_files={data}",
             f"tasks.slots.data.data_files={data}",
             f"training.per_device_train_batch_size={ROWS}",
+            f"training.gradient_accumulation_steps={accumulation}",
             f"training.max_steps={WARM_UP + steps}",
             "training.save_strategy=no",
             "training.disable_tqdm=true",
@@ -111,7 +119,7 @@ def work(place: Path, steps: int) -> None:
     trainer.accelerator.wait_for_everyone()
     rate = torch.tensor(products())
     rates = {
-        "rows a second": round(steps * ROWS * processes / seconds, 2),
+        "rows a second": round(steps * accumulation * ROWS * processes / seconds, 2),
         "GFLOP/s": round(float(trainer.accelerator.reduce(rate, "sum")), 1),
     }
     if trainer.is_world_process_zero():

@@ -139,7 +139,7 @@ def times(runs: Path) -> dict[str, Any]:
         for way, parts in ways.items()
         for name, task, overrides in parts
     }
-    seconds = alternate({str(key): run for key, (run, _) in made.items()}, repeats=2)
+    seconds = alternate({str(key): run for key, (run, _) in made.items()}, repeats=3)
     found = {}
     for way in ways:
         own = {key: count for key, (_, count) in made.items() if key[0] == way}

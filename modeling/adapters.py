@@ -145,12 +145,18 @@ def save_adapter(
 def load_adapter(encoder: PreTrainedModel, name: str, repo: str, **hub: Any) -> None:
     """Read `adapters/<name>` of a folder or Hub repository into the encoder.
 
+    Args:
+        encoder: the encoder.
+        name: name of the adapter.
+        repo: folder or Hub id.
+        hub: `revision`, `subfolder` of the model in the repository, and the like.
+
     Raises:
         ImportError: peft is missing.
         ValueError: the adapter does not fit the encoder.
     """
     require_peft()
-    place = f"adapters/{name}"
+    place = "/".join(part for part in (hub.pop("subfolder", ""), "adapters", name) if part)
     config = peft.PeftConfig.from_pretrained(repo, subfolder=place, **hub)  # pyright: ignore
     state = peft.load_peft_weights(repo, device="cpu", subfolder=place, **hub)  # pyright: ignore
     if name in getattr(encoder, "peft_config", {}):

@@ -304,6 +304,14 @@ class PolyheadConfig(PreTrainedConfig):
         return self.get_text_config().hidden_size
 
     @property
+    def projection_dim(self) -> int:
+        """Width of the first embedding task's vectors, or of the pooled states of the encoder."""
+        found = [task for task in self.tasks.values() if task.head == "embedding"]
+        task = found[0] if found else TaskConfig(head="embedding")
+        layers = 4 if (task.pooling or self.pooling) == "mean_last_4" else 1
+        return task.projection or layers * self.hidden_size
+
+    @property
     def num_hidden_layers(self) -> int:
         """Number of encoder layers."""
         return self.get_text_config().num_hidden_layers

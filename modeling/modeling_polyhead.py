@@ -22,6 +22,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
+from transformers.utils.hub import hf_api
 
 from .adapters import inject, load_adapter, load_plain, plain_state, remove, save_adapter
 from .configuration_polyhead import PolyheadConfig, TaskConfig, check_task_name
@@ -39,6 +40,7 @@ from .packing import Texts, can_pack, eager, encode_packed, pad_inputs, unpad_ou
 
 # Not used here: the import makes the pipeline's file travel with the model.
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
+from .pooling import layers_needed, pool
 from .routing import (
     NotRoutable,
     Plan,
@@ -229,6 +231,30 @@ class PolyheadModel(PreTrainedModel):
             for name in self.loaded_adapters:
                 folder = os.path.join(save_directory, "adapters", name)
                 save_adapter(self.encoder, name, folder, own)
+
+    def _upload_modified_files(
+        self,
+        working_dir: Any,
+        repo_id: str,
+        files_timestamps: dict[str, float],
+        commit_message: str | None = None,
+        token: bool | str | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        commit_description: str | None = None,
+    ) -> Any:
+        """For `push_to_hub`: as PushToHubMixin's, which knows no folders in folders (adapters)."""
+        if revision is not None and not create_pr:
+            hf_api().create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+        return hf_api().upload_folder(
+            repo_id=repo_id,
+            folder_path=working_dir,
+            commit_message=commit_message or "Upload model",
+            commit_description=commit_description,
+            token=token,
+            create_pr=create_pr,
+            revision=revision,
+        )
 
     def add_task(self, name: str, task: TaskConfig) -> None:
         """Add a task with a new head; the encoder and the other heads stay as they are.
@@ -490,6 +516,45 @@ class PolyheadModel(PreTrainedModel):
         if return_dict is None:
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        task: str | None = None,
+    ) -> Tensor:
+        """Vectors of one embedding task, (N, D); what sentence-transformers calls.
+
+        Args:
+            input_ids: (N, T).
+            attention_mask: (N, T), 1 for real tokens.
+            token_type_ids: (N, T).
+            task: name of an embedding task. May be left out where there is one only; where there
+                is none the vectors are the bare encoder's, pooled. sentence-transformers' own words
+                "query" and "document" count as left out.
+
+        Raises:
+            ValueError: there is no such embedding task, or several and none is named.
+        """
+        own = [n for n in self.task_names if self.config.tasks[n].head == "embedding"]
+        if task in ("query", "document") and task not in own:
+            task = None
+        if task is None and len(own) == 1:
+            task = own[0]
+        if task not in own and (own or task is not None):
+            known = ", ".join(own) or "none"
+            raise ValueError(f"task is {task!r}; embedding tasks of this model: {known}")
+        tokens = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        if task is not None:
+            output: Any = self(input_ids, **tokens, tasks=[task])
+            return output.embeddings[task]
+        pooling = self.config.pooling
+        deep = layers_needed(pooling) > 1
+        output = self(input_ids, **tokens, tasks=(), output_hidden_states=deep)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        states = output.hidden_states if deep else (output.last_hidden_state,)
+        return pool(states, Texts(mask=mask), pooling)
 
     def _encode_for(
         self,

@@ -37,7 +37,7 @@ def cls_pooling(states: Tensor, texts: Texts) -> Tensor:
         return states[0, texts.cu_seq_lens[:-1].long()]
     assert texts.mask is not None
     first = texts.mask.long().argmax(1)  # argmax gives the first of equal values
-    return states[torch.arange(len(states), device=states.device), first]
+    return states[torch.arange(states.shape[0], device=states.device), first]
 
 
 def last_token_pooling(states: Tensor, texts: Texts) -> Tensor:
@@ -46,7 +46,7 @@ def last_token_pooling(states: Tensor, texts: Texts) -> Tensor:
         return states[0, texts.cu_seq_lens[1:].long() - 1]
     assert texts.mask is not None
     last = texts.mask.shape[1] - 1 - texts.mask.long().flip(1).argmax(1)
-    return states[torch.arange(len(states), device=states.device), last]
+    return states[torch.arange(states.shape[0], device=states.device), last]
 
 
 POOL = {

@@ -515,20 +515,13 @@ class TestRefusedExports:
         fault = refused("bert", embedding(), name="nope")
         assert fault == "--task: there is no task 'nope'; there are: chosen"
 
-    def test_what_the_command_cannot_do(self, make_model, tokenizer_of, tmp_path, capsys):
+    def test_a_taken_folder(self, make_model, tokenizer_of, tmp_path):
         model = make_model("bert", {"slots": TaskConfig(head=TOKENS, labels=LABELS)})
-        save_folder(model, tokenizer_of("wordpiece"), tmp_path / "model")
         (tmp_path / "there").mkdir()
-
-        def said(kind, task, output):
-            arguments = (tmp_path / "model", kind, "--task", task, "--output", tmp_path / output)
-            assert run_cli("export", *arguments) == 2
-            assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "there"]
-            return message_of(capsys.readouterr().err)
-
-        there = f"  - --output: {tmp_path / 'there'} exists; name a new folder"
-        assert said("onnx", "slots", "plain") == ["export: 1 fault", "  - 'onnx'; allowed: hf"]
-        assert said("hf", "slots", "there") == ["export: 1 fault", there]
-        unknown = "  - --task: there is no task 'nope'; there are: slots"
-        assert said("hf", "nope", "there") == ["export: 2 faults", unknown, there]
+        with pytest.raises(RecipeError) as stopped:
+            export_hf(model, tokenizer_of("wordpiece"), task="nope", folder=tmp_path / "there")
+        assert stopped.value.faults == [
+            "--task: there is no task 'nope'; there are: slots",
+            f"--output: {tmp_path / 'there'} exists; name a new folder",
+        ]
         assert list((tmp_path / "there").iterdir()) == []

@@ -14,10 +14,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from polyhead.modeling import PolyheadModel, PolyheadPipeline, TaskConfig, modeling_polyhead
+from polyhead.modeling import PolyheadModel, PolyheadPipeline, modeling_polyhead
 from polyhead.train import preparation, run
 from polyhead.train.evaluation import macro
-from polyhead.train.hub import render_card, save_folder
+from polyhead.train.hub import save_folder
 from polyhead.train.inspection import inspect_recipe
 from polyhead.train.trainer import MultiTaskTrainer
 from safetensors.torch import load_file
@@ -38,7 +38,6 @@ from transformers import AutoModel, AutoTokenizer, pipeline
 SEQUENCE, TOKENS = "sequence_classification", "token_classification"
 CODE = {p.name for p in Path(modeling_polyhead.__file__).parent.glob("*.py")} - {"__init__.py"}
 FOLDER = CODE | {
-    "1_Pooling/config.json",
     "README.md",
     "config.json",
     "scores.json",
@@ -48,7 +47,9 @@ FOLDER = CODE | {
     "sentence_bert_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "training.json",
 }
+TASKS = ("intent", "near", "same", "slots", "topics", "urgency", "words")
 MULTI = "multi_label_classification"
 TEXTS = ["book the train to New York!", "play", "cancel the train now to Paris!"]
 
@@ -185,7 +186,11 @@ class TestTrain:
             for path in trained.model.rglob("*")
             if path.is_file()
         }
-        assert found == FOLDER
+        plots = {name for name in found if name.startswith("plots/")}
+        assert found - plots == FOLDER
+        reports = (trained.folder / "out" / "reports").glob("*.png")
+        drawn = {p.name for p in reports if p.stem.rpartition("_")[0] in TASKS}
+        assert plots == {f"plots/{name}" for name in drawn}
 
     def test_the_run_leaves_the_model_its_scores_and_one_checkpoint(self, trained):
         found = sorted(path.name for path in (trained.folder / "out").iterdir())
@@ -221,14 +226,6 @@ class TestTrain:
         assert (tasks["slots"]["scheme"], tasks["same"]["pair"]) == ("iob2", True)
         assert config["encoder_config"]["hidden_size"] == 16
 
-    def test_the_card_names_every_task_with_its_scores(self, trained):
-        card = (trained.model / "README.md").read_text()
-        for name, values in trained.scores["tasks"].items():
-            (line,) = [line for line in card.splitlines() if line.startswith(f"| `{name}`")]
-            for metric, value in values.items():
-                assert isinstance(value, dict) or f"{metric} {value:.4f}" in line
-        assert "`book`, `cancel`, `play`" in card
-
     def test_no_pickle_is_saved(self, trained):
         assert not [p for p in trained.model.rglob("*") if p.suffix in (".bin", ".pt", ".pth")]
 
@@ -239,7 +236,7 @@ class TestTrain:
         files = [folder / "model.safetensors" for folder in (trained.model, tmp_path)]
         assert files[0].read_bytes() == files[1].read_bytes()
         found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-        assert found == FOLDER - {"scores.json"}  # saved without metrics
+        assert found == FOLDER - {"scores.json", "training.json"}  # saved without metrics
 
     @pytest.mark.slow
     def test_the_same_recipe_gives_the_same_weights_in_any_order_of_tasks(self, trained):
@@ -769,39 +766,6 @@ class TestFolder:
         expected = [answer["near"] for answer in pipe(TEXTS, ["near"], batch_size=1)]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
         assert model.max_seq_length == 64
-
-    @pytest.mark.parametrize("pooling", ["cls", "max", "last_token"])
-    def test_sentence_transformers_pools_alike(self, pooling, make_model, tokenizer_of, tmp_path):
-        library = pytest.importorskip("sentence_transformers")
-        tasks = {"near": TaskConfig(head="embedding", pooling=pooling, normalize=False)}
-        model, tokenizer = make_model("bert", tasks), tokenizer_of("wordpiece")
-        save_folder(model, tokenizer, tmp_path)
-        loaded = library.SentenceTransformer(str(tmp_path), trust_remote_code=True, device="cpu")
-        answers = PolyheadPipeline(model=model, tokenizer=tokenizer, device="cpu")(TEXTS)
-        expected = [answer["near"] for answer in answers]
-        np.testing.assert_allclose(loaded.encode(TEXTS), expected, rtol=0, atol=1e-5)
-
-    def test_what_sentence_transformers_cannot_read_is_not_written(
-        self, make_model, tokenizer_of, tmp_path
-    ):
-        tasks = {"near": TaskConfig(head="embedding", projection=8)}
-        save_folder(make_model("bert", tasks), tokenizer_of("wordpiece"), tmp_path)
-        assert not (tmp_path / "modules.json").exists()
-        assert not (tmp_path / "1_Pooling").exists()
-
-    def test_saving_over_another_model_leaves_none_of_its_files(
-        self, make_model, tokenizer_of, tmp_path
-    ):
-        for options in ({}, {"projection": 8}):
-            tasks = {"near": TaskConfig(head="embedding", **options)}
-            save_folder(make_model("bert", tasks), tokenizer_of("wordpiece"), tmp_path)
-        assert not (tmp_path / "modules.json").exists()
-
-    def test_a_card_without_scores_says_so(self, trained):
-        model = PolyheadModel.from_pretrained(trained.model)
-        card = render_card(model, {}, [])
-        assert card.count("not measured") == len(model.task_names)
-        assert "$" not in card
 
     def test_the_handler_answers_requests(self, trained, pipe, monkeypatch):
         monkeypatch.syspath_prepend(str(trained.model))

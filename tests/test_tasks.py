@@ -256,8 +256,13 @@ for number, folder in enumerate(sys.argv[1:3]):
         assert files(given.model) == given.files
 
     def test_the_folder_is_as_it_was_but_for_the_new_adapter_and_the_proof(self, given, added):
-        assert set(files(added.model)) - set(given.files) == {
+        new = set(files(added.model)) - set(given.files)
+        assert {name for name in new if name.startswith("plots/")} == {
+            f"plots/topics_{what}.png" for what in ("labels", "reliability")
+        }
+        assert {name for name in new if not name.startswith("plots/")} == {
             "proof.json",
+            "training.json",
             *(f"adapters/topics/{n}" for n in ("adapter_config.json", "adapter_model.safetensors")),
         }
         found = {path.name for path in added.out.iterdir()}

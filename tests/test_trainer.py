@@ -26,7 +26,6 @@ from transformers import AutoTokenizer, TrainingArguments
 
 ROWS = 12 + 12 + 12  # of train: messages, pairs as one text, pairs as two
 FOLDER = {
-    "1_Pooling",
     "README.md",
     "config.json",
     "handler.py",

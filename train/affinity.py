@@ -42,9 +42,9 @@ from .affinity_runs import both_ways
 from .collator import MultiTaskCollator, model_inputs
 from .errors import RecipeError
 from .features import MultiTaskDataset, tokenize
+from .files import write_json
 from .freezing import apply_freeze
 from .gradients import cosines, shared_parameters, task_gradients
-from .hub import write_json
 from .optimization import optimizer_groups
 from .preparation import Prepared, prepare
 from .recipe import training_arguments

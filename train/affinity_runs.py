@@ -12,7 +12,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from .adapters import adapter_name
-from .hub import write_json
+from .files import write_json
 from .metrics import LOWER_IS_BETTER, main_metric
 from .preparation import Prepared
 from .run import train

@@ -17,8 +17,10 @@ from .printing import (
     out,
     print_affinity,
     print_answer,
+    print_export,
     print_json,
     print_model,
+    print_push,
     print_recipe,
     print_scores,
 )
@@ -88,18 +90,77 @@ def remove_task(
 @app.command()
 def export(
     model: ModelPath,
-    kind: Annotated[str, typer.Argument(help="hf: a plain transformers model.")],
-    task: Annotated[str, typer.Option(help="The task to export.")],
+    kind: Annotated[str, typer.Argument(help="onnx, openvino, or hf: a plain transformers model.")],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for --int8.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Tasks, joined by commas; default all. hf takes one.")
+    ] = None,
+    int8: Annotated[
+        Path | None, typer.Option(help="Quantise to int8; a recipe with rows to calibrate, score.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Write one task, its adapter merged, as a model that needs neither Polyhead nor PEFT."""
+    """Write tasks for ONNX Runtime or OpenVINO, or one as a plain transformers model."""
     from .export import export_hf
+    from .exported import export_graph
     from .preparation import load_model
+    from .quantization import export_int8
 
-    if kind != "hf":
-        raise RecipeError("export", [f"{kind!r}; allowed: hf"])
-    name = export_hf(*load_model(model), task=task, folder=output)
-    err.print(f"{output}: {name}, the same logits as task {task}")
+    faults = []
+    if kind not in ("onnx", "openvino", "hf"):
+        faults.append(f"{kind!r}; allowed: onnx, openvino, hf")
+    if kind == "hf" and task is None:
+        faults.append("hf writes one task: name it by --task")
+    if kind == "hf" and int8 is not None:
+        faults.append("--int8 is for onnx and openvino")
+    if overrides and int8 is None:
+        faults.append(f"{overrides[0]!r} is for the recipe of --int8, and there is none")
+    if faults:
+        raise RecipeError("export", faults)
+    loaded, tokenizer = load_model(model)
+    if kind == "hf":
+        name = export_hf(loaded, tokenizer, task=str(task), folder=output)
+        err.print(f"{output}: {name}, the same logits as task {task}")
+        return
+    tasks = loaded.task_names if task is None else task.split(",")
+    if int8 is None:
+        about = export_graph(loaded, tokenizer, kind, tasks=tasks, folder=output)
+    else:
+        about = export_int8(
+            loaded, tokenizer, kind, tasks=tasks, folder=output, recipe=int8, overrides=overrides
+        )
+    if as_json:
+        print_json(about)
+    else:
+        print_export(about, output)
+
+
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(help="Folder of a saved Polyhead.")],
+    repo: Annotated[str, typer.Argument(help="user/model on the Hub; made when it is not there.")],
+    private: Annotated[bool, typer.Option("--private/--public", help="Of a new one.")] = True,
+    revision: Annotated[str | None, typer.Option(help="Branch; made when not there.")] = None,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload model",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, upload nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a model to the Hub in one commit."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import httpx
+
+    from .hub import push as run
+
+    options: dict[str, Any] = {"revision": revision, "message": message, "dry_run": dry_run}
+    try:
+        found = run(model, repo, private=private, **options)
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+        raise RecipeError("push", [str(error).strip().splitlines()[0]]) from error
+    if as_json:
+        print_json(found)
+    else:
+        print_push(found)
 
 
 @app.command()
@@ -265,10 +326,12 @@ def _note(line: str) -> None:
 
 def _pipeline(model: str) -> "PolyheadPipeline":
     from ..modeling.pipeline_polyhead import PolyheadPipeline
-    from .preparation import load_model
+    from .exported import ExportedModel, load_any
 
-    loaded, tokenizer = load_model(model)
-    return PolyheadPipeline(model=loaded, tokenizer=tokenizer)  # pyright: ignore[reportArgumentType]
+    loaded, tokenizer = load_any(model)
+    parts: Any = {"model": loaded, "tokenizer": tokenizer}
+    device = -1 if isinstance(loaded, ExportedModel) else None  # its engine knows where it runs
+    return PolyheadPipeline(**parts, device=device)
 
 
 def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> list[str]:

@@ -6,6 +6,7 @@ task's logits: what does not fit is refused, not approximated.
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -71,7 +72,9 @@ def export_hf(
     found.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     if config.head == "embedding":
-        save_sentence_transformers(model, tokenizer, aside, task=config)
+        pooled = replace(config, pooling=config.pooling or model.config.pooling)
+        width = model.config.hidden_size
+        save_sentence_transformers(tokenizer, aside, plain=(pooled, width))
     difference = _difference(model, task, aside)
     if difference > TOLERANCE:
         shutil.rmtree(aside)

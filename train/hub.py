@@ -1,18 +1,29 @@
 """The folder that users load: weights, config, code, tokenizer, card, and files for other tools."""
 
 import json
+import re
+import shutil
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
+from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.configuration_polyhead import TaskConfig
+from ..modeling.configuration_polyhead import PolyheadConfig, TaskConfig
 from ..modeling.modeling_polyhead import PolyheadModel
 from . import proof
+from .card import PLOTS, RUNS, SCORES, render_card
+from .errors import RecipeError
+from .files import write_json
 
-SCORES = "scores.json"  # in a model's folder: metrics by task, of which the card is made
+# What a trainer leaves beside a model in a checkpoint; and hidden folders.
+STATE = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|rng_state\w*)\.(pt|pth|bin)"
+    r"|trainer_state\.json|\..*|(.*/)?__pycache__/.*"
+)
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # Our pooling to the flag in sentence-transformers' 1_Pooling/config.json.
 POOLING_FLAGS = {
     "mean": "pooling_mode_mean_tokens",
@@ -28,6 +39,7 @@ def save_folder(
     path: str | Path,
     *,
     metrics: dict[str, dict[str, Any]] | None = None,
+    runs: list[dict[str, Any]] | None = None,
     state_dict: dict[str, Any] | None = None,
 ) -> None:
     """Write everything that a stranger needs to load and use the model.
@@ -37,126 +49,141 @@ def save_folder(
         tokenizer: its tokenizer, with `model_max_length` set to what the encoder takes.
         path: folder; made when it is not there.
         metrics: metrics by task, for the card.
+        runs: the trainings that made it, as `card.about_run` describes them, for the card.
         state_dict: weights to write instead of the model's own (gathered from several ranks).
     """
     folder = Path(path)
     model.save_pretrained(folder, state_dict=state_dict)
     tokenizer.save_pretrained(folder)
-    save_sentence_transformers(model, tokenizer, folder)
-    for name in (SCORES, proof.FILE):  # of a model saved here before
-        (folder / name).unlink(missing_ok=True)
-    if metrics is not None:
-        write_json(folder / SCORES, metrics)
-    write_card(model, folder)
-    (folder / "handler.py").write_text(_resource("handler.py"), encoding="utf-8")
-
-
-def _resource(name: str) -> str:
-    return resources.files("polyhead.train").joinpath(name).read_text(encoding="utf-8")
-
-
-def save_sentence_transformers(
-    model: PolyheadModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    *,
-    task: TaskConfig | None = None,
-) -> None:
-    """modules.json and 1_Pooling, so that SentenceTransformer gives the embeddings of our head.
-
-    They describe `task`, or the first embedding task, or the model's pooling where there is none.
-    What sentence-transformers has no module for (several layers, a projection) is left out: no file
-    is better than one that gives other vectors.
-    """
-    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+    save_sentence_transformers(tokenizer, folder)
+    for name, value in ((SCORES, metrics), (RUNS, runs), (proof.FILE, None)):
         (folder / name).unlink(missing_ok=True)  # of a model saved here before
-    found = [t for t in model.config.tasks.values() if t.head == "embedding"]
-    chosen = found[0] if found else TaskConfig(head="embedding", normalize=False)
-    if task is not None:
-        chosen = task
-    pooling = chosen.pooling or model.config.pooling
-    if chosen.projection or pooling not in POOLING_FLAGS:
-        return
-    kinds = ["Transformer", "Pooling", "Normalize"][: 3 if chosen.normalize else 2]
-    modules = [
-        {
-            "idx": i,
-            "name": str(i),
-            "path": "" if i == 0 else f"{i}_{kind}",
-            "type": f"sentence_transformers.models.{kind}",
-        }
-        for i, kind in enumerate(kinds)
-    ]
-    write_json(folder / "modules.json", modules)
-    flags = {flag: kind == pooling for kind, flag in POOLING_FLAGS.items()}
-    width = model.config.hidden_size
-    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": width, **flags})
-    length = {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False}
-    write_json(folder / "sentence_bert_config.json", length)
+        if value is not None:
+            write_json(folder / name, value)
+    write_card(model, folder)
+    handler = resources.files("polyhead.train").joinpath("handler.py")
+    (folder / "handler.py").write_text(handler.read_text(encoding="utf-8"), encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a file that people may read, and the folders it lies in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def write_card(model: PolyheadModel, folder: Path) -> None:
-    """README.md of a saved model, from the scores and proofs that lie in its folder."""
-    card = render_card(model, read_scores(folder), proof.read_proofs(folder))
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def read_scores(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Metrics by task of a saved model; empty where none were saved."""
-    path = Path(folder) / SCORES
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def render_card(
-    model: PolyheadModel, metrics: dict[str, dict[str, Any]], proofs: list[dict[str, Any]]
-) -> str:
-    """The model card: what each task gives, and how well on its test rows.
+def write_card(model: PolyheadModel, folder: Path, pictures: Iterable[Path] = ()) -> None:
+    """README.md of a saved model, from what lies in its folder.
 
     Args:
         model: the model.
-        metrics: metrics by task; rows of entity types are left out.
-        proofs: entries of proof.json.
+        folder: where it is saved.
+        pictures: PNG files named `<task>_<what>.png`; copied into the folder, shown by the card.
     """
-    rows = []
-    for name in model.task_names:
-        task = model.config.tasks[name]
-        scores = ", ".join(
-            f"{metric} {value:.4f}"
-            for metric, value in metrics.get(name, {}).items()
-            if isinstance(value, float)
-        )
-        labels = ", ".join(f"`{label}`" for label in task.labels or []) or "-"
-        kind = task.problem_type or task.head
-        rows.append(f"| `{name}` | {kind} | {scores or 'not measured'} | {labels} |")
-    return Template(_resource("model_card.md")).substitute(
-        tasks="\n".join(rows),
-        encoder=model.encoder.config.model_type,
-        first=model.task_names[0] if model.task_names else "",
-        proofs="".join(map(_proof_section, proofs)),
+    for picture in pictures:
+        (folder / PLOTS).mkdir(exist_ok=True)
+        shutil.copy(picture, folder / PLOTS)
+    (folder / "README.md").write_text(render_card(model, folder), encoding="utf-8")
+
+
+def save_sentence_transformers(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, *, plain: tuple[TaskConfig, int] | None = None
+) -> None:
+    """Files by which SentenceTransformer loads a folder and gives the embeddings of our heads.
+
+    A Polyhead is one module that calls `PolyheadModel.embed`, so `encode(texts, task="...")` goes
+    through the task's adapter, pooling and projection; sentence-transformers reads that from 5.4
+    on. A plain encoder gets modules of sentence-transformers' own.
+
+    Args:
+        tokenizer: the tokenizer saved there.
+        folder: the saved model.
+        plain: the folder holds a plain encoder, of this task and hidden size. What there is no
+            module for (several layers, a projection) is left out: no file is better than one that
+            gives other vectors.
+    """
+    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+        (folder / name).unlink(missing_ok=True)  # of a model saved here before
+    about: dict[str, Any] = {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False}
+    if plain is None:
+        method = {"method": "embed", "method_output_name": None}
+        about |= {"modality_config": {"text": method}, "module_output_name": "sentence_embedding"}
+        write_json(folder / "modules.json", [{**_module(0, "Transformer"), "kwargs": ["task"]}])
+    else:
+        task, width = plain
+        if task.projection or task.pooling not in POOLING_FLAGS:
+            return
+        kinds = ["Transformer", "Pooling", "Normalize"][: 3 if task.normalize else 2]
+        write_json(folder / "modules.json", [_module(i, kind) for i, kind in enumerate(kinds)])
+        flags = {flag: kind == task.pooling for kind, flag in POOLING_FLAGS.items()}
+        write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": width, **flags})
+    write_json(folder / "sentence_bert_config.json", about)
+
+
+def _module(number: int, kind: str) -> dict[str, Any]:
+    """An entry of modules.json."""
+    path = "" if number == 0 else f"{number}_{kind}"
+    name = f"sentence_transformers.models.{kind}"
+    return {"idx": number, "name": str(number), "path": path, "type": name}
+
+
+# ---- the Hub ----
+
+
+def push(
+    folder: str | Path,
+    repo: str,
+    *,
+    private: bool | None = True,
+    revision: str | None = None,
+    message: str = "Upload model",
+    token: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Upload a saved model in one commit; files of an earlier version that it lacks are deleted.
+
+    Called again after it was cut off, it uploads what is missing: large files that the Hub has
+    already are not sent twice, and nothing shows before the commit.
+
+    Args:
+        folder: a saved Polyhead, or a checkpoint of one; the trainer's state is left out.
+        repo: name of the repository, `user/model` or `model`; made when it is not there.
+        private: whether only you may see a repository that is made; None: the Hub's default.
+        revision: branch; made when it is not there.
+        message: of the commit.
+        token: for the Hub; default the one of `hf auth login`.
+        dry_run: upload nothing.
+
+    Returns:
+        `{"repo": ..., "files": {path: bytes}, "commit": hash or None}`.
+
+    Raises:
+        RecipeError: `folder` holds no Polyhead, or files that no model needs.
+        HfHubHTTPError: the Hub refuses.
+    """
+    files = _files_to_push(Path(folder))
+    found = {"repo": repo, "files": files, "commit": None}
+    if dry_run:
+        return found
+    api = HfApi(token=token)
+    made = api.create_repo(repo, private=private, exist_ok=True)
+    if revision is not None:
+        api.create_branch(made.repo_id, branch=revision, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=made.repo_id,
+        folder_path=folder,
+        allow_patterns=list(files),
+        delete_patterns="*",
+        revision=revision,
+        commit_message=message,
     )
+    return {**found, "repo": made.repo_id, "commit": commit.oid}
 
 
-def _proof_section(entry: dict[str, Any]) -> str:
-    """What a change of tasks left as it was, with the hashes that say so."""
-    made = ", ".join(f"{what} {value}" for what, value in entry["made_with"].items())
-    rows = "".join(
-        f"| `{name}` | `{hashes['weights'][:16]}` | `{hashes['logits'][:16]}` |\n"
-        for name, hashes in entry["tasks"].items()
-    )
-    return f"""
-## {entry["change"].capitalize()}: {", ".join(f"`{name}`" for name in entry["changed"])}
-
-The encoder (`{entry["encoder"][:16]}`) and the tasks below were the same to the bit before and
-after, each side computed by a fresh process: SHA-256 of weights, and of logits on a fixed probe
-({made}; logits can be compared under the same). `proof.json` holds the full hashes;
-`polyhead inspect FOLDER --verify` computes them again.
-
-| task | weights | logits |
-|---|---|---|
-{rows}"""
+def _files_to_push(folder: Path) -> dict[str, int]:
+    """Size by path of what belongs to the model."""
+    if not (folder / "config.json").is_file() or not (folder / "README.md").is_file():
+        raise RecipeError("push", [f"{folder} is no folder of a saved Polyhead"])
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != PolyheadConfig.model_type:
+        raise RecipeError("push", [f"{folder} holds a {kind} model, not a Polyhead"])
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    files = {name: size for name, size in files.items() if not STATE.fullmatch(name)}
+    pickled = [name for name in files if Path(name).suffix in PICKLED]
+    if pickled:
+        raise RecipeError("push", [f"{name}: weights are safetensors only" for name in pickled])
+    return files

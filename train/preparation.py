@@ -130,6 +130,8 @@ def load_model(path: str | Path) -> tuple[PolyheadModel, PreTrainedTokenizerBase
     Raises:
         RecipeError: there is no Polyhead at `path`.
     """
+    if (Path(path) / "export.json").is_file():
+        raise RecipeError(str(path), ["is an exported model; give the one it was exported from"])
     try:
         config = AutoConfig.from_pretrained(path)
         if config.model_type != PolyheadConfig.model_type:

@@ -145,3 +145,36 @@ def print_model(report: dict[str, Any]) -> None:
         table.add_row(name, kind, reads, f"{task['parameters']:,}", Text(labels))
     out.print(table)
     out.print(f"{report['parameters']:,} parameters in all")
+
+
+def print_export(about: dict[str, Any], folder: Any) -> None:
+    """Print what was exported, and what int8 cost."""
+    outputs = ", ".join(about["tasks"])
+    inputs = ", ".join(about["inputs"])
+    err.print(
+        Text(f"{folder}: {about['kind']} {about['precision']}, {inputs} -> {outputs}"),
+        soft_wrap=True,
+    )
+    err.print(f"fp32 outputs as torch's within {about['difference']:.1g}")
+    if "int8" not in about:
+        return
+    split = about["int8"]["scored_on"]
+    table = Table("task", "metric", "fp32", "int8", "change", title=f"Cost of int8 ({split})")
+    for name, row in about["int8"]["tasks"].items():
+        values = (f"{row['fp32']:.4f}", f"{row['int8']:.4f}", f"{row['int8'] - row['fp32']:+.4f}")
+        table.add_row(name, row["metric"], *values)
+    out.print(table)
+
+
+def print_push(found: dict[str, Any]) -> None:
+    """Print what was uploaded, or would be."""
+    table = Table("file", "MB")
+    for name, size in found["files"].items():
+        table.add_row(name, f"{size / 1e6:.2f}")
+    out.print(table)
+    total = f"{len(found['files'])} files, {sum(found['files'].values()) / 1e6:.1f} MB"
+    if found["commit"] is None:
+        out.print(Text(f"{total}: nothing was uploaded"))
+        return
+    out.print(Text(f"{total}: {found['repo']} at {found['commit']}"), soft_wrap=True)
+    out.print(Text(f'load it with revision="{found["commit"]}"'), soft_wrap=True)

@@ -326,7 +326,6 @@ REFUSED_TRAINING = {
     "dataloader_persistent_workers": "the collator changes with the epoch",
     "restore_callback_states_from_checkpoint": "they always are",
     "enable_jit_checkpoint": "always done on SIGTERM",
-    "push_to_hub": "not part of a recipe yet",
 }
 
 

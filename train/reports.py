@@ -22,7 +22,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from ..modeling.configuration_polyhead import TaskConfig
 from .evaluation import EvalSplit, answers
-from .hub import write_json
+from .files import write_json
 from .plots import draw_report
 
 BINS = 15
@@ -260,14 +260,18 @@ def task_report(
     return report | {"reliability": reliability(values.softmax(-1).numpy(), wanted_ids)}
 
 
-def write_reports(folder: str | Path, reports: dict[str, dict[str, Any]]) -> None:
+def write_reports(folder: str | Path, reports: dict[str, dict[str, Any]]) -> list[Path]:
     """Write `reports/<task>.json` and the pictures beside it.
 
     Args:
         folder: of the run.
         reports: task to its report.
+
+    Returns:
+        the pictures.
     """
-    place = Path(folder) / FOLDER
+    place, pictures = Path(folder) / FOLDER, []
     for task, report in reports.items():
         write_json(place / f"{task}.json", report)
-        draw_report(report, place)
+        pictures += draw_report(report, place)
+    return pictures

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from .card import about_run
 from .checkpoints import clean_up, latest_intact, write_aside
 from .curves import training_plots
 from .data import load_sources, unseen_labels
 from .errors import Left, RecipeError
 from .evaluation import eval_splits, macro
+from .exported import load_any
 from .features import MultiTaskDataset, tokenize
-from .hub import save_folder, write_json
-from .preparation import Prepared, checked_arguments, load_model, prepare
+from .files import write_json
+from .hub import save_folder, write_card
+from .preparation import Prepared, checked_arguments, prepare
 from .recipe import load_recipe
 from .reports import write_reports
 from .run_report import HISTORY
@@ -50,12 +53,30 @@ def train(
     if trainer.is_world_process_zero():
         folder = Path(found.recipe.output_dir)
         model, metrics = trainer.model_for_tasks, scores.get("tasks")
+        runs = [about(trainer, found, scores)]
         with write_aside(folder / "model") as aside, own_class(model):
-            save_folder(model, found.tokenizer, aside, metrics=metrics, state_dict=state)
+            save_folder(model, found.tokenizer, aside, metrics=metrics, runs=runs, state_dict=state)
         with write_aside(folder / "scores.json") as aside:
             write_json(aside, scores)
-        describe(trainer, reports, folder)
+        write_card(model, folder / "model", describe(trainer, reports, folder))
+        if trainer.args.push_to_hub:
+            notify(f"pushed to {trainer.push_folder(folder / 'model')['repo']}")
     return scores
+
+
+def about(trainer: MultiTaskTrainer, found: Prepared, scores: dict[str, Any]) -> dict[str, Any]:
+    """What `training.json` says of a finished training."""
+    took = [line["train_runtime"] for line in trainer.state.log_history if "train_runtime" in line]
+    device = trainer.args.device
+    return about_run(
+        found.recipe,
+        found.sources,
+        trainer.state,
+        splits=scores.get("splits", {}),
+        seconds=sum(took),
+        processes=trainer.args.world_size,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    )
 
 
 def fit(
@@ -107,11 +128,15 @@ def fit(
     return trainer, *_final_scores(trainer, found)
 
 
-def describe(trainer: MultiTaskTrainer, reports: dict[str, Any], folder: Path) -> None:
-    """Write the log, a report of each task, and their pictures; after the model is saved."""
+def describe(trainer: MultiTaskTrainer, reports: dict[str, Any], folder: Path) -> list[Path]:
+    """Write the log, a report of each task, and their pictures; after the model is saved.
+
+    Returns:
+        the pictures of the tasks.
+    """
     write_json(folder / HISTORY, trainer.state.log_history)
-    write_reports(folder, reports)
     training_plots(trainer.state.log_history, trainer.model_for_tasks.task_names, folder)
+    return write_reports(folder, reports)
 
 
 def evaluate(
@@ -121,7 +146,7 @@ def evaluate(
     *,
     split: str = "test",
 ) -> dict[str, Any]:
-    """Score a saved model on a recipe's data.
+    """Score a saved or exported model on a recipe's data.
 
     Returns:
         `{"tasks": {task: {metric: value}}, "macro": value}`.
@@ -131,7 +156,7 @@ def evaluate(
     """
     recipe = load_recipe(recipe_path, overrides)
     sources = load_sources(recipe, str(recipe_path))
-    model, tokenizer = load_model(model_path)
+    model, tokenizer = load_any(model_path)
     faults = []
     for source in sources:
         for name, config in source.configs.items():

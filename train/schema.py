@@ -31,6 +31,7 @@ class DataConfig:
         label: column with the label: a string or id, a list (multi-label), a number (regression,
             scored pairs) or a list of tags (token classification).
         label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
+        license: of the data, for the model card.
     """
 
     path: str | None = None
@@ -45,6 +46,7 @@ class DataConfig:
     tokens: str | None = None
     label: str | None = None
     label_range: tuple[float, float] | None = None
+    license: str | None = None
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -279,6 +281,21 @@ class Stopping:
 
 
 @dataclass(config=STRICT, kw_only=True)
+class Card:
+    """What the model card says that no file knows.
+
+    Args:
+        language: codes of the languages of the texts, as [en, de].
+        license: of the model, by the Hub's name for it, as apache-2.0.
+        limits: what users should know: whom the data leaves out, what it was not tried on.
+    """
+
+    language: list[str] = Field(default_factory=list)
+    license: str | None = None
+    limits: str | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
 class Recipe:
     """All that a training run needs.
 
@@ -296,6 +313,7 @@ class Recipe:
         stopping: when training, or a task, ends early; default never.
         nan_loss: stop ends the run when a loss is not finite, naming task and rows; skip leaves
             that task out of the batch and counts it.
+        card: for the model card.
         training: fields of TrainingArguments.
     """
 
@@ -310,6 +328,7 @@ class Recipe:
     optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
     stopping: Stopping | None = None
     nan_loss: Literal["stop", "skip"] = "stop"
+    card: Card = Field(default_factory=Card)
     training: dict[str, Any] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling.modeling_polyhead import PolyheadModel
+from .card import RUNS, SCORES, pictures_of
 from .errors import RecipeError
-from .hub import read_scores, save_folder, write_card, write_json
+from .files import read_json, write_json
+from .hub import save_folder, write_card
 from .preparation import load_model, prepare
 from .proof import FILE, compare, fresh_fingerprint, read_proofs
-from .run import describe, fit
+from .run import about, describe, fit
 
 
 def add_task(
@@ -45,6 +47,7 @@ def add_task(
         RuntimeError: another task changed; no model has been written.
     """
     _check_folder(model_path)
+    source = Path(model_path)
     found = prepare(recipe_path, overrides, onto=model_path)
     folder = Path(found.recipe.output_dir)
     if _would_touch(Path(model_path), folder, folder / "model"):
@@ -56,13 +59,15 @@ def add_task(
             trainer.model_for_tasks,
             found.tokenizer,
             folder / "model",
-            source=Path(model_path),
+            source=source,
             before=before,
             change=("added", sorted(found.recipe.tasks)),
-            metrics={**read_scores(model_path), **scores.get("tasks", {})},
+            metrics={**read_json(source / SCORES, {}), **scores.get("tasks", {})},
+            runs=[*read_json(source / RUNS, []), about(trainer, found, scores)],
         )
         write_json(folder / "scores.json", scores)
-        describe(trainer, reports, folder)
+        pictures = describe(trainer, reports, folder)
+        write_card(trainer.model_for_tasks, folder / "model", pictures)
     return scores
 
 
@@ -94,17 +99,18 @@ def remove_task(model_path: str | Path, tasks: list[str], output: str | Path) ->
         faults.append("--output: the model lies there; name another")
     if faults:
         raise RecipeError("remove-task", faults)
-    before = fresh_fingerprint(model_path)
+    source, before = Path(model_path), fresh_fingerprint(model_path)
     for name in tasks:
         model.remove_task(name)
     _save_proven(
         model,
         tokenizer,
         Path(output),
-        source=Path(model_path),
+        source=source,
         before=before,
         change=("removed", sorted(tasks)),
-        metrics={k: v for k, v in read_scores(model_path).items() if k not in tasks},
+        metrics={k: v for k, v in read_json(source / SCORES, {}).items() if k not in tasks},
+        runs=read_json(source / RUNS, []),
     )
 
 
@@ -155,11 +161,12 @@ def _save_proven(
     before: dict[str, Any],
     change: tuple[str, list[str]],
     metrics: dict[str, Any],
+    runs: list[dict[str, Any]],
 ) -> None:
     """Write the folder aside, prove it in a fresh process, then give it its name."""
     aside = _aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
-    save_folder(model, tokenizer, aside, metrics=metrics)
+    save_folder(model, tokenizer, aside, metrics=metrics, runs=runs)
     after = fresh_fingerprint(aside)
     others = [name for name in before["tasks"] if name in after["tasks"]]
     faults = compare(before, after, others)
@@ -173,6 +180,6 @@ def _save_proven(
         "made_with": after["made_with"],
     }
     write_json(aside / FILE, [*read_proofs(source), proof])
-    write_card(model, aside)
+    write_card(model, aside, [p for name in model.task_names for p in pictures_of(name, source)])
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)

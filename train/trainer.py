@@ -9,9 +9,12 @@ What it overrides and why:
 """
 
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
@@ -20,6 +23,8 @@ from transformers import (
     ProgressCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
 from transformers.utils.generic import strtobool
 
 from ..modeling.adapters import load_adapter
@@ -32,7 +37,7 @@ from .evaluation import EvalSplit
 from .features import MultiTaskDataset
 from .freezing import Unfreezing, apply_freeze
 from .gradients import GradientComparison, shared_parameters
-from .hub import save_folder
+from .hub import push, save_folder
 from .leaving import LeaveOnSigterm, outlive_sigterm
 from .metrics import default_metrics, main_metric
 from .optimization import optimizer_groups
@@ -41,6 +46,8 @@ from .schema import MultiTaskArguments
 from .sharding import ShardedTasks, check_deepspeed, own_class, prepare_sharding
 from .task_evaluation import TaskEvaluation, TaskSums
 from .task_steps import TaskSteps
+
+logger = logging.get_logger(__name__)
 
 
 class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
@@ -77,6 +84,8 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
             raise ValueError("TrainingArguments: set remove_unused_columns=False")
         if args.label_smoothing_factor:
             raise ValueError("TrainingArguments: label_smoothing_factor does not fit several tasks")
+        if args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError("TrainingArguments: hub_strategy is end or every_save here")
         checkpointing: Any = args.activation_checkpointing_kwargs or {}
         if args.world_size > 1 and checkpointing.get("use_reentrant"):
             raise ValueError("TrainingArguments: several ranks need use_reentrant=False")
@@ -234,3 +243,62 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
                     output_dir or str(self.args.output_dir),
                     state_dict=state_dict,
                 )
+
+    # ---- the Hub ----
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **_: Any,
+    ) -> Any:
+        """Upload the folder that users load, as it is now; what `push` gives, on the first rank.
+
+        Args:
+            commit_message: of the commit.
+            blocking: not used; it returns when the commit is made.
+            token: instead of `args.hub_token`.
+            revision: branch instead of `args.hub_revision`.
+            private: instead of `args.hub_private_repo`, for a repository that is made.
+        """
+        state = self.gathered_state()  # by all ranks
+        if not self.is_world_process_zero():
+            return None
+        with TemporaryDirectory() as folder:
+            self._save(folder, state)
+            return self.push_folder(
+                folder, message=commit_message, token=token, revision=revision, private=private
+            )
+
+    def push_folder(
+        self,
+        folder: str | Path,
+        *,
+        message: str | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> dict[str, Any]:
+        """`hub.push` of a folder to the repository that the arguments name."""
+        args = self.args
+        return push(
+            folder,
+            self.hub_model_id or args.hub_model_id or Path(str(args.output_dir)).name,
+            private=args.hub_private_repo if private is None else private,
+            revision=revision or args.hub_revision,
+            message=message or "End of training",
+            token=token or args.hub_token,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """After each save; a Hub that does not answer stops no training: the next save tries."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        try:
+            message = f"Training in progress, step {self.state.global_step}"
+            self.push_folder(checkpoint_folder, message=message)
+        except (HfHubHTTPError, OSError) as error:
+            logger.warning(f"step {self.state.global_step} was not pushed: {error}")
