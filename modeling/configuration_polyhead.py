@@ -6,13 +6,13 @@
 differs between encoders (hidden size, layers, usable length) is asked of the encoder's config.
 """
 
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+from .checks import LARGEST_WIDTH, check_choice, check_fields, check_sizes, check_task_name
 
 HEAD_KINDS = ("embedding", "sequence_classification", "token_classification", "masked_lm")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -22,28 +22,6 @@ GROUP_LOSSES = ("contrastive", "triplet")  # of groups: anchor, positive, hard n
 EMBEDDING_LOSSES = (*SCORED_LOSSES, *GROUP_LOSSES)
 SCHEMES = ("iob1", "iob2", "bioes")
 ACTIVATIONS = ("tanh", "relu", "gelu")
-TASK_NAME = re.compile(r"[a-z][a-z0-9_]*")
-
-
-def check_choice(what: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
-    """Raise ValueError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{what} is {value!r}; allowed: {', '.join(filter(None, allowed))}")
-
-
-def check_task_name(name: str) -> None:
-    """Raise ValueError unless `name` can be a task: a module name, an adapter name and a column.
-
-    Names that are part of `lora_` are refused because PEFT finds an adapter's tensors by substring.
-    """
-    if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
-        raise ValueError(
-            f"task name {name!r}: use lower-case letters, digits and _, starting with a letter"
-        )
-    if name in "lora_":
-        raise ValueError(f"task name {name!r} is part of 'lora_', which names PEFT's parameters")
-    if hasattr(nn.ModuleDict(), name):
-        raise ValueError(f"task name {name!r} is an attribute of torch's ModuleDict; take another")
 
 
 @dataclass(kw_only=True)
@@ -152,8 +130,8 @@ class TaskConfig:
             raise ValueError(f"threshold is {self.threshold}; it must lie in [0, 1]")
         if not self.loss_weight >= 0:
             raise ValueError(f"loss_weight is {self.loss_weight}; it must be 0 or more")
-        if self.projection is not None and self.projection < 1:
-            raise ValueError(f"projection is {self.projection}; it must be 1 or more, or None")
+        if self.projection is not None and not 1 <= self.projection <= LARGEST_WIDTH:
+            raise ValueError(f"projection is {self.projection}; allowed: 1 to {LARGEST_WIDTH}")
 
     def _check_labels(self) -> None:
         if self.labels is not None:
@@ -254,18 +232,25 @@ class PolyheadConfig(PreTrainedConfig):
                 f"this is a {kind} model, not a Polyhead; put heads on it with "
                 "PolyheadModel.from_encoder(name_or_path, tasks={...})"
             )
+        check_sizes(self.encoder_config)
         if isinstance(self.encoder_config, dict):
             drop = ("trust_remote_code", "auto_map")
             self.encoder_config = {k: v for k, v in self.encoder_config.items() if k not in drop}
         check_choice("pooling", self.pooling, POOLINGS)
+        if not isinstance(self.tasks or {}, dict):
+            raise ValueError(f"tasks is {self.tasks!r}; it must be a dict by name")
         given = dict(self.tasks or {})
         names = list(self.task_names) if self.task_names is not None else list(given)
         if sorted(names) != sorted(given):
             raise ValueError(f"task_names {names} and tasks {sorted(given)} differ")
         self.tasks, self.task_names = {}, []
         self.adapters = list(self.adapters or [])
+        for name in self.adapters:
+            check_task_name(name, "adapter name")  # it becomes a path: adapters/<name>
         for name in names:
             task = given[name]
+            if not isinstance(task, TaskConfig):
+                check_fields(f"task {name!r}", TaskConfig, task)
             self.set_task(name, TaskConfig(**task) if isinstance(task, dict) else task)
         super().__post_init__(**kwargs)
 

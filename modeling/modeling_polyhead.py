@@ -25,7 +25,8 @@ from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import hf_api
 
 from .adapters import inject, load_adapter, load_plain, plain_state, remove, save_adapter
-from .configuration_polyhead import PolyheadConfig, TaskConfig, check_task_name
+from .checks import check_task_name
+from .configuration_polyhead import PolyheadConfig, TaskConfig
 from .encoding import (
     Encoded,
     auto_class,
@@ -186,6 +187,7 @@ class PolyheadModel(PreTrainedModel):
             ImportError: the model has adapters and peft is missing.
             ValueError: a task is unknown, or an adapter does not fit the encoder.
         """
+        kwargs.setdefault("use_safetensors", True)  # never a pickle
         found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
         for parameter in model.parameters():

@@ -8,7 +8,8 @@ the other heads read the first window.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,23 +20,25 @@ from .configuration_polyhead import TaskConfig
 from .decoding import Window, decode_classes, decode_entities, encode_windows, split_words
 
 TextOrPair = str | tuple[str, str]
+STRETCH = 32  # batches of a generator that are sorted by length together
 
 
 class PolyheadPipeline(Pipeline):
     """`pipeline(model=folder, trust_remote_code=True)`, or `PolyheadPipeline(model=, tokenizer=)`.
 
     Args (of a call):
-        texts: one text, or a list or other iterable of texts; (text, text) tuples for pair tasks.
+        texts: one text, or a list, a column of a dataset or another iterable of texts; (text, text)
+            tuples for pair tasks. A generator is read as its answers are asked for.
         tasks: names of the tasks; None for every task that reads what is given (texts or pairs).
         top_k: how many labels, or fillings of a mask, to give.
         threshold: probability from which a multi-label task sets a label; None for the task's own.
         batch_size: windows in one encoder pass.
 
     Returns:
-        one dict per text, keyed by task: classification `{"label", "score"}` (a list with `top_k` >
-        1 or multi-label), regression `{"score"}`, token classification a list of
-        `{"entity_group", "score", "word", "start", "end"}`, embedding a float32 numpy vector,
-        masked LM a list over the masks of `{"label", "score"}`.
+        one dict per text (for a generator, a generator of them), keyed by task: classification
+        `{"label", "score"}` (a list with `top_k` > 1 or multi-label), regression `{"score"}`, token
+        classification a list of `{"entity_group", "score", "word", "start", "end"}`, embedding a
+        float32 numpy vector, masked LM a list over the masks of `{"label", "score"}`.
 
     Raises:
         ValueError: a task is unknown or does not read what is given, or a text is not a string.
@@ -57,8 +60,11 @@ class PolyheadPipeline(Pipeline):
         top_k: int = 1,
         threshold: float | None = None,
         batch_size: int = 32,
-    ) -> dict[str, Any] | list[dict[str, Any]]:
+    ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
         """Predict; see the class."""
+        options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "batch_size": batch_size}
+        if isinstance(texts, Iterator):
+            return self._stream(texts, tasks, options)
         single = isinstance(texts, (str, tuple))
         given: list[TextOrPair] = [texts] if single else list(texts)  # pyright: ignore
         for number, text in enumerate(given):
@@ -71,6 +77,13 @@ class PolyheadPipeline(Pipeline):
             given, self.choose_tasks(given, tasks), top_k, threshold, batch_size
         )
         return results[0] if single else results
+
+    def _stream(
+        self, texts: Iterator[TextOrPair], tasks: Sequence[str] | None, options: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Answers to texts that come one by one, sorted by length within a stretch."""
+        while stretch := list(islice(texts, STRETCH * options["batch_size"])):
+            yield from self(stretch, tasks, **options)  # pyright: ignore[reportReturnType]
 
     def choose_tasks(
         self, texts: list[TextOrPair], tasks: Sequence[str] | None = None

@@ -1,7 +1,9 @@
 """The pipeline gives what a direct call of the model gives, in the caller's order."""
 
 import copy
+import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -252,6 +254,29 @@ def test_masks_are_filled_with_tokens(make_model, tokenizer_of):
     assert [[entry["label"] for entry in mask] for mask in found["words"]] == expected
 
 
+def test_a_generator_is_read_as_its_answers_are_asked_for(pipe, monkeypatch):
+    monkeypatch.setattr(sys.modules[PolyheadPipeline.__module__], "STRETCH", 1)
+    read = []
+
+    def texts():
+        for number, text in enumerate(TEXTS):
+            read.append(number)
+            yield text
+
+    answers = pipe(texts(), tasks=SINGLE, batch_size=2)
+    assert read == []
+    first = next(answers)
+    assert read == [0, 1]
+    assert_same([first, *answers], pipe(TEXTS, tasks=SINGLE))
+
+
+def test_a_column_of_a_dataset_is_read(pipe):
+    rows = datasets.Dataset.from_dict({"text": TEXTS})
+    assert_same(pipe(rows["text"], tasks=SINGLE), pipe(TEXTS, tasks=SINGLE))
+    with pytest.raises(ValueError, match=r"text 0 is {'text': .*; give a string"):
+        pipe(rows)
+
+
 # ---- long texts ----
 
 LONG = " ".join([*TEXTS, "and then"] * 8)
@@ -278,6 +303,25 @@ def test_entities_of_a_long_text_are_found_in_every_window(length, word_by_word)
     assert len(found["slots"]) > 20
     for entity in found["slots"]:
         assert LONG[entity["start"] : entity["end"]] == entity["word"]
+
+
+def test_entities_of_3000_tokens_are_those_of_an_encoder_that_reads_them_whole(
+    make_model, tokenizer_of
+):
+    # an encoder that sees 4 tokens to each side in one layer, and windows that overlap by more
+    tasks = {"slots": TASKS["slots"]}
+    sizes = {"num_hidden_layers": 1, "max_position_embeddings": 8192, "local_attention": 8}
+    model = make_model("modernbert", tasks, **sizes, layer_types=["sliding_attention"])
+    tokenizer = copy.deepcopy(tokenizer_of("bpe"))
+    tokenizer.model_max_length = 8192
+    pipe = PolyheadPipeline(model=model, tokenizer=tokenizer, device="cpu")
+    text = LONG * 8
+    assert len(tokenizer(text)["input_ids"]) >= 3000
+    expected = pipe(text)
+    tokenizer.model_max_length = 128
+    found = pipe(text)
+    assert_same(found, expected)
+    assert len(found["slots"]) > 100
 
 
 def test_other_heads_read_the_first_window_of_a_long_text(pipe):

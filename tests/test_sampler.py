@@ -17,6 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from polyhead.train.sampler import BUCKET, MultiTaskBatchSampler, make_sampler
 from polyhead.train.schema import MultiTaskArguments, Sampling, SchedulePoint
+from polyhead.train.strategies import spread_duplicates
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
@@ -522,6 +523,51 @@ class TestLengths:
         means = [lengths[batch].mean() for batch in sampler_of([BUCKET * 8], lengths=lengths)]
         assert means != sorted(means)
         assert means != sorted(means, reverse=True)
+
+
+class TestDuplicates:
+    """`order: no_duplicates`; text n % 7 of row n is that of other rows too."""
+
+    @staticmethod
+    def sampler(batches="mixed", layout=(4, 1, 1), epoch=0, repeated=7):
+        texts = [frozenset({number, 1000 + number % repeated}) for number in range(60)]
+        texts += [frozenset()] * 40  # rows of one text
+        size, replicas, accumulation = layout
+        found = MultiTaskBatchSampler(
+            {"pairs": range(60), "other": range(60, 100)},
+            Sampling(batches=batches),
+            batch_size=size,
+            replicas=replicas,
+            accumulation=accumulation,
+            texts=texts,
+        )
+        found.set_epoch(epoch)
+        return found, texts
+
+    @pytest.mark.parametrize("batches", ["mixed", "pure"])
+    @pytest.mark.parametrize("layout", [(4, 1, 1), (2, 2, 1), (2, 1, 2)])
+    def test_no_step_has_a_text_twice_and_every_row_comes_once(self, batches, layout):
+        for epoch in range(3):
+            sampler, texts = self.sampler(batches, layout, epoch)
+            steps = steps_of(sampler)
+            assert sorted(row for step in steps for row in step) == list(range(100))
+            for step in steps:
+                found = [text for row in step for text in texts[row]]
+                assert len(found) == len(set(found)), step
+
+    def test_seed_and_epoch_decide_everything(self):
+        one, two, other = (list(self.sampler(epoch=epoch)[0]) for epoch in (1, 1, 2))
+        assert one == two
+        assert one != other
+
+    def test_where_all_rows_have_one_text_none_is_lost(self):
+        sampler, _ = self.sampler("pure", repeated=1)
+        assert sorted(row for batch in sampler for row in batch) == list(range(100))
+
+    def test_the_order_stays_where_there_are_no_duplicates(self):
+        rows = np.random.default_rng(0).permutation(50)
+        texts = [frozenset({number}) for number in range(50)]
+        assert spread_duplicates(rows, texts, 8).tolist() == rows.tolist()
 
 
 class TestFewRows:

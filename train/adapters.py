@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..modeling.adapters import remove
-from ..modeling.configuration_polyhead import check_task_name
+from ..modeling.checks import check_task_name
 from ..modeling.modeling_polyhead import PolyheadModel
 from ..modeling.routing import Routed, layers_of, line_up
 

@@ -46,6 +46,7 @@ def about_run(
     *,
     splits: dict[str, str],
     seconds: float,
+    resumed: bool,
     processes: int,
     device: str,
 ) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def about_run(
         state: of the trainer, after training.
         splits: task to the split that its scores were made on.
         seconds: wall time of the training.
+        resumed: the time is that since it was resumed.
         processes: how many trained together.
         device: kind of device, as `cpu` or `NVIDIA H100`.
     """
@@ -79,6 +81,7 @@ def about_run(
         "steps": state.global_step,
         "epochs": state.epoch,
         "seconds": round(seconds),
+        "resumed": resumed,
         "processes": processes,
         "device": device,
         "threads": torch.get_num_threads(),
@@ -270,12 +273,12 @@ def pictures_of(task: str, folder: Path) -> list[Path]:
 
 def _run(run: dict[str, Any]) -> str:
     """One training: time, place, recipe."""
-    minutes = run["seconds"] / 60
+    minutes = f"{run['seconds'] / 60:.1f} minutes" + " since it was resumed" * run["resumed"]
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     recipe = yaml.safe_dump(run["recipe"], sort_keys=False, width=100)
     lines = [
         f"{', '.join(f'`{name}`' for name in run['tasks'])}: {run['steps']:,} steps, "
-        f"{run['epochs']:g} epochs, {minutes:.1f} minutes in {run['processes']} process(es) of "
+        f"{run['epochs']:g} epochs, {minutes} in {run['processes']} process(es) of "
         f"{run['threads']} thread(s) on {run['device']} ({run['machine']}; {versions}).",
         "The energy was not measured.\n",
         f"```yaml\n{recipe}```\n\n",

@@ -204,6 +204,15 @@ class MultiTaskDataset(torch.utils.data.Dataset):
         texts = (row for part in self.parts.values() for row in part[:]["input_ids"])
         return [max(map(len, row)) for row in texts]
 
+    @property
+    def texts(self) -> list[frozenset[int]]:
+        """The texts of each row as numbers, where it is a group of texts; else nothing."""
+        rows = (row for part in self.parts.values() for row in part[:]["input_ids"])
+        return [
+            frozenset(hash(tuple(text)) for text in row) if len(row) > 1 else frozenset()
+            for row in rows
+        ]
+
     def __len__(self) -> int:
         return self.ends[-1]
 

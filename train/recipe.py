@@ -17,7 +17,8 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
-from ..modeling.configuration_polyhead import GROUP_LOSSES, PolyheadConfig, check_task_name
+from ..modeling.checks import check_task_name
+from ..modeling.configuration_polyhead import GROUP_LOSSES, PolyheadConfig
 from .adapters import adapter_faults
 from .balancing import balancing_faults
 from .errors import RecipeError

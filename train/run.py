@@ -74,6 +74,7 @@ def about(trainer: MultiTaskTrainer, found: Prepared, scores: dict[str, Any]) ->
         trainer.state,
         splits=scores.get("splits", {}),
         seconds=sum(took),
+        resumed=bool(trainer.args.resume_from_checkpoint),
         processes=trainer.args.world_size,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )

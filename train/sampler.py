@@ -23,7 +23,7 @@ import numpy as np
 from transformers import TrainingArguments
 
 from .schema import MultiTaskArguments, Sampling
-from .strategies import apportion, by_source, option_faults, rows_of_epoch
+from .strategies import apportion, by_source, option_faults, rows_of_epoch, spread_duplicates
 
 BUCKET = 16  # optimizer steps whose rows are sorted by length together
 
@@ -41,6 +41,8 @@ class MultiTaskBatchSampler:
         seed: together with the epoch it decides everything.
         passes: passes over a source's rows in an epoch, for proportional and sequential; default 1.
         lengths: tokens of each row; rows of like length then share a step, which saves padding.
+        texts: the texts of each row, as numbers; rows with a text in common then share no step, as
+            far as there are other rows to put between them.
 
     Raises:
         ValueError: there are fewer rows than ranks.
@@ -60,6 +62,7 @@ class MultiTaskBatchSampler:
         seed: int = 0,
         passes: dict[str, float] | None = None,
         lengths: Sequence[int] | None = None,
+        texts: Sequence[frozenset[int]] | None = None,
     ) -> None:
         self.ranges = dict(sorted(ranges.items()))
         self.sampling = sampling or Sampling()
@@ -69,6 +72,7 @@ class MultiTaskBatchSampler:
         self.seed = seed
         self.passes = passes or {}
         self.lengths = None if lengths is None else np.asarray(lengths)
+        self.texts = texts
         self.epoch = 0
         self.stopped: dict[str, int] = {}  # source to the first epoch without it
         if faults := option_faults(self.sampling, {name: [name] for name in self.ranges}):
@@ -178,7 +182,13 @@ class MultiTaskBatchSampler:
         rng = np.random.default_rng([self.seed, self.epoch])
         drawn = self._drawn()
         steps: dict[str, list[np.ndarray]] = {}
-        for name, sizes in self._plan(self.epoch).items():
+        plan = self._plan(self.epoch)
+        if self.texts is not None:
+            for name, rows in drawn.items():
+                sizes = plan[name if self.pure else ""]
+                most = max(sizes) if self.pure else math.ceil(len(rows) / len(sizes)) + 1
+                drawn[name] = spread_duplicates(rows, self.texts, most)
+        for name, sizes in plan.items():
             rows = drawn[name] if self.pure else _deal(list(drawn.values()), len(sizes))
             steps[name] = np.split(self._bucket(rows), np.cumsum(sizes)[:-1])
         # A step with fewer micro-batches than the others would shift all that follow it.
@@ -240,6 +250,7 @@ def make_sampler(
     multitask: MultiTaskArguments,
     args: TrainingArguments,
     lengths: Sequence[int] | None = None,
+    texts: Sequence[frozenset[int]] | None = None,
 ) -> MultiTaskBatchSampler:
     """The sampler of a training.
 
@@ -249,6 +260,7 @@ def make_sampler(
         multitask: sampling, by task.
         args: batch size, accumulation, ranks and seed.
         lengths: tokens of each row, to be sorted by.
+        texts: the texts of each row, to be kept apart.
 
     Raises:
         ValueError: there are fewer rows than ranks.
@@ -262,6 +274,7 @@ def make_sampler(
         seed=args.seed if args.data_seed is None else args.data_seed,
         passes=multitask.passes,
         lengths=lengths,
+        texts=texts,
     )
 
 

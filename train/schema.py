@@ -151,7 +151,9 @@ class Sampling:
             the rows there are. Pure batches fill whole optimizer steps.
         batches: mixed puts rows of several tasks into a batch; pure one task at a time.
         packing: batches without padding, where the encoder can read them: the same losses, faster.
-        order: shuffled, or length: rows of like length share a batch, which saves padding.
+        order: shuffled; length: rows of like length share a batch, which saves padding;
+            no_duplicates: rows of text groups (embedding tasks) that have a text in common do not
+            share an optimizer step, where it would be a false negative of a contrastive loss.
     """
 
     strategy: Literal[
@@ -172,7 +174,7 @@ class Sampling:
     rows_per_epoch: int | None = Field(default=None, gt=0)
     batches: Literal["mixed", "pure"] = "mixed"
     packing: bool = True
-    order: Literal["shuffled", "length"] = "shuffled"
+    order: Literal["shuffled", "length", "no_duplicates"] = "shuffled"
 
 
 @dataclass(config=STRICT, kw_only=True)

@@ -5,7 +5,8 @@ joined by +; a recipe names tasks, and `by_source` turns one into the other.
 """
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -225,3 +226,47 @@ def passes_by_source(recipe: Recipe, sources: dict[str, list[str]]) -> dict[str,
         for task in tasks
         if (epochs := recipe.tasks[task].epochs) is not None
     }
+
+
+def spread_duplicates(
+    rows: np.ndarray, texts: Sequence[frozenset[int]], distance: int
+) -> np.ndarray:
+    """The rows in the same order, but rows with a text in common `distance` apart.
+
+    A row that comes too early waits; those that wait go first as soon as they may. What still waits
+    at the end goes between earlier rows where there is a place, and else stays at the end.
+
+    Args:
+        rows: row numbers.
+        texts: the texts of each row, as numbers; by row number.
+        distance: rows from one to the next with the same text, at least.
+    """
+    found: list[int] = []
+    last: dict[int, int] = {}  # text to the place after which it may come again
+    waiting: deque[int] = deque()
+
+    def may_come(row: int) -> bool:
+        return all(last.get(text, 0) <= len(found) for text in texts[row])
+
+    def put(row: int) -> None:
+        last.update(dict.fromkeys(texts[row], len(found) + distance))
+        found.append(row)
+
+    for row in rows.tolist():
+        while (first := next((r for r in waiting if may_come(r)), None)) is not None:
+            waiting.remove(first)
+            put(first)
+        if may_come(row):
+            put(row)
+        else:
+            waiting.append(row)
+    for row in waiting:
+        near = (
+            (place, found[max(0, place - distance + 1) : place + distance - 1])
+            for place in range(len(found), -1, -1)
+        )
+        free = (
+            place for place, rows_near in near if not any(texts[row] & texts[r] for r in rows_near)
+        )
+        found.insert(next(free, len(found)), row)
+    return np.array(found, dtype=rows.dtype)

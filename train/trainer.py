@@ -115,8 +115,15 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
 
     def _set_up_training(self, dataset: MultiTaskDataset, collator: MultiTaskCollator) -> None:
         args, multitask, model = self.args, self.multitask, self.model
-        lengths = dataset.lengths if multitask.sampling.order == "length" else None
-        self.sampler = make_sampler(dataset.ranges, self.sources, multitask, args, lengths)
+        order = multitask.sampling.order
+        self.sampler = make_sampler(
+            dataset.ranges,
+            self.sources,
+            multitask,
+            args,
+            lengths=dataset.lengths if order == "length" else None,
+            texts=dataset.texts if order == "no_duplicates" else None,
+        )
         sizes = {name: len(rows) for name, rows in dataset.ranges.items()}
         rows = {task: sizes[name] for name, tasks in self.sources.items() for task in tasks}
         self.balancer = make_balancer(
