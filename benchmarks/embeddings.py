@@ -127,7 +127,7 @@ def score(model: SentenceTransformer, **options: Any) -> float:
 def main() -> None:
     """Train both in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1600, help="of each task")
+    parser.add_argument("--rows", type=int, default=1000, help="of each task")
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     rows = rows_of(options.rows)

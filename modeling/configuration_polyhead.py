@@ -19,7 +19,8 @@ PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "r
 POOLINGS = ("mean", "cls", "max", "last_token", "mean_last_4")
 SCORED_LOSSES = ("cosine_mse", "cosent", "angle")  # of pairs with a number
 GROUP_LOSSES = ("contrastive", "triplet")  # of groups: anchor, positive, hard negatives
-EMBEDDING_LOSSES = (*SCORED_LOSSES, *GROUP_LOSSES)
+TEACHER_LOSSES = ("margin_mse", "mse")  # of triplets with a margin, of texts with a vector
+EMBEDDING_LOSSES = (*SCORED_LOSSES, *GROUP_LOSSES, *TEACHER_LOSSES)
 SCHEMES = ("iob1", "iob2", "bioes")
 ACTIVATIONS = ("tanh", "relu", "gelu")
 
@@ -47,6 +48,8 @@ class TaskConfig:
         false_negative_margin: candidates of the contrastive loss that are nearer to the anchor than
             its own positive by more than this cosine are left out; None keeps all.
         margin: of the triplet loss: how much further away than the positive a negative must be.
+        prompts: put before the texts of an embedding task: [text], or [query, document] where the
+            second text of a row has another one (arXiv:2212.03533).
         matryoshka: widths, as [384, 128, 64]: the embedding loss is summed over the first so many
             dimensions of each embedding, so that it can be cut to them (arXiv:2205.13147).
         projection: width of a linear layer after pooling, for `embedding`; None leaves it out.
@@ -73,6 +76,7 @@ class TaskConfig:
     symmetric: bool = False
     false_negative_margin: float | None = None
     margin: float = 0.5
+    prompts: list[str] | None = None
     matryoshka: list[int] | None = None
     projection: int | None = None
     normalize: bool = True
@@ -93,6 +97,7 @@ class TaskConfig:
             ("scheme", "token_classification"),
             ("loss", "embedding"),
             ("matryoshka", "embedding"),
+            ("prompts", "embedding"),
         ):
             if getattr(self, option) is not None and self.head != owner:
                 raise ValueError(f"{option} belongs to {owner}, not to {self.head}")
@@ -102,8 +107,15 @@ class TaskConfig:
             self._check_tokens()
         elif self.labels:
             raise ValueError(f"a {self.head} task has no labels, got {len(self.labels)}")
+        self._check_embedding()
+
+    def _check_embedding(self) -> None:
         if self.head == "embedding":
             self.loss = self.loss or "cosent"
+        if self.loss == "mse" and self.matryoshka:
+            raise ValueError("loss mse compares whole vectors; take matryoshka out")
+        if self.prompts is not None and len(self.prompts) not in (1, 2):
+            raise ValueError(f"prompts is {self.prompts}; give [text] or [query, document]")
         if (
             self.symmetric or self.false_negative_margin is not None
         ) and self.loss != "contrastive":
@@ -165,6 +177,10 @@ class TaskConfig:
                 raise ValueError(
                     f"scheme {self.scheme} needs tags like B-x, I-x; got {self.labels}"
                 )
+
+    def prompt(self, part: int = 0) -> str:
+        """What is put before a text: 0 for the query (anchor), 1 and more for the document."""
+        return self.prompts[min(part, len(self.prompts) - 1)] if self.prompts else ""
 
     @property
     def num_labels(self) -> int:

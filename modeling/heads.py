@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .configuration_polyhead import GROUP_LOSSES, TaskConfig
-from .losses import angle, contrastive, cosent, cosine_mse, triplet
+from .losses import angle, contrastive, cosent, cosine_mse, margin_mse, triplet
 from .pooling import layers_needed
 
 IGNORE = -100  # the label that torch's cross-entropy and HF skip
@@ -157,29 +157,41 @@ class EmbeddingHead(Head):
         return F.normalize(x, dim=-1) if self.task.normalize else x
 
     def count(self, labels: Tensor) -> Tensor:
-        """Groups whose score is not NaN."""
-        return (~labels.isnan()).sum()
+        """Groups whose score (texts whose vector) is not NaN."""
+        return (~labels.isnan()).view(len(labels), -1).all(1).sum()
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The task's embedding loss over (N, D) embeddings and (G,) scores.
+        """The task's embedding loss over (N, D) embeddings and (G,) scores, or (N, D) vectors.
 
         Raises:
-            ValueError: the rows do not divide into groups of two or more.
+            ValueError: the rows do not divide into groups of two or more, or vectors are of another
+                width than the embeddings.
         """
         rows, count = len(logits), len(labels)
         if count == 0:
             return logits.sum() * 0
+        if self.task.loss == "mse":
+            return self._distill(logits, labels.to(logits.dtype))
         if rows % count or rows // count < 2:
             raise ValueError(f"{rows} rows for {count} scores: rows come in groups of 2 or more")
         size, loss = rows // count, self.task.loss
-        if loss not in GROUP_LOSSES and size != 2:
+        if loss not in (*GROUP_LOSSES, "margin_mse") and size != 2:
             raise ValueError(f"{loss} reads pairs; got groups of {size}")
+        if loss == "margin_mse" and size != 3:
+            raise ValueError(f"{loss} reads triplets; got groups of {size}")
         if loss == "triplet" and size < 3:
             raise ValueError(f"{loss} reads anchor, positive and negative; got groups of {size}")
         known = ~labels.isnan()
         groups = logits.view(count, size, -1)[known]  # (G, g, D)
         scores = labels[known].to(logits.dtype)  # (G,)
         return torch.stack([self._loss(groups[..., :w], scores) for w in self.widths]).sum()
+
+    def _distill(self, vectors: Tensor, wanted: Tensor) -> Tensor:
+        """Sum over texts of the mean squared difference to a teacher's (N, D) vectors."""
+        if vectors.shape != wanted.shape:
+            raise ValueError(f"labels are {tuple(wanted.shape)}, embeddings {tuple(vectors.shape)}")
+        known = ~wanted.isnan().any(1)
+        return (vectors - wanted)[known].square().mean(1).sum()
 
     def _loss(self, groups: Tensor, scores: Tensor) -> Tensor:
         task = self.task
@@ -190,9 +202,16 @@ class EmbeddingHead(Head):
                 symmetric=task.symmetric,
                 false_negative_margin=task.false_negative_margin,
             )
+        if task.loss in ("triplet", "margin_mse"):  # of lengths too, which a cut has changed
+            groups = F.normalize(groups, dim=-1) if task.normalize else groups
         if task.loss == "triplet":
-            return triplet(F.normalize(groups, dim=-1) if task.normalize else groups, task.margin)
-        by_name = {"cosent": cosent, "angle": angle, "cosine_mse": cosine_mse}
+            return triplet(groups, task.margin)
+        by_name = {
+            "cosent": cosent,
+            "angle": angle,
+            "cosine_mse": cosine_mse,
+            "margin_mse": margin_mse,
+        }
         return by_name[str(task.loss)](groups, scores)
 
 

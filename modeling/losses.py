@@ -105,6 +105,19 @@ def _choose(cosines: Tensor, own: Tensor, temperature: float, margin: float | No
     return F.cross_entropy(cosines / temperature, own, reduction="sum")
 
 
+def margin_mse(groups: Tensor, margins: Tensor) -> Tensor:
+    """Sum over triplets of (a . p - a . n - margin)^2: a teacher's margins, distilled.
+
+    Args:
+        groups: (G, 3, D): anchor, positive, negative.
+        margins: (G,): how much higher the teacher scores the positive than the negative.
+
+    arXiv:2010.02666.
+    """
+    anchor, positive, negative = groups.unbind(1)  # (G, D)
+    return F.mse_loss(((positive - negative) * anchor).sum(-1), margins, reduction="sum")
+
+
 def triplet(groups: Tensor, margin: float) -> Tensor:
     """Sum over triplets of max(0, |a - p| - |a - n| + margin), over all hard negatives n.
 

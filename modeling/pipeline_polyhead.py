@@ -33,6 +33,8 @@ class PolyheadPipeline(Pipeline):
         top_k: how many labels, or fillings of a mask, to give.
         threshold: probability from which a multi-label task sets a label; None for the task's own.
         batch_size: windows in one encoder pass.
+        document: the texts are documents to be found, not queries: embedding tasks with two prompts
+            put the second before them.
 
     Returns:
         one dict per text (for a generator, a generator of them), keyed by task: classification
@@ -60,9 +62,11 @@ class PolyheadPipeline(Pipeline):
         top_k: int = 1,
         threshold: float | None = None,
         batch_size: int = 32,
+        document: bool = False,
     ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
         """Predict; see the class."""
         options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "batch_size": batch_size}
+        options["document"] = document
         if isinstance(texts, Iterator):
             return self._stream(texts, tasks, options)
         single = isinstance(texts, (str, tuple))
@@ -73,10 +77,21 @@ class PolyheadPipeline(Pipeline):
                 raise ValueError(f"text {number} is {text!r}; give a string or a pair of strings")
         if not given:
             return []
-        results = self._predict(
-            given, self.choose_tasks(given, tasks), top_k, threshold, batch_size
-        )
+        chosen = self.choose_tasks(given, tasks)
+        results: list[dict[str, Any]] = [{} for _ in given]
+        for prompt, own in self._by_prompt(chosen, int(document)).items():
+            read = [prompt + text for text in given] if prompt else given  # pyright: ignore
+            found = self._predict(read, own, top_k, threshold, batch_size)
+            results = [{**one, **more} for one, more in zip(results, found, strict=True)]
+        results = [{name: result[name] for name in chosen} for result in results]
         return results[0] if single else results
+
+    def _by_prompt(self, tasks: list[str], part: int) -> dict[str, list[str]]:
+        """Tasks by what is put before their texts; each group takes a pass of its own."""
+        groups: dict[str, list[str]] = {}
+        for name in tasks:
+            groups.setdefault(self.model.config.tasks[name].prompt(part), []).append(name)
+        return groups
 
     def _stream(
         self, texts: Iterator[TextOrPair], tasks: Sequence[str] | None, options: dict[str, Any]
@@ -153,7 +168,7 @@ class PolyheadPipeline(Pipeline):
                 results[row][name] = decode_entities(
                     str(text), words[row], rows[row], task.labels, task.scheme
                 )
-        return [{name: result[name] for name in tasks} for result in results]
+        return results
 
     def _windows(
         self, texts: list[TextOrPair], words: list[list[tuple[int, int]]], tasks: list[str]

@@ -10,7 +10,8 @@ from polyhead.modeling import PolyheadPipeline, TaskConfig
 from polyhead.train import exported
 from polyhead.train.adapters import attach_adapters
 from polyhead.train.errors import RecipeError
-from polyhead.train.exported import ExportedModel, export_graph
+from polyhead.train.exported import ExportedModel
+from polyhead.train.graph import export_graph
 from polyhead.train.hub import save_folder
 from train_helpers import message_of, run_cli, write_recipe, write_rows
 

@@ -12,7 +12,8 @@ from polyhead.modeling import PolyheadModel, TaskConfig
 from polyhead.train.adapters import attach_adapters
 from polyhead.train.hub import save_folder
 from safetensors.torch import load_file
-from train_helpers import run_cli
+from test_run import recipe_of
+from train_helpers import messages, pairs, run_cli, write_recipe, write_splits
 
 REPO = "user/model"
 TASKS = {
@@ -257,3 +258,28 @@ def test_a_model_pushed_by_transformers_own_method_has_its_adapters(hub, run, sa
     again = PolyheadModel.from_pretrained(tmp_path / "again")
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+@pytest.mark.slow
+def test_a_training_pushes_its_saves_and_then_the_finished_model(hub, run, tokenizer_of, tmp_path):
+    write_splits(tmp_path, "messages", messages)
+    write_splits(tmp_path, "pairs", pairs)
+    tokenizer_of("wordpiece").save_pretrained(tmp_path / "tokenizer")
+    recipe = recipe_of(tmp_path / "tokenizer")
+    recipe["training"] |= {"push_to_hub": True, "hub_model_id": REPO, "hub_private_repo": True}
+    path = write_recipe(tmp_path / "recipe.yaml", recipe)
+    run("-m", "polyhead.train", path)
+    repository = hub.repositories[REPO]
+    assert repository.private
+    assert len(repository.commits) == 1 + 2 + 1  # empty, each epoch, the end
+    _, content = pushed(hub)
+    assert content == files_of(tmp_path / "out/model")
+    assert not [name for name in content if name.endswith((".pt", ".pth", ".bin"))]
+    hub.refused_commits = 2 * 6  # a Hub that answers no push in training stops no training
+    recipe["output_dir"] = str(tmp_path / "again")
+    recipe["training"]["num_train_epochs"] = 1
+    refused = run("-m", "polyhead.train", write_recipe(path, recipe), ok=False)
+    assert refused.returncode == 2
+    assert "was not pushed" in refused.stderr + refused.stdout
+    assert "the model is saved, type: polyhead push" in refused.stderr
+    assert (tmp_path / "again/model/model.safetensors").is_file()

@@ -221,6 +221,7 @@ CASES = {
         3,
         ("TripletLoss", {"triplet_margin": 0.7}),
     ),
+    "margin-mse": ({"loss": "margin_mse", "normalize": False}, 3, ("MarginMSELoss", {})),
 }
 
 
@@ -242,6 +243,29 @@ def test_value_and_gradient_equal_sentence_transformers(case, widths):
     other.backward()
     assert_close(ours, other)
     assert_close(found.grad, expected.grad)
+
+
+def test_a_teachers_vectors_equal_sentence_transformers():
+    head, theirs = head_of(head="embedding", projection=8, loss="mse"), losses.MSELoss
+    vectors, wanted = torch.randn(2, 5, 8, dtype=torch.float64)
+    found, expected = vectors.clone().requires_grad_(), vectors.clone().requires_grad_()
+    ours = head.loss(found, wanted)
+    other = theirs(torch.nn.Identity()).compute_loss_from_embeddings([expected], [wanted])
+    ours.backward()
+    other.backward()
+    assert_close(ours.double(), other, rtol=0, atol=1e-6)
+    assert_close(found.grad, expected.grad, rtol=0, atol=1e-6)
+
+
+def test_texts_without_a_teachers_vector_do_not_count():
+    head = head_of(head="embedding", projection=4, loss="mse")
+    vectors, wanted = torch.randn(3, 4), torch.randn(3, 4)
+    wanted[1] = float("nan")
+    assert head.count(wanted) == 2
+    expected = head.loss(vectors[[0, 2]], wanted[[0, 2]])
+    assert_close(head.loss(vectors, wanted), expected)
+    with pytest.raises(ValueError, match=r"labels are \(3, 5\), embeddings \(3, 4\)"):
+        head.loss(vectors, torch.randn(3, 5))
 
 
 # ---- in the model: missing labels, accumulation ----

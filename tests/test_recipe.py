@@ -122,8 +122,8 @@ BROKEN = {
                               keys={"sampling.strategy": "all"}),
     "unknown-problem-type": fault(f"{INTENT}.problem_type", "'multilabel'", "regression",
                                   keys={f"{INTENT}.problem_type": "multilabel"}),
-    "unknown-loss": fault("tasks.similar", "'mse'", "cosine_mse", "contrastive",
-                          keys={"tasks.similar.loss": "mse"}),
+    "unknown-loss": fault("tasks.similar", "'mae'", "cosine_mse", "contrastive",
+                          keys={"tasks.similar.loss": "mae"}),
     "unknown-scheme": fault(SLOTS, "'iob'", "iob2", keys={f"{SLOTS}.scheme": "iob"}),
     "unknown-activation": fault(INTENT, "'silu'", "tanh", keys={f"{INTENT}.activation": "silu"}),
     "option-of-another-head": fault(INTENT, "scheme belongs to token_classification",
@@ -480,7 +480,7 @@ output_dir: ${RECIPE_DIR}/${RUN}
 
     def test_what_is_left_out_has_its_default(self, path):
         recipe = load_recipe(path)
-        assert (recipe.pooling, recipe.max_length) == ("mean", None)
+        assert (recipe.pooling, recipe.max_length) == (None, None)
         assert (recipe.sampling.strategy, recipe.sampling.batches) == ("proportional", "mixed")
         task = recipe.tasks["urgency"]
         assert (task.loss_weight, task.threshold, task.dropout) == (1.0, 0.5, 0.1)

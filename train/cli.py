@@ -103,7 +103,7 @@ def export(
 ) -> None:
     """Write tasks for ONNX Runtime or OpenVINO, or one as a plain transformers model."""
     from .export import export_hf
-    from .exported import export_graph
+    from .graph import export_graph
     from .preparation import load_model
     from .quantization import export_int8
 
@@ -147,15 +147,13 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Upload a model to the Hub in one commit."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import httpx
-
+    from .hub import HUB_ERRORS
     from .hub import push as run
 
     options: dict[str, Any] = {"revision": revision, "message": message, "dry_run": dry_run}
     try:
         found = run(model, repo, private=private, **options)
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+    except HUB_ERRORS as error:
         raise RecipeError("push", [str(error).strip().splitlines()[0]]) from error
     if as_json:
         print_json(found)
@@ -238,6 +236,51 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
         )
     finally:
         bar.stop()
+    err.print(f"{rows} rows written to {target}")
+
+
+@app.command()
+def embed(  # noqa: PLR0913 - each is an option of the command line
+    model: ModelPath,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to read.")] = None,
+    task: Annotated[str | None, typer.Option(help="Embedding task; needed if several.")] = None,
+    source: Annotated[Path | None, typer.Option("--input", help="parquet, CSV or JSONL")] = None,
+    target: Annotated[Path | None, typer.Option("--output", help="parquet, CSV or JSONL")] = None,
+    text: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
+    document: Annotated[bool, typer.Option("--document", help="Documents, not queries.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+) -> None:
+    """Vectors of an embedding task, for texts (JSON) or for every row of a file."""
+    from .exported import embedding_task
+    from .prediction import plain, predict_file
+
+    if (source is None) != (target is None) or (source is None) == (not texts):
+        raise RecipeError("embed", ["give texts, or both --input and --output"])
+    pipe = _pipeline(model)
+    try:
+        task = embedding_task(pipe.model, task)
+    except ValueError as error:
+        raise RecipeError("embed", [f"--task: {error}"]) from error
+    if texts:
+        answers: Any = pipe(list(texts), [task], batch_size=batch_size, document=document)
+        print_json([plain(answer[task]) for answer in answers])
+        return
+    assert source is not None
+    assert target is not None
+    with Progress(
+        "rows", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err
+    ) as bar:
+        line = bar.add_task("rows", total=None)
+        rows = predict_file(
+            pipe,
+            source,
+            target,
+            tasks=[task],
+            text=text,
+            batch_size=batch_size,
+            document=document,
+            progress=lambda done, total: bar.update(line, completed=done, total=total),
+        )
     err.print(f"{rows} rows written to {target}")
 
 

@@ -141,7 +141,8 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
         for name, task in same_rows.items():
             columns = (task.data.text, task.data.text_pair, task.data.negative)
             # embedding rows are groups of texts: not to be shared with heads over one text
-            kind = task.head == "embedding" if task.data.text_pair else False
+            grouped = task.head == "embedding" and (task.data.text_pair or task.prompts)
+            kind = repr(task.prompts) if grouped else False
             by_text.setdefault((*columns, kind), {})[name] = task
         bare = by_text.pop((None, None, None, False), {})
         single = [key for key in by_text if key[1] is None and key[2] is None]
@@ -297,10 +298,29 @@ def _is_list_of_text(row: Any) -> bool:
     return isinstance(row, list) and all(isinstance(word, str) for word in row)
 
 
+def _vector_faults(task: TaskRecipe, place: str, split: str, values: list) -> list[str]:
+    """Labels that are no vectors, or vectors of another width than the first."""
+    width = len(values[0]) if values and isinstance(values[0], list) else 0
+
+    def fits(value: Any) -> bool:
+        own = isinstance(value, list) and len(value) == width > 0
+        return own and all(isinstance(x, (int, float)) and np.isfinite(x) for x in value)
+
+    bad = [i for i, value in enumerate(values) if not fits(value)]
+    if not bad:
+        return []
+    return [
+        f"{place}.label: {split}, column {task.data.label!r}: a list of {width or 'some'} numbers "
+        f"is wanted, but {_rows(bad)} holds {values[bad[0]]!r:.60}"
+    ]
+
+
 def _label_kind_faults(task: TaskRecipe, place: str, split: str, values: list) -> list[str]:
     """Labels that are not of the kind that the head reads."""
     numbers = task.problem_type == "regression" or task.head == "embedding"
     multi = task.problem_type == "multi_label_classification"
+    if task.head == "embedding" and task.loss == "mse":
+        return _vector_faults(task, place, split, values)
 
     def fits(value: Any) -> bool:
         if value is None:

@@ -82,6 +82,8 @@ def score(task: str, config: TaskConfig, part: EvalSplit, predictions: np.ndarra
     if config.head == "embedding" and not scored:
         first = [i for i, window in enumerate(part.rows["window"][:]) if window == 0]
         return {"accuracy": _nearest_is_own(torch.from_numpy(predictions[first]).float())}
+    if config.loss == "mse":
+        return {"cosine": _cosine_to_teacher(part, task, predictions)}
     found = answers(task, config, part, predictions)
     return compute(names, config, found.given, found.wanted)
 
@@ -164,6 +166,8 @@ def _missing(value: Any) -> bool:
 def _read_answers(config: TaskConfig, values: Tensor) -> list:
     """Logits (rows, L) or groups (rows, g, D) to labels, lists of labels or numbers."""
     labels = config.labels or []
+    if config.loss == "margin_mse":
+        return ((values[:, 1] - values[:, 2]) * values[:, 0]).sum(-1).tolist()
     if config.head == "embedding":
         return F.cosine_similarity(values[:, 0], values[:, 1]).tolist()
     if config.problem_type == "regression":
@@ -172,6 +176,13 @@ def _read_answers(config: TaskConfig, values: Tensor) -> list:
         chosen = values.sigmoid() >= config.threshold
         return [[labels[i] for i in row.nonzero().squeeze(1).tolist()] for row in chosen]
     return [labels[i] for i in values.argmax(-1).tolist()]
+
+
+def _cosine_to_teacher(part: EvalSplit, task: str, predictions: np.ndarray) -> float:
+    """Mean cosine of the embeddings (rows, 1, D) to the vectors that the rows hold."""
+    wanted = torch.tensor(part.rows[f"labels_{task}"][:])
+    found = torch.from_numpy(np.ascontiguousarray(predictions[:, 0])).float()
+    return float(F.cosine_similarity(found, wanted).mean())
 
 
 def _nearest_is_own(groups: Tensor) -> float:

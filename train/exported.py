@@ -1,34 +1,24 @@
-"""A Polyhead written for ONNX Runtime or OpenVINO, and run from there with the same decoding.
+"""An exported graph, run by ONNX Runtime or OpenVINO in the place of the model it was made of.
 
 The folder holds the graph (`model.onnx`, or `model.xml` and `model.bin`), the tokenizer, the tasks'
-config and `export.json`: what goes in, what comes out, what made it. Both kinds come from one ONNX
-graph. optimum is not used: it pins transformers of a year ago.
+config and `export.json`: what goes in, what comes out, what made it. `graph.py` writes it.
 """
 
-import copy
-import importlib.metadata
 import importlib.util
 import json
-import logging
-import shutil
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..modeling.configuration_polyhead import PolyheadConfig
 from ..modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from .errors import RecipeError
-from .files import write_json
-from .graph import Graph
 from .preparation import load_model
-from .proof import probe_rows
 
 FILE = "export.json"
 PACKAGES = {
@@ -36,67 +26,6 @@ PACKAGES = {
     "openvino": ("onnx", "onnxscript", "openvino"),
     "int8": ("nncf",),
 }
-TOLERANCE = 1e-4  # of fp32 outputs against torch's
-
-
-# ---- writing ----
-
-
-def export_graph(
-    model: PolyheadModel,
-    tokenizer: PreTrainedTokenizerBase,
-    kind: str,
-    *,
-    tasks: list[str],
-    folder: str | Path,
-) -> dict[str, Any]:
-    """Write tasks of a model as one graph; it is run and compared before it gets its name.
-
-    Args:
-        model: the model; it stays as it is.
-        tokenizer: its tokenizer.
-        kind: `onnx` or `openvino`.
-        tasks: the tasks whose heads the graph gets. With one adapter (or none) among them it is
-            merged; with several the graph takes `task_ids`.
-        folder: folder to write; must not be there.
-
-    Returns:
-        what `export.json` holds.
-
-    Raises:
-        RecipeError: a task is unknown, `folder` is taken, a package is missing, adapters do not fit
-            one graph, or the graph does not give the model's outputs.
-    """
-    folder = Path(folder)
-    aside = folder.with_name(f"{folder.name}.unchecked")
-    faults = missing_packages(kind) + [
-        f"--task: there is no task {name!r}; there are: {', '.join(model.task_names)}"
-        for name in tasks
-        if name not in model.task_names
-    ]
-    faults += [f"--output: {p} exists; name a new folder" for p in (folder, aside) if p.exists()]
-    if faults:
-        raise RecipeError("export", faults)
-    aside.mkdir(parents=True)
-    try:
-        graph = Graph(model, tasks).eval()
-        _write_graph(graph, kind, probe_rows(model), model.usable_length, aside)
-        found = _describe(model, graph, kind)
-        write_json(aside / FILE, found)
-        _config_of(model, tasks).save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        difference = largest_difference(model, ExportedModel(aside))
-        if not difference <= TOLERANCE:
-            raise ValueError(f"the graph's outputs differ from the model's by {difference:.2g}")
-        found["difference"] = difference
-        write_json(aside / FILE, found)
-        aside.rename(folder)
-    except (ValueError, torch.onnx.OnnxExporterError) as error:
-        kind_of = "" if isinstance(error, ValueError) else "torch cannot export this encoder: "
-        raise RecipeError("export", [f"{kind_of}{str(error).splitlines()[0]}"]) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return found
 
 
 def missing_packages(kind: str) -> list[str]:
@@ -107,91 +36,6 @@ def missing_packages(kind: str) -> list[str]:
         if absent
         else []
     )
-
-
-def _write_graph(
-    graph: Graph, kind: str, probe: dict[str, Tensor], limit: int | None, folder: Path
-) -> None:
-    batch = torch.export.Dim("batch")
-    length = torch.export.Dim("length", max=limit)
-    probe["token_type_ids"] = torch.zeros_like(probe["input_ids"])
-    probe["task_ids"] = torch.arange(len(probe["input_ids"])) % len(graph.heads)
-    given = tuple(probe[name] for name in graph.inputs)
-    shapes = tuple(
-        {0: batch} if name == "task_ids" else {0: batch, 1: length} for name in graph.inputs
-    )
-    path = folder / "model.onnx"
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about its own parts
-        graph(*given)  # faults of adapters show here, in their own words
-        torch.onnx.export(
-            graph,
-            given,
-            path,
-            input_names=graph.inputs,
-            output_names=list(graph.heads),
-            dynamic_shapes=(shapes,),
-            dynamo=True,
-            verbose=False,
-        )
-    if kind == "openvino":
-        import openvino
-
-        converted = openvino.convert_model(path)
-        openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
-        for written in folder.glob("model.onnx*"):
-            written.unlink()
-
-
-def _describe(model: PolyheadModel, graph: Graph, kind: str) -> dict[str, Any]:
-    """What `export.json` holds."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES[kind]}
-    return {
-        "kind": kind,
-        "precision": "fp32",
-        "inputs": graph.inputs,
-        "tasks": list(graph.heads),
-        "adapters": {name: model.config.tasks[name].adapter for name in graph.heads},
-        "usable_length": model.usable_length,
-        "made_with": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            **versions,
-        },
-    }
-
-
-def _config_of(model: PolyheadModel, tasks: list[str]) -> PolyheadConfig:
-    """The model's config with these tasks only, and no code to load."""
-    config = copy.deepcopy(model.config)
-    config.tasks = {name: config.tasks[name] for name in tasks}
-    config.task_names = list(tasks)
-    config.adapters = sorted({t.adapter for t in config.tasks.values() if t.adapter})
-    config.auto_map = None
-    return config
-
-
-@torch.no_grad()
-def largest_difference(model: PolyheadModel, other: "ExportedModel") -> float:
-    """Largest difference of outputs on the probe, over all tasks and real tokens."""
-    probe, training, worst = probe_rows(model), model.training, 0.0
-    real = probe["attention_mask"].bool()
-    model.eval()
-    for name in other.task_names:
-        outputs = [m(**probe, tasks=[name]) for m in (model, other)]
-        one, two = ((o.logits or o.embeddings or {})[name].float() for o in outputs)
-        if one.shape != two.shape:
-            raise ValueError(f"{name}: the graph gives {tuple(two.shape)}, not {tuple(one.shape)}")
-        if one.dim() == 3:
-            one, two = one[real], two[real]
-        difference = float((one - two).abs().max())
-        worst = difference if difference != difference else max(worst, difference)  # NaN stays
-    model.train(training)
-    return worst
-
-
-# ---- running ----
 
 
 # Runs a graph: arrays by input name in, arrays by task out.
@@ -328,6 +172,20 @@ class ExportedModel(nn.Module):
     def count_items(self, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """As `PolyheadModel.count_items`."""
         return self.__dict__["shell"].count_items(labels)
+
+
+def embedding_task(model: Any, task: str | None) -> str:
+    """The embedding task of this name, or the only one where none is named.
+
+    Raises:
+        ValueError: there is no such embedding task, or several and none is named.
+    """
+    own = [n for n, config in model.config.tasks.items() if config.head == "embedding"]
+    if task is None and len(own) == 1:
+        return own[0]
+    if task is None or task not in own:
+        raise ValueError(f"task is {task!r}; embedding tasks: {', '.join(own) or 'none'}")
+    return task
 
 
 def load_any(path: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -70,7 +70,7 @@ def _encode(
     numbers: list[int],
 ) -> dict[str, list]:
     """One batch of raw rows to columns of tokenized rows."""
-    texts = source.texts_of(batch)
+    texts = _prompted(source, source.texts_of(batch))
     word_tasks = [n for n, c in configs.items() if c.head == "token_classification"]
     if len(texts) > 1:
         groups = _encode_texts(source, tokenizer, texts)
@@ -105,6 +105,13 @@ def _encode(
                     labels = _label(config, data, value)
                 columns.setdefault(f"labels_{name}", []).append(labels)
     return columns
+
+
+def _prompted(source: Source, texts: list[list[str]]) -> list[list[str]]:
+    """The texts with the prompts of the tasks that read them."""
+    config = next(iter(source.configs.values()))
+    prompts = [config.prompt(part) for part in range(len(texts))]
+    return [[prompt + t for t in part] for prompt, part in zip(prompts, texts, strict=True)]
 
 
 def _encode_texts(
@@ -174,6 +181,8 @@ def _label(config: TaskConfig, data: DataConfig, value: Any) -> Any:
         return [missing if value is None else float(x in found) for x in config.labels or []]
     if data.label is None:  # contrastive groups without scores
         return 1.0
+    if config.loss == "mse":
+        return [float(number) for number in value]
     if value is None:
         return float("nan")
     low, high = data.label_range or (0.0, 1.0)

@@ -4,25 +4,38 @@ Tasks that read the same adapter (or none) give a graph with the adapter merged 
 Tasks of several adapters give one graph with an input `task_ids` (N,): each adapted layer looks up
 the low-rank factors of each row's adapter (the batched gather of S-LoRA, arXiv:2311.03285) and adds
 their product to what the base layer gives. Every head runs on every row; only the heads of the
-row's adapter mean anything there.
+row's adapter mean anything there. OpenVINO's is made of the ONNX graph. optimum is not used: it
+pins transformers of a year ago.
 
 Shapes: `N` texts, `T` tokens, `K` adapters, `r` rank.
 """
 
 import copy
+import importlib.metadata
 import inspect
+import logging
+import shutil
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.configuration_polyhead import PolyheadConfig
 from ..modeling.modeling_polyhead import PolyheadModel
 from ..modeling.packing import Texts
 from ..modeling.pooling import pool
 from ..modeling.routing import Routed
 from .adapters import merged_encoder
+from .errors import RecipeError
+from .exported import FILE, PACKAGES, ExportedModel, missing_packages
+from .files import write_json
+from .proof import probe_rows
 
+TOLERANCE = 1e-4  # of fp32 outputs against torch's
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "task_ids")
 ONE_TASK = "export one of these tasks at a time, its adapter is merged then"
 
@@ -154,3 +167,145 @@ def _stacked(place: str, layer: Any, adapters: list[str | None], rows: Rows) -> 
     if not plain or any(name in variants for name in adapters):
         raise ValueError(f"{place}: its adapter is no plain LoRA of a linear layer; {ONE_TASK}")
     return StackedLoRA(layer, adapters, rows)
+
+
+# ---- writing ----
+
+
+def export_graph(
+    model: PolyheadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    *,
+    tasks: list[str],
+    folder: str | Path,
+) -> dict[str, Any]:
+    """Write tasks of a model as one graph; it is run and compared before it gets its name.
+
+    Args:
+        model: the model; it stays as it is.
+        tokenizer: its tokenizer.
+        kind: `onnx` or `openvino`.
+        tasks: the tasks whose heads the graph gets. With one adapter (or none) among them it is
+            merged; with several the graph takes `task_ids`.
+        folder: folder to write; must not be there.
+
+    Returns:
+        what `export.json` holds.
+
+    Raises:
+        RecipeError: a task is unknown, `folder` is taken, a package is missing, adapters do not fit
+            one graph, or the graph does not give the model's outputs.
+    """
+    folder = Path(folder)
+    aside = folder.with_name(f"{folder.name}.unchecked")
+    faults = missing_packages(kind) + [
+        f"--task: there is no task {name!r}; there are: {', '.join(model.task_names)}"
+        for name in tasks
+        if name not in model.task_names
+    ]
+    faults += [f"--output: {p} exists; name a new folder" for p in (folder, aside) if p.exists()]
+    if faults:
+        raise RecipeError("export", faults)
+    aside.mkdir(parents=True)
+    try:
+        graph = Graph(model, tasks).eval()
+        _write_graph(graph, kind, probe_rows(model), model.usable_length, aside)
+        found = _describe(model, graph, kind)
+        write_json(aside / FILE, found)
+        _config_of(model, tasks).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        difference = largest_difference(model, ExportedModel(aside))
+        if not difference <= TOLERANCE:
+            raise ValueError(f"the graph's outputs differ from the model's by {difference:.2g}")
+        found["difference"] = difference
+        write_json(aside / FILE, found)
+        aside.rename(folder)
+    except (ValueError, torch.onnx.OnnxExporterError) as error:
+        kind_of = "" if isinstance(error, ValueError) else "torch cannot export this encoder: "
+        raise RecipeError("export", [f"{kind_of}{str(error).splitlines()[0]}"]) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return found
+
+
+def _write_graph(
+    graph: Graph, kind: str, probe: dict[str, Tensor], limit: int | None, folder: Path
+) -> None:
+    batch = torch.export.Dim("batch")
+    length = torch.export.Dim("length", max=limit)
+    probe["token_type_ids"] = torch.zeros_like(probe["input_ids"])
+    probe["task_ids"] = torch.arange(len(probe["input_ids"])) % len(graph.heads)
+    given = tuple(probe[name] for name in graph.inputs)
+    shapes = tuple(
+        {0: batch} if name == "task_ids" else {0: batch, 1: length} for name in graph.inputs
+    )
+    path = folder / "model.onnx"
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own parts
+        graph(*given)  # faults of adapters show here, in their own words
+        torch.onnx.export(
+            graph,
+            given,
+            path,
+            input_names=graph.inputs,
+            output_names=list(graph.heads),
+            dynamic_shapes=(shapes,),
+            dynamo=True,
+            verbose=False,
+        )
+    if kind == "openvino":
+        import openvino
+
+        converted = openvino.convert_model(path)
+        openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
+        for written in folder.glob("model.onnx*"):
+            written.unlink()
+
+
+def _describe(model: PolyheadModel, graph: Graph, kind: str) -> dict[str, Any]:
+    """What `export.json` holds."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES[kind]}
+    return {
+        "kind": kind,
+        "precision": "fp32",
+        "inputs": graph.inputs,
+        "tasks": list(graph.heads),
+        "adapters": {name: model.config.tasks[name].adapter for name in graph.heads},
+        "usable_length": model.usable_length,
+        "made_with": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            **versions,
+        },
+    }
+
+
+def _config_of(model: PolyheadModel, tasks: list[str]) -> PolyheadConfig:
+    """The model's config with these tasks only, and no code to load."""
+    config = copy.deepcopy(model.config)
+    config.tasks = {name: config.tasks[name] for name in tasks}
+    config.task_names = list(tasks)
+    config.adapters = sorted({t.adapter for t in config.tasks.values() if t.adapter})
+    config.auto_map = None
+    return config
+
+
+@torch.no_grad()
+def largest_difference(model: PolyheadModel, other: "ExportedModel") -> float:
+    """Largest difference of outputs on the probe, over all tasks and real tokens."""
+    probe, training, worst = probe_rows(model), model.training, 0.0
+    real = probe["attention_mask"].bool()
+    model.eval()
+    for name in other.task_names:
+        outputs = [m(**probe, tasks=[name]) for m in (model, other)]
+        one, two = ((o.logits or o.embeddings or {})[name].float() for o in outputs)
+        if one.shape != two.shape:
+            raise ValueError(f"{name}: the graph gives {tuple(two.shape)}, not {tuple(one.shape)}")
+        if one.dim() == 3:
+            one, two = one[real], two[real]
+        difference = float((one - two).abs().max())
+        worst = difference if difference != difference else max(worst, difference)  # NaN stays
+    model.train(training)
+    return worst

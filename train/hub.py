@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import httpx
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling.configuration_polyhead import PolyheadConfig, TaskConfig
@@ -23,6 +25,13 @@ STATE = re.compile(
     r"(optimizer|scheduler|scaler|training_args|rng_state\w*)\.(pt|pth|bin)"
     r"|trainer_state\.json|\..*|(.*/)?__pycache__/.*"
 )
+ST_FILES = (
+    "modules.json",
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+HUB_ERRORS = (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError)
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # Our pooling to the flag in sentence-transformers' 1_Pooling/config.json.
 POOLING_FLAGS = {
@@ -55,7 +64,7 @@ def save_folder(
     folder = Path(path)
     model.save_pretrained(folder, state_dict=state_dict)
     tokenizer.save_pretrained(folder)
-    save_sentence_transformers(tokenizer, folder)
+    save_sentence_transformers(tokenizer, folder, tasks=model.config.tasks)
     for name, value in ((SCORES, metrics), (RUNS, runs), (proof.FILE, None)):
         (folder / name).unlink(missing_ok=True)  # of a model saved here before
         if value is not None:
@@ -80,7 +89,11 @@ def write_card(model: PolyheadModel, folder: Path, pictures: Iterable[Path] = ()
 
 
 def save_sentence_transformers(
-    tokenizer: PreTrainedTokenizerBase, folder: Path, *, plain: tuple[TaskConfig, int] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    tasks: dict[str, TaskConfig] | None = None,
+    plain: tuple[TaskConfig, int] | None = None,
 ) -> None:
     """Files by which SentenceTransformer loads a folder and gives the embeddings of our heads.
 
@@ -91,11 +104,12 @@ def save_sentence_transformers(
     Args:
         tokenizer: the tokenizer saved there.
         folder: the saved model.
+        tasks: of a Polyhead, for their prompts.
         plain: the folder holds a plain encoder, of this task and hidden size. What there is no
             module for (several layers, a projection) is left out: no file is better than one that
             gives other vectors.
     """
-    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+    for name in ST_FILES:
         (folder / name).unlink(missing_ok=True)  # of a model saved here before
     about: dict[str, Any] = {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False}
     if plain is None:
@@ -111,6 +125,20 @@ def save_sentence_transformers(
         flags = {flag: kind == task.pooling for kind, flag in POOLING_FLAGS.items()}
         write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": width, **flags})
     write_json(folder / "sentence_bert_config.json", about)
+    prompts = _prompts(tasks or {} if plain is None else {"": plain[0]})
+    if prompts["prompts"]:
+        write_json(folder / "config_sentence_transformers.json", prompts)
+
+
+def _prompts(tasks: dict[str, TaskConfig]) -> dict[str, Any]:
+    """Prompts by the task's name; of an only embedding task also for queries and documents."""
+    embeds = {name: task for name, task in tasks.items() if task.head == "embedding"}
+    prompts = {name: task.prompt() for name, task in embeds.items() if task.prompts and name}
+    default = None
+    if len(embeds) == 1 and (task := next(iter(embeds.values()))).prompts:
+        prompts |= {"query": task.prompt(0), "document": task.prompt(1)}
+        default = "query"
+    return {"prompts": prompts, "default_prompt_name": default}
 
 
 def _module(number: int, kind: str) -> dict[str, Any]:

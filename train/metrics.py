@@ -216,9 +216,12 @@ def metrics_for(task: TaskConfig, *, scored: bool = True) -> tuple[str, ...]:
 
     Args:
         task: the task.
-        scored: for embeddings, whether pairs carry scores; without, `accuracy` is the share of
+        scored: for embeddings, whether pairs carry scores (texts, for the loss mse, a teacher's
+            vectors: `cosine` is the mean cosine to them); without, `accuracy` is the share of
             anchors whose nearest candidate is their own positive.
     """
+    if task.head == "embedding" and task.loss == "mse":
+        return ("cosine",)
     if task.head == "embedding":
         return ("spearman", "pearson") if scored else ("accuracy",)
     if task.head == "masked_lm":

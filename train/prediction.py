@@ -26,6 +26,7 @@ def predict_file(
     text: str = "text",
     text_pair: str | None = None,
     batch_size: int = 32,
+    document: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Predict for every row of a file; the output holds its columns and one per task.
@@ -38,6 +39,7 @@ def predict_file(
         text: column with the texts.
         text_pair: column with the second texts, for pair tasks.
         batch_size: texts in one encoder pass.
+        document: the texts are documents, not queries; see `PolyheadPipeline`.
         progress: called with rows done and rows in all.
 
     Returns:
@@ -64,7 +66,7 @@ def predict_file(
             texts = chunk[text]
             if text_pair is not None:
                 texts = list(zip(texts, chunk[text_pair], strict=True))
-            answers = pipe(texts, tasks, batch_size=batch_size)
+            answers = pipe(texts, tasks, batch_size=batch_size, document=document)
             for i, answer in enumerate(answers):
                 yield {**{key: chunk[key][i] for key in chunk}, **plain(answer)}
             progress(min(start + CHUNK, len(rows)), len(rows))

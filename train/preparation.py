@@ -19,12 +19,16 @@ from ..modeling.modeling_polyhead import PolyheadModel, usable_length
 from .adapters import attach_adapters
 from .data import Source, load_sources
 from .errors import RecipeError
+from .files import read_json
+from .hub import POOLING_FLAGS
 from .metrics import default_metrics
 from .optimization import freeze_faults
 from .recipe import load_recipe, training_arguments
 from .schema import MultiTaskArguments, Recipe, ScratchEncoder
 from .strategies import passes_by_source
 
+FLAGS = {flag: name for name, flag in POOLING_FLAGS.items()}  # sentence-transformers before 5.4
+MODES = {**FLAGS, **{name.replace("_", ""): name for name in POOLING_FLAGS}}
 DEFAULT_LENGTH = 512  # for an encoder and a tokenizer that both know no limit
 
 
@@ -104,7 +108,26 @@ def prepare(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         name = f"{recipe.encoder}: " if isinstance(recipe.encoder, str) else ""
         raise RecipeError(str(path), [f"encoder: {name}{lines[0]}"]) from error
+    if faults := _teacher_faults(sources, model):
+        raise RecipeError(str(path), faults)
     return Prepared(recipe, sources, model, tokenizer)
+
+
+def _teacher_faults(sources: list[Source], model: PolyheadModel) -> list[str]:
+    """Vectors of a teacher that are wider or narrower than the embeddings."""
+    faults = []
+    for source in sources:
+        for name, config in source.configs.items():
+            if config.loss == "mse":
+                column, head = source.tasks[name].data.label, model.heads[name]
+                given = len(source.splits["train"][0][column])
+                own: int = head.widths[0]  # pyright: ignore
+                if given != own:
+                    faults.append(
+                        f"tasks.{name}.data.label: vectors of {given} numbers, but the embeddings "
+                        f"have {own}; write projection: {given}"
+                    )
+    return faults
 
 
 def checked_arguments(found: Prepared, path: str) -> TrainingArguments:
@@ -187,12 +210,13 @@ def _make_model(
         options = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         encoder = AutoConfig.for_model(**{**options, **recipe.encoder.config})
         encoder.is_causal = False
-        config = PolyheadConfig(encoder_config=encoder, tasks=configs, pooling=recipe.pooling)
+        pooling = recipe.pooling or "mean"
+        config = PolyheadConfig(encoder_config=encoder, tasks=configs, pooling=pooling)
         model = PolyheadModel(config)
     else:
-        place = _resolve(recipe.encoder)
+        place, pooling = _sentence_transformer(_resolve(recipe.encoder))
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model = PolyheadModel.from_encoder(place, configs, pooling=recipe.pooling)
+        model = PolyheadModel.from_encoder(place, configs, pooling=recipe.pooling or pooling)
     _fit_tokenizer(tokenizer, model, recipe.max_length)
     return model, tokenizer
 
@@ -223,6 +247,25 @@ def _resolve(name: str) -> str:
     if not path.is_dir():
         raise ValueError(f"the package {package} has no folder {folder}")
     return str(path)
+
+
+def _sentence_transformer(place: str) -> tuple[str, str]:
+    """Where the encoder of a sentence-transformers model lies, and its pooling; else mean.
+
+    Raises:
+        ValueError: it pools in a way that there is none for here.
+    """
+    modules = read_json(Path(place) / "modules.json", [])
+    paths = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
+    if "Pooling" not in paths:
+        return place, "mean"
+    config = read_json(Path(place) / paths["Pooling"] / "config.json", {})
+    modes = config.get("pooling_mode") or [flag for flag in FLAGS if config.get(flag)]
+    modes = [modes] if isinstance(modes, str) else modes
+    if len(modes) != 1 or modes[0] not in MODES:
+        known = ", ".join(mode for mode in MODES if mode not in FLAGS)
+        raise ValueError(f"pools by {', '.join(modes) or 'no known mode'}; known: {known}")
+    return str(Path(place, paths.get("Transformer", ""))), MODES[modes[0]]
 
 
 def _check_mask(tokenizer: PreTrainedTokenizerBase, tasks: dict[str, TaskConfig]) -> None:

@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling.modeling_polyhead import PolyheadModel
 from .data import Source, load_sources
 from .errors import RecipeError
-from .exported import FILE, ExportedModel, export_graph, missing_packages
+from .exported import FILE, ExportedModel, missing_packages
 from .features import tokenize
 from .files import write_json
+from .graph import export_graph
 from .recipe import load_recipe
 from .run import evaluate
 

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from ..modeling.checks import check_task_name
-from ..modeling.configuration_polyhead import GROUP_LOSSES, PolyheadConfig
+from ..modeling.configuration_polyhead import PolyheadConfig
 from .adapters import adapter_faults
 from .balancing import balancing_faults
 from .errors import RecipeError
@@ -243,7 +243,7 @@ def _task_faults(name: str, task: TaskRecipe) -> list[str]:
         )
     allowed = metrics_for(config, scored=task.data.label is not None)
     for metric in task.metrics or []:
-        if metric not in METRICS:
+        if metric not in (*METRICS, *allowed):
             faults.append(f"{key}.metrics: {metric!r} is unknown; allowed: {', '.join(METRICS)}")
         elif metric not in allowed and not (metric == "entity_f1" and not task.labels):
             faults.append(f"{key}.metrics: {metric} does not fit; allowed: {', '.join(allowed)}")
@@ -258,18 +258,27 @@ def _stand_in_labels(task: TaskRecipe) -> list[str] | None:
     return ["x", "y"] if classes else None
 
 
+def _columns_of(task: TaskRecipe) -> tuple[set[str], set[str]]:
+    """The columns that a task needs beside its text, and those that it can read."""
+    if task.head == "embedding":
+        by_loss = {
+            "contrastive": ({"text", "text_pair"}, {"negative"}),
+            "triplet": ({"text", "text_pair", "negative"}, set()),
+            "margin_mse": ({"text", "text_pair", "negative", "label"}, set()),
+            "mse": ({"text", "label"}, set()),
+        }
+        return by_loss.get(str(task.loss), ({"text", "text_pair", "label"}, set()))
+    return {
+        "sequence_classification": ({"label"}, {"text_pair"}),
+        "token_classification": ({"tokens", "label"}, set()),
+        "masked_lm": (set(), set()),
+    }[task.head]
+
+
 def _column_faults(task: TaskRecipe) -> list[str]:
     data, faults = task.data, []
     given = {column for column in (*TEXT_COLUMNS, "label") if getattr(data, column) is not None}
-    grouped = task.head == "embedding" and task.loss in GROUP_LOSSES
-    needed, optional = {
-        "sequence_classification": ({"label"}, {"text_pair"}),
-        "token_classification": ({"tokens", "label"}, set()),
-        "embedding": ({"text", "text_pair"} | (set() if grouped else {"label"}), set()),
-        "masked_lm": (set(), set()),
-    }[task.head]
-    if grouped:
-        (needed if task.loss == "triplet" else optional).add("negative")
+    needed, optional = _columns_of(task)
     for column in sorted(needed - given):
         faults.append(f"{column}: missing; {task.head} needs the name of this column")
     for column in sorted(given - needed - optional - {"text", "tokens"}):

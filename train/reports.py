@@ -232,14 +232,15 @@ def task_report(
         "rows": len(part.source.splits[part.split]),
         "scores": {name: value for name, value in scores.items() if name != "per_type"},
     }
-    if config.head == "masked_lm" or part.source.tasks[task].data.label is None:
+    unscored = part.source.tasks[task].data.label is None
+    if config.head == "masked_lm" or config.loss == "mse" or unscored:
         return report
     found = answers(task, config, part, predictions)
     given, wanted, values = found.given, found.wanted, found.values
     labels = config.labels or []
     report |= {"labelled": len(wanted), "unit": "rows"}
     if config.problem_type == "regression" or config.head == "embedding":
-        exact = config.head != "embedding" or config.loss == "cosine_mse"
+        exact = config.head != "embedding" or config.loss in ("cosine_mse", "margin_mse")
         return report | {"numbers": compare_numbers(given, wanted, same_scale=exact)}
     if config.problem_type == "multi_label_classification":
         report["labels"] = multi_label_confusion(labels, given, wanted)

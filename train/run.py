@@ -17,7 +17,7 @@ from .evaluation import eval_splits, macro
 from .exported import load_any
 from .features import MultiTaskDataset, tokenize
 from .files import write_json
-from .hub import save_folder, write_card
+from .hub import HUB_ERRORS, save_folder, write_card
 from .preparation import Prepared, checked_arguments, prepare
 from .recipe import load_recipe
 from .reports import write_reports
@@ -60,8 +60,18 @@ def train(
             write_json(aside, scores)
         write_card(model, folder / "model", describe(trainer, reports, folder))
         if trainer.args.push_to_hub:
-            notify(f"pushed to {trainer.push_folder(folder / 'model')['repo']}")
+            _push(trainer, folder / "model", notify)
     return scores
+
+
+def _push(trainer: MultiTaskTrainer, folder: Path, notify: Callable[[str], None]) -> None:
+    """Push the finished model; where that fails, say where it is and what to type."""
+    try:
+        notify(f"pushed to {trainer.push_folder(folder)['repo']}")
+    except HUB_ERRORS as error:
+        line = str(error).strip().splitlines()[0]
+        again = f"polyhead push {folder} {trainer.hub_model_id}"
+        raise RecipeError("push", [f"{line}; the model is saved, type: {again}"]) from error
 
 
 def about(trainer: MultiTaskTrainer, found: Prepared, scores: dict[str, Any]) -> dict[str, Any]:

@@ -26,10 +26,12 @@ class DataConfig:
         splits: our split (train, validation, test) to the dataset's own name or slice.
         text: column with the text.
         text_pair: column with the second text of a pair, or the positive of an embedding task.
-        negative: column with a hard negative, for contrastive and triplet embedding tasks.
+        negative: column with a hard negative, for contrastive, triplet and margin_mse embedding
+            tasks.
         tokens: column with lists of words, instead of `text` or beside it.
         label: column with the label: a string or id, a list (multi-label), a number (regression,
-            scored pairs) or a list of tags (token classification).
+            scored pairs, a teacher's margin), a list of tags (token classification) or of numbers
+            (a teacher's embedding).
         label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
         license: of the data, for the model card.
     """
@@ -88,6 +90,7 @@ class TaskRecipe:
     symmetric: bool = False
     false_negative_margin: float | None = None
     margin: float = 0.5
+    prompts: list[str] | None = None
     matryoshka: list[int] | None = None
     projection: int | None = Field(default=None, gt=0)
     normalize: bool = True
@@ -306,7 +309,8 @@ class Recipe:
             package), or a `ScratchEncoder`.
         tasks: by name; read in alphabetical order, so that their order in the file changes nothing.
         output_dir: checkpoints go here, the finished model to `output_dir/model`.
-        pooling: pooling of every task that names none.
+        pooling: pooling of every task that names none; default that of a sentence-transformers
+            model, where the encoder is one, else mean.
         max_length: tokens in a text; default what encoder and tokenizer take.
         sampling: how rows of the tasks are mixed.
         balancing: how the tasks are weighed against each other.
@@ -322,7 +326,7 @@ class Recipe:
     encoder: str | ScratchEncoder
     tasks: dict[str, TaskRecipe] = Field(min_length=1)
     output_dir: str
-    pooling: Literal["mean", "cls", "max", "last_token", "mean_last_4"] = "mean"
+    pooling: Literal["mean", "cls", "max", "last_token", "mean_last_4"] | None = None
     max_length: int | None = Field(default=None, ge=8)
     sampling: Sampling = Field(default_factory=Sampling)
     balancing: Balancing = Field(default_factory=Balancing)

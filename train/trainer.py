@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
@@ -37,7 +36,7 @@ from .evaluation import EvalSplit
 from .features import MultiTaskDataset
 from .freezing import Unfreezing, apply_freeze
 from .gradients import GradientComparison, shared_parameters
-from .hub import push, save_folder
+from .hub import HUB_ERRORS, push, save_folder
 from .leaving import LeaveOnSigterm, outlive_sigterm
 from .metrics import default_metrics, main_metric
 from .optimization import optimizer_groups
@@ -307,5 +306,5 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
         try:
             message = f"Training in progress, step {self.state.global_step}"
             self.push_folder(checkpoint_folder, message=message)
-        except (HfHubHTTPError, OSError) as error:
+        except HUB_ERRORS as error:
             logger.warning(f"step {self.state.global_step} was not pushed: {error}")
