@@ -128,12 +128,12 @@ def main() -> None:
     """Train both in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1000, help="of each task")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     rows = rows_of(options.rows)
     scores: dict[str, list[float]] = {"start": [score(SentenceTransformer(encoder_folder()))]}
     seconds: dict[str, list[float]] = {}
-    for seed in range(1, options.seeds + 1):
+    for seed in options.seeds:
         for name, run in {"sentence-transformers": theirs, "Polyhead": ours}.items():
             with tempfile.TemporaryDirectory() as folder:
                 model, took = run(rows, seed, folder)

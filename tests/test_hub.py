@@ -85,10 +85,14 @@ def saved(make_model, tokenizer_of, tmp_path):
     return model, tmp_path / "model"
 
 
-def files_of(folder):
-    return {
+def files_of(folder, repo=None):
+    """Content by path; with the name of a repository, as it is pushed there."""
+    found = {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
     }
+    if repo is not None:
+        found["README.md"] = found["README.md"].replace(b"path/to/this/folder", repo.encode())
+    return found
 
 
 def pushed(hub):
@@ -109,8 +113,9 @@ def test_pushed_it_is_loaded_by_a_stranger_as_it_was(hub, run, saved, tmp_path):
     said = json.loads(push(run, folder).stdout)
     sha, content = pushed(hub)
     assert said["commit"] == sha
-    assert content == files_of(folder)
-    assert said["files"] == {name: len(value) for name, value in content.items()}
+    assert content == files_of(folder, REPO)
+    assert b'pipeline(model="user/model"' in content["README.md"]
+    assert said["files"] == {name: len(value) for name, value in files_of(folder).items()}
     repository = hub.repositories[REPO]
     assert repository.private
     assert len(repository.commits) == 2  # empty, and all files at once
@@ -148,7 +153,7 @@ def test_a_second_push_leaves_the_pinned_revision_and_deletes_what_is_gone(
     push(run, tmp_path / "second")
     second, after = pushed(hub)
     assert second != first
-    assert after == files_of(tmp_path / "second")
+    assert after == files_of(tmp_path / "second", REPO)
     assert {name for name in before if name.startswith("adapters/")}
     assert not {name for name in after if name.startswith("adapters/")}
     for revision, says, out in ((first, 0, "pinned"), (second, 7, "new")):
@@ -175,7 +180,7 @@ def test_a_push_that_was_cut_off_sends_no_large_file_twice(hub, run, saved):
     assert pushed(hub)[1] == {}  # nothing shows before the commit
     hub.refused_commits = 0
     push(run, folder)
-    assert pushed(hub)[1] == files_of(folder)
+    assert pushed(hub)[1] == files_of(folder, REPO)
     assert len(hub.uploads) == 1
 
 
@@ -197,7 +202,7 @@ def test_a_branch_and_a_public_repository(hub, run, saved):
     assert not repository.private
     assert repository.commits[repository.branches["main"]] == {}
     found = repository.commits[repository.branches["trial"]]
-    assert {path: content for path, (content, _) in found.items()} == files_of(folder)
+    assert {path: content for path, (content, _) in found.items()} == files_of(folder, REPO)
 
 
 class TestDryRun:
@@ -273,7 +278,7 @@ def test_a_training_pushes_its_saves_and_then_the_finished_model(hub, run, token
     assert repository.private
     assert len(repository.commits) == 1 + 2 + 1  # empty, each epoch, the end
     _, content = pushed(hub)
-    assert content == files_of(tmp_path / "out/model")
+    assert content == files_of(tmp_path / "out/model", REPO)
     assert not [name for name in content if name.endswith((".pt", ".pth", ".bin"))]
     hub.refused_commits = 2 * 6  # a Hub that answers no push in training stops no training
     recipe["output_dir"] = str(tmp_path / "again")

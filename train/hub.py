@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +25,8 @@ STATE = re.compile(
     r"(optimizer|scheduler|scaler|training_args|rng_state\w*)\.(pt|pth|bin)"
     r"|trainer_state\.json|\..*|(.*/)?__pycache__/.*"
 )
+CARD = "README.md"
+THIS_FOLDER = "path/to/this/folder"  # in the card, until it is pushed
 ST_FILES = (
     "modules.json",
     "1_Pooling/config.json",
@@ -65,6 +67,7 @@ def save_folder(
     model.save_pretrained(folder, state_dict=state_dict)
     tokenizer.save_pretrained(folder)
     save_sentence_transformers(tokenizer, folder, tasks=model.config.tasks)
+    shutil.rmtree(folder / PLOTS, ignore_errors=True)
     for name, value in ((SCORES, metrics), (RUNS, runs), (proof.FILE, None)):
         (folder / name).unlink(missing_ok=True)  # of a model saved here before
         if value is not None:
@@ -75,7 +78,7 @@ def save_folder(
 
 
 def write_card(model: PolyheadModel, folder: Path, pictures: Iterable[Path] = ()) -> None:
-    """README.md of a saved model, from what lies in its folder.
+    """The card of a saved model, from what lies in its folder.
 
     Args:
         model: the model.
@@ -85,7 +88,7 @@ def write_card(model: PolyheadModel, folder: Path, pictures: Iterable[Path] = ()
     for picture in pictures:
         (folder / PLOTS).mkdir(exist_ok=True)
         shutil.copy(picture, folder / PLOTS)
-    (folder / "README.md").write_text(render_card(model, folder), encoding="utf-8")
+    (folder / CARD).write_text(render_card(model, folder), encoding="utf-8")
 
 
 def save_sentence_transformers(
@@ -163,6 +166,8 @@ def push(
 ) -> dict[str, Any]:
     """Upload a saved model in one commit; files of an earlier version that it lacks are deleted.
 
+    The card goes up with the repository's name in its snippet.
+
     Called again after it was cut off, it uploads what is missing: large files that the Hub has
     already are not sent twice, and nothing shows before the commit.
 
@@ -190,20 +195,25 @@ def push(
     made = api.create_repo(repo, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(made.repo_id, branch=revision, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=made.repo_id,
-        folder_path=folder,
-        allow_patterns=list(files),
-        delete_patterns="*",
-        revision=revision,
+    card = (Path(folder) / CARD).read_text(encoding="utf-8").replace(THIS_FOLDER, made.repo_id)
+    kept = {*files, ".gitattributes"}  # the Hub's own
+    gone = [n for n in api.list_repo_files(made.repo_id, revision=revision) if n not in kept]
+    added = [(n, card.encode() if n == CARD else str(Path(folder) / n)) for n in files]
+    commit = api.create_commit(
+        made.repo_id,
+        [
+            *(CommitOperationDelete(name) for name in gone),
+            *(CommitOperationAdd(name, content) for name, content in added),
+        ],
         commit_message=message,
+        revision=revision,
     )
     return {**found, "repo": made.repo_id, "commit": commit.oid}
 
 
 def _files_to_push(folder: Path) -> dict[str, int]:
     """Size by path of what belongs to the model."""
-    if not (folder / "config.json").is_file() or not (folder / "README.md").is_file():
+    if not (folder / "config.json").is_file() or not (folder / CARD).is_file():
         raise RecipeError("push", [f"{folder} is no folder of a saved Polyhead"])
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind != PolyheadConfig.model_type:
