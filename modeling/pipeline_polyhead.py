@@ -2,14 +2,14 @@
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
 """Text in, predictions out: one encoder pass per text for all chosen tasks.
 
-Texts are sorted by length, so that a batch holds little padding, and results come back in the
-caller's order. Texts longer than the encoder takes are read in overlapping windows by token tasks;
-the other heads read the first window.
+Texts are sorted by length and, on CPUs, packed, so that a batch holds no padding (little, where the
+encoder cannot read packed batches); results come back in the caller's order. Texts longer than the
+encoder takes are read in overlapping windows by token tasks; the other heads read the first window.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from transformers import Pipeline, PreTrainedTokenizerBase
 
 from .configuration_polyhead import TaskConfig
 from .decoding import Window, decode_classes, decode_entities, encode_windows, split_words
+from .packing import cumulative
 
 TextOrPair = str | tuple[str, str]
 STRETCH = 32  # batches of a generator that are sorted by length together
@@ -152,16 +153,16 @@ class PolyheadPipeline(Pipeline):
         windows.sort(key=lambda entry: -len(entry[2].input_ids))
         for start in range(0, len(windows), batch_size):
             batch = windows[start : start + batch_size]
-            output, ids = self._encode([window for _, _, window in batch], tasks)
-            found = {**(output.logits or {}), **(output.embeddings or {})}
+            found = self._encode([window for _, _, window in batch], tasks)
             for name in tasks:
-                task, values = self.model.config.tasks[name], found[name].float().cpu()
-                for i, (row, first, window) in enumerate(batch):
+                task = self.model.config.tasks[name]
+                for values, (row, first, window) in zip(found[name], batch, strict=True):
                     if name in scores:
                         for word, token in window.first_tokens:
-                            scores[name][row][word] = values[i, token].log_softmax(-1)
+                            scores[name][row][word] = values[token].log_softmax(-1)
                     elif first:
-                        results[row][name] = self._decode(task, values[i], ids[i], top_k, threshold)
+                        ids = window.input_ids
+                        results[row][name] = self._decode(task, values, ids, top_k, threshold)
         for name, rows in scores.items():
             task = self.model.config.tasks[name]
             for row, text in enumerate(texts):
@@ -196,17 +197,34 @@ class PolyheadPipeline(Pipeline):
         ]
 
     @torch.no_grad()
-    def _encode(self, windows: list[Window], tasks: list[str]) -> tuple[Any, Tensor]:
+    def _encode(self, windows: list[Window], tasks: list[str]) -> dict[str, list[Tensor]]:
+        """By task, what it gives for each window: (L,) or (D,), or (its tokens, L)."""
         features: dict[str, list] = {"input_ids": [window.input_ids for window in windows]}
         if windows[0].token_type_ids is not None:
             features["token_type_ids"] = [window.token_type_ids for window in windows]
-        batch = self.tokenizer.pad(features, padding_side="right", return_tensors="pt")
-        batch = batch.to(self.model.device)
+        lengths = [len(window.input_ids) for window in windows]
+        # on a GPU attention text by text would cost more than the padding of sorted batches
+        packed = self.model.device.type == "cpu" and self.model.can_pack
+        if packed:
+            batch: Any = {k: torch.tensor([list(chain(*rows))]) for k, rows in features.items()}
+            batch["cu_seq_lens_q"] = cumulative(torch.tensor(lengths))
+        else:
+            batch = self.tokenizer.pad(features, padding_side="right", return_tensors="pt")
+            batch = batch.to(self.model.device)
         self.model.eval()
-        return self.model(**batch, tasks=tasks), batch["input_ids"]
+        output = self.model(**batch, tasks=tasks)
+        found = {}
+        for name, values in {**(output.logits or {}), **(output.embeddings or {})}.items():
+            values = values.float().cpu()
+            if values.dim() == 3:
+                parts = values[0].split(lengths) if packed else values
+                found[name] = [part[:n] for part, n in zip(parts, lengths, strict=True)]
+            else:
+                found[name] = list(values)
+        return found
 
     def _decode(
-        self, task: TaskConfig, values: Tensor, ids: Tensor, top_k: int, threshold: float | None
+        self, task: TaskConfig, values: Tensor, ids: list[int], top_k: int, threshold: float | None
     ) -> Any:
         if task.head == "embedding":
             return values.numpy()
@@ -222,13 +240,11 @@ class PolyheadPipeline(Pipeline):
             threshold=task.threshold if threshold is None else threshold,
         )
 
-    def _fill(self, values: Tensor, ids: Tensor, top_k: int) -> list:
+    def _fill(self, values: Tensor, ids: list[int], top_k: int) -> list:
         known = min(len(self.tokenizer), values.shape[-1])  # an encoder's vocabulary may be padded
         vocabulary = list(self.tokenizer.convert_ids_to_tokens(list(range(known))))
         values = values[:, :known]
-        places = [
-            i for i, token in enumerate(ids.tolist()) if token == self.tokenizer.mask_token_id
-        ]
+        places = [i for i, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
         return [
             decode_classes(values[place], vocabulary, multi_label=False, top_k=top_k, threshold=0.0)
             for place in places

@@ -22,7 +22,7 @@ TAGS = ["O", "B-city", "I-city"]
         ({**SEQUENCE, "labels": LABELS, "pooling": "sum"}, "pooling is 'sum'; allowed: mean, cls"),
         ({**SEQUENCE, "labels": LABELS, "activation": "swish"}, "activation is 'swish'; .*tanh"),
         ({**SEQUENCE, "problem_type": "ranking"}, "problem_type is 'ranking'; .*regression"),
-        ({"head": "embedding", "loss": "mse"}, "loss is 'mse'; allowed: .*cosent"),
+        ({"head": "embedding", "loss": "mae"}, "loss is 'mae'; allowed: .*cosent"),
         ({"head": "token_classification", "labels": TAGS, "scheme": "iob3"}, "iob3.*allowed: iob1"),
         ({**SEQUENCE}, "needs labels or problem_type: regression"),
         ({**SEQUENCE, "labels": ["one"]}, "needs 2 labels or more"),

@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import ENCODERS
 from polyhead.modeling import PolyheadPipeline, TaskConfig
 from polyhead.modeling.decoding import decode_entities, split_words
 
@@ -109,19 +110,38 @@ def test_batch_size_changes_nothing(pipe, size):
     assert_same(pipe(TEXTS, batch_size=size), pipe(TEXTS))
 
 
-def test_batches_hold_texts_of_like_length(pipe):
+@pytest.mark.parametrize("packed", [False, True])
+def test_batches_hold_texts_of_like_length(packed, pipe):
+    assert pipe.model.can_pack
+    pipe.model._packs = packed
     shapes = []
     pipe.model.encoder.register_forward_pre_hook(
         lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
     )
     pipe(TEXTS, batch_size=2)
     lengths = sorted((len(pipe.tokenizer(text)["input_ids"]) for text in TEXTS), reverse=True)
-    assert shapes == [(2, lengths[0]), (2, lengths[2]), (1, lengths[4])]
+    if packed:  # end to end, without padding
+        ends = [sum(lengths[start : start + 2]) for start in (0, 2, 4)]
+        assert shapes == [(1, tokens) for tokens in ends]
+    else:
+        assert shapes == [(2, lengths[0]), (2, lengths[2]), (1, lengths[4])]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet", "modernbert", "llama"])
+def test_packed_and_padded_batches_give_the_same(kind, make_model, tokenizer_of):
+    tasks = {**TASKS, "deep": TaskConfig(head="embedding", pooling="mean_last_4")}
+    model = make_model(kind, tasks, num_hidden_layers=4)
+    tokenizer = tokenizer_of(ENCODERS[kind][0])
+    pipe = PolyheadPipeline(model=model, tokenizer=tokenizer, device="cpu")
+    found = pipe(TEXTS)
+    assert model.can_pack == (kind != "mpnet")
+    model._packs = False
+    assert_same(found, pipe(TEXTS))
 
 
 def test_any_iterable_of_texts_is_read(pipe):
     expected = pipe(TEXTS)
-    assert_same(pipe(text for text in TEXTS), expected)
+    assert_same(list(pipe(text for text in TEXTS)), expected)
     assert_same(pipe(dict.fromkeys(TEXTS)), expected)
 
 
@@ -336,6 +356,7 @@ def test_other_heads_read_the_first_window_of_a_long_text(pipe):
 
 
 def test_long_texts_take_more_windows_only_for_token_tasks(pipe):
+    assert pipe.model.can_pack
     rows = []
     pipe.model.encoder.register_forward_pre_hook(
         lambda _, __, given: rows.append(tuple(given["input_ids"].shape)), with_kwargs=True
@@ -343,8 +364,8 @@ def test_long_texts_take_more_windows_only_for_token_tasks(pipe):
     pipe(LONG, tasks=["intent"])
     assert rows == [(1, 64)]
     pipe(LONG, tasks=["slots"], batch_size=100)
-    assert rows[1][0] > 1
-    assert rows[1][1] == 64
+    assert rows[1][0] == 1  # packed
+    assert rows[1][1] > 2 * 64
 
 
 def test_a_long_pair_is_cut_to_fit(pipe):

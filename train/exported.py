@@ -87,6 +87,8 @@ class ExportedModel(nn.Module):
         RecipeError: a package is missing that runs the graph.
     """
 
+    can_pack = False
+
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.about = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
