@@ -93,7 +93,8 @@ def about_run(
 
 def dataset_of(data: DataConfig) -> str | None:
     """The Hub id of a dataset; None for local files."""
-    return None if data.path is None or data.path in LOCAL or data.path[:1] == "/" else data.path
+    local = data.path is None or data.path in LOCAL or Path(data.path).exists()
+    return None if local else data.path
 
 
 def _hub_id(encoder: Any) -> str | None:
@@ -110,8 +111,10 @@ def _published(recipe: Recipe) -> dict[str, Any]:
         found.pop(key, None)
     if _hub_id(recipe.encoder) is None:
         found.pop("encoder", None)
-    for task in found["tasks"].values():
-        for key in ("data_files", "data_dir"):
+    for name, task in found["tasks"].items():
+        own = ["data_files", "data_dir"]
+        own += ["path"] if dataset_of(recipe.tasks[name].data) is None else []
+        for key in own:
             task["data"].pop(key, None)
         if isinstance(task.get("adapter"), dict):
             task["adapter"].pop("path", None)
