@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-NAME = "polyhead"  # of our attention in AttentionInterface
+# Of our attention in AttentionInterface. Each copy of this file (the installed one, that of a
+# repository) has a state of its own and must not take another's place there.
+NAME = __name__.replace(".", "_")
 _state = {"packed": False, "calls": 0}  # set while a packed batch's masks are made
 
 

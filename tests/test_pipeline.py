@@ -1,6 +1,7 @@
 """The pipeline gives what a direct call of the model gives, in the caller's order."""
 
 import copy
+import importlib.util
 import sys
 
 import datasets
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ENCODERS
-from polyhead.modeling import PolyheadPipeline, TaskConfig
+from polyhead.modeling import PolyheadPipeline, TaskConfig, packing
 from polyhead.modeling.decoding import decode_entities, split_words
 
 SEQUENCE = {"head": "sequence_classification"}
@@ -97,6 +98,20 @@ def test_results_are_those_of_the_model_in_the_order_of_the_texts(pipe):
     assert any(result["slots"] for result in results)
     assert len({result["intent"]["label"] for result in results}) > 1
     assert len({len(result["topics"]) for result in results}) > 1
+
+
+def test_another_copy_of_the_code_in_the_process_changes_nothing(pipe):
+    # a model of the Hub brings its own packing.py, with attention and state of its own
+    expected = pipe(TEXTS)
+    assert pipe.model._packs
+    spec = importlib.util.spec_from_file_location("another_packing", packing.__file__)
+    copy_of = importlib.util.module_from_spec(spec)
+    sys.modules["another_packing"] = copy_of  # dataclasses look their module up
+    spec.loader.exec_module(copy_of)
+    assert copy_of.NAME != packing.NAME
+    assert_same(pipe(TEXTS), expected)
+    pipe.model._packs = None
+    assert pipe.model.can_pack
 
 
 def test_one_text_gives_one_result_and_a_list_gives_a_list(pipe):
