@@ -62,14 +62,14 @@ def readme(encoder_folder, tmp_path, monkeypatch):
     for name, (count, start) in parts.items():
         rows = messages(count, start)
         lines = [f"{row['text']},{row['intent']}" for row in rows]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,intent", *lines]) + "\n")
         words = [{"tokens": row["tokens"], "tags": row["tags"]} for row in rows]
         write_rows(tmp_path / f"ner{'' if name == 'train' else f'_{name}'}.jsonl", words)
     texts = datasets.Dataset.from_dict({"text": [row["text"] for row in messages(6)]})
     texts.to_parquet(tmp_path / "texts.parquet")
     files = {"train": "train.csv", "test": "test.csv"}
     task = {"head": "sequence_classification", "labels": INTENTS}
-    task["data"] = {"data_files": files, "text": "text", "label": "label"}
+    task["data"] = {"data_files": files, "text": "text", "label": "intent"}
     more = {"tasks": {"again": task}, "output_dir": "runs/more"}
     write_recipe(tmp_path / "more.yaml", more | {"training": {"num_train_epochs": 1}})
     monkeypatch.chdir(tmp_path)
