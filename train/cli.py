@@ -195,7 +195,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     as_json: AsJson = False,
 ) -> None:
     """Predict for texts, or for every row of a file."""
-    from .prediction import plain, predict_file
+    from .prediction import plain
 
     if (source is None) != (target is None) or (source is None) == (not texts):
         raise RecipeError("predict", ["give texts, or both --input and --output"])
@@ -215,28 +215,8 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     assert source is not None
     assert target is not None
     chosen = _choose(pipe, [("", "") if text_pair else ""], chosen)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress("rows", *columns, console=err)
-    task = bar.add_task("rows")
-
-    def progress(done: int, total: int) -> None:
-        bar.start()  # not before the file has been read and found good
-        bar.update(task, completed=done, total=total)
-
-    try:
-        rows = predict_file(
-            pipe,
-            source,
-            target,
-            tasks=chosen,
-            text=text,
-            text_pair=text_pair,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    finally:
-        bar.stop()
-    err.print(f"{rows} rows written to {target}")
+    options: dict[str, Any] = {"text": text, "text_pair": text_pair, "batch_size": batch_size}
+    _predict_rows(pipe, source, target, tasks=chosen, **options)
 
 
 @app.command()
@@ -252,7 +232,7 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
 ) -> None:
     """Vectors of an embedding task, for texts (JSON) or for every row of a file."""
     from .exported import embedding_task
-    from .prediction import plain, predict_file
+    from .prediction import plain
 
     if (source is None) != (target is None) or (source is None) == (not texts):
         raise RecipeError("embed", ["give texts, or both --input and --output"])
@@ -267,21 +247,8 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
         return
     assert source is not None
     assert target is not None
-    with Progress(
-        "rows", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err
-    ) as bar:
-        line = bar.add_task("rows", total=None)
-        rows = predict_file(
-            pipe,
-            source,
-            target,
-            tasks=[task],
-            text=text,
-            batch_size=batch_size,
-            document=document,
-            progress=lambda done, total: bar.update(line, completed=done, total=total),
-        )
-    err.print(f"{rows} rows written to {target}")
+    options: dict[str, Any] = {"text": text, "batch_size": batch_size, "document": document}
+    _predict_rows(pipe, source, target, tasks=[task], **options)
 
 
 @app.command()
@@ -375,6 +342,25 @@ def _pipeline(model: str) -> "PolyheadPipeline":
     parts: Any = {"model": loaded, "tokenizer": tokenizer}
     device = -1 if isinstance(loaded, ExportedModel) else None  # its engine knows where it runs
     return PolyheadPipeline(**parts, device=device)
+
+
+def _predict_rows(pipe: "PolyheadPipeline", source: Path, target: Path, **options: Any) -> None:
+    """`predict_file` with a bar of rows."""
+    from .prediction import predict_file
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress("rows", *columns, console=err)
+    task = bar.add_task("rows")
+
+    def progress(done: int, total: int) -> None:
+        bar.start()  # not before the file has been read and found good
+        bar.update(task, completed=done, total=total)
+
+    try:
+        rows = predict_file(pipe, source, target, progress=progress, **options)
+    finally:
+        bar.stop()
+    err.print(f"{rows} rows written to {target}")
 
 
 def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> list[str]:

@@ -55,13 +55,8 @@ def export_hf(
     Raises:
         RecipeError: the task is unknown, `folder` is taken, or HF's class cannot hold the head.
     """
-    folder, faults = Path(folder), []
-    if task not in model.task_names:
-        faults.append(
-            f"--task: there is no task {task!r}; there are: {', '.join(model.task_names)}"
-        )
-    aside = Path(folder).with_name(f"{Path(folder).name}.unchecked")
-    faults += [f"--output: {p} exists; name a new folder" for p in (folder, aside) if p.exists()]
+    folder, aside = Path(folder), unchecked(folder)
+    faults = target_faults(model, [task], folder)
     if faults:
         raise RecipeError("export", faults)
     config, head = model.config.tasks[task], model.heads[task]
@@ -81,6 +76,23 @@ def export_hf(
         raise RecipeError("export", [_misfit(type(found).__name__, task, config, difference)])
     aside.rename(folder)
     return type(found).__name__
+
+
+def unchecked(folder: str | Path) -> Path:
+    """Where an export lies until it has been compared with the model."""
+    return Path(folder).with_name(f"{Path(folder).name}.unchecked")
+
+
+def target_faults(model: PolyheadModel, tasks: list[str], folder: str | Path) -> list[str]:
+    """Tasks that the model lacks, and folders that stand where an export is to be written."""
+    known = ", ".join(model.task_names)
+    faults = [
+        f"--task: there is no task {name!r}; there are: {known}"
+        for name in tasks
+        if name not in model.task_names
+    ]
+    places = (Path(folder), unchecked(folder))
+    return faults + [f"--output: {p} exists; name a new folder" for p in places if p.exists()]
 
 
 def _with_head(encoder: PreTrainedModel, task: TaskConfig, head: nn.Module) -> PreTrainedModel:

@@ -31,6 +31,7 @@ from ..modeling.pooling import pool
 from ..modeling.routing import Routed
 from .adapters import merged_encoder
 from .errors import RecipeError
+from .export import target_faults, unchecked
 from .exported import FILE, PACKAGES, ExportedModel, missing_packages
 from .files import write_json
 from .proof import probe_rows
@@ -197,14 +198,8 @@ def export_graph(
         RecipeError: a task is unknown, `folder` is taken, a package is missing, adapters do not fit
             one graph, or the graph does not give the model's outputs.
     """
-    folder = Path(folder)
-    aside = folder.with_name(f"{folder.name}.unchecked")
-    faults = missing_packages(kind) + [
-        f"--task: there is no task {name!r}; there are: {', '.join(model.task_names)}"
-        for name in tasks
-        if name not in model.task_names
-    ]
-    faults += [f"--output: {p} exists; name a new folder" for p in (folder, aside) if p.exists()]
+    folder, aside = Path(folder), unchecked(folder)
+    faults = missing_packages(kind) + target_faults(model, tasks, folder)
     if faults:
         raise RecipeError("export", faults)
     aside.mkdir(parents=True)

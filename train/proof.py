@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from ..modeling.adapters import adapter_state, plain_state
 from ..modeling.modeling_polyhead import PolyheadModel
+from .files import read_json
 
 FILE = "proof.json"  # in a model's folder: one entry for each change
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)  # tokens of the probe's rows, if the encoder can
@@ -104,8 +105,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], tasks: Iterable[str])
 
 def read_proofs(folder: str | Path) -> list[dict[str, Any]]:
     """The entries of a folder's proof.json, oldest first."""
-    path = Path(folder) / FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return read_json(Path(folder) / FILE, [])
 
 
 def main() -> None:
