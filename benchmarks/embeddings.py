@@ -1,15 +1,19 @@
 """Training sentence embeddings beside sentence-transformers' own trainer: STS-B Spearman and time.
 
 The same encoder, losses, rows, batches and steps: stsb (CoSENT), entailed nli pairs and captions of
-one image (in-batch contrastive), task-pure batches in proportion to rows, one pass. Two trainers
-draw in their own order, so each is run with several seeds, in turns. Needs `POLYHEAD_DATA`.
+one image (in-batch contrastive), task-pure batches in proportion to rows, one pass.
+sentence-transformers replays the batches that our sampler draws, so that only dropout and the order
+of sums differ; the first seed is run without dropout too. In turns. Needs `POLYHEAD_DATA`.
 """
 
 import argparse
+import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.sampler import MultiDatasetDefaultBatchSampler
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
@@ -59,9 +64,23 @@ def rows_of(count: int) -> dict[str, datasets.Dataset]:
     return {name: rows.shuffle(seed=0).select(range(count)) for name, rows in found.items()}
 
 
-def theirs(rows: dict[str, datasets.Dataset], seed: int, folder: str) -> tuple[Any, float]:
+class Replay(MultiDatasetDefaultBatchSampler):
+    """The batches given, as numbers over all data sets end to end."""
+
+    batches: list[list[int]]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def theirs(
+    rows: dict[str, datasets.Dataset], batches: list[list[int]], seed: int, start: str, folder: str
+) -> tuple[Any, float]:
     """Train with sentence-transformers; the model and seconds of training."""
-    encoder = Transformer(encoder_folder(), max_seq_length=LENGTH)
+    encoder = Transformer(start, max_seq_length=LENGTH)
     pooling = Pooling(encoder.get_embedding_dimension(), pooling_mode="mean")
     model = SentenceTransformer(modules=[encoder, pooling, Normalize()], device="cpu")
     contrastive = losses.MultipleNegativesRankingLoss(model)
@@ -70,21 +89,20 @@ def theirs(rows: dict[str, datasets.Dataset], seed: int, folder: str) -> tuple[A
         args=SentenceTransformerTrainingArguments(
             output_dir=folder,
             seed=seed,
-            multi_dataset_batch_sampler="proportional",
+            multi_dataset_batch_sampler=type("Drawn", (Replay,), {"batches": batches}),
             report_to="none",
             **TRAINING,
         ),
         train_dataset=datasets.DatasetDict(rows),
         loss={"sts": losses.CoSENTLoss(model), "nli": contrastive, "captions": contrastive},
     )
-    start = time.perf_counter()
+    begin = time.perf_counter()
     trainer.train()
-    return model, time.perf_counter() - start
+    return model, time.perf_counter() - begin
 
 
-def ours(rows: dict[str, datasets.Dataset], seed: int, folder: str) -> tuple[Any, float]:
-    """Train with Polyhead; its folder as sentence-transformers loads it, and seconds."""
-    from polyhead.train.hub import save_folder
+def our_trainer(rows: dict[str, datasets.Dataset], seed: int, start: str, folder: str) -> Any:
+    """Our trainer of the same rows."""
     from polyhead.train.preparation import prepare
 
     tasks = {}
@@ -96,7 +114,7 @@ def ours(rows: dict[str, datasets.Dataset], seed: int, folder: str) -> tuple[Any
     tasks["sts"] |= {"loss": "cosent"}
     tasks["sts"]["data"] |= {"label": "score"}
     recipe = {
-        "encoder": encoder_folder(),
+        "encoder": start,
         "tasks": tasks,
         "max_length": LENGTH,
         "sampling": {"batches": "pure"},
@@ -106,13 +124,27 @@ def ours(rows: dict[str, datasets.Dataset], seed: int, folder: str) -> tuple[Any
     }
     path = Path(folder, "recipe.yaml")
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    found = prepare(path)
-    trainer = trainer_of(found)
-    start = time.perf_counter()
+    return trainer_of(prepare(path))
+
+
+def ours(trainer: Any, folder: str) -> tuple[Any, float]:
+    """Train with Polyhead; its folder as sentence-transformers loads it, and seconds."""
+    from polyhead.train.hub import save_folder
+
+    begin = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - start
-    save_folder(found.model, found.tokenizer, f"{folder}/model")
+    seconds = time.perf_counter() - begin
+    save_folder(trainer.model, trainer.processing_class, f"{folder}/model")
     return SentenceTransformer(f"{folder}/model", trust_remote_code=True, device="cpu"), seconds
+
+
+def without_dropout(folder: str) -> str:
+    """A copy of the encoder whose config drops nothing."""
+    path = Path(shutil.copytree(encoder_folder(), f"{folder}/encoder")) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return str(path.parent)
 
 
 def score(model: SentenceTransformer, **options: Any) -> float:
@@ -124,29 +156,44 @@ def score(model: SentenceTransformer, **options: Any) -> float:
     return 100 * float(spearmanr((one * two).sum(1), rows["score"]).statistic)
 
 
+def compare(
+    rows: dict[str, datasets.Dataset], seed: int, *, dropout: bool
+) -> dict[str, tuple[float, float]]:
+    """(score, seconds) of both trainers on the same batches."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = encoder_folder() if dropout else without_dropout(folder)
+        for name in ("theirs", "ours"):
+            Path(folder, name).mkdir()
+        trainer = our_trainer(rows, seed, start, f"{folder}/ours")
+        batches = list(trainer.sampler)
+        model, theirs_took = theirs(rows, batches, seed, start, f"{folder}/theirs")
+        found = {"sentence-transformers": (score(model), theirs_took)}
+        model, ours_took = ours(trainer, f"{folder}/ours")
+        found["Polyhead"] = (score(model, task="sts"), ours_took)
+    shown = (f"{name} {points:.2f}, {took:.0f} s" for name, (points, took) in found.items())
+    print(f"seed {seed}, dropout {dropout}: {'; '.join(shown)}", flush=True)
+    return found
+
+
 def main() -> None:
     """Train both in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1000, help="of each task")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
-    rows = rows_of(options.rows)
-    scores: dict[str, list[float]] = {"start": [score(SentenceTransformer(encoder_folder()))]}
-    seconds: dict[str, list[float]] = {}
-    for seed in options.seeds:
-        for name, run in {"sentence-transformers": theirs, "Polyhead": ours}.items():
-            with tempfile.TemporaryDirectory() as folder:
-                model, took = run(rows, seed, folder)
-                task = {"task": "sts"} if name == "Polyhead" else {}
-                scores.setdefault(name, []).append(round(score(model, **task), 2))
-                seconds.setdefault(name, []).append(round(took, 1))
-                print(f"seed {seed}, {name}: {scores[name][-1]:.2f}, {took:.0f} s", flush=True)
-    means = {name: statistics.mean(values) for name, values in scores.items()}
-    times = {name: statistics.mean(values) for name, values in seconds.items()}
-    ratio = times["sentence-transformers"] / times["Polyhead"]
-    print(f"{means}, {times}, {ratio:.2f} times as fast")
+    rows = dict(sorted(rows_of(options.rows).items()))  # as our sampler counts them
+    print(f"start: {score(SentenceTransformer(encoder_folder())):.2f}", flush=True)
+    plain = compare(rows, options.seeds[0], dropout=False)
+    runs = [compare(rows, seed, dropout=True) for seed in options.seeds]
+    scores = {name: [round(run[name][0], 2) for run in runs] for name in plain}
+    seconds = {name: [round(run[name][1], 1) for run in [plain, *runs]] for name in plain}
+    exact = {name: round(points, 2) for name, (points, _) in plain.items()}
+    means = {name: round(statistics.mean(values), 2) for name, values in scores.items()}
+    ratio = sum(seconds["sentence-transformers"]) / sum(seconds["Polyhead"])
+    print(f"without dropout {exact}; means {means}; {ratio:.2f} times as fast")
     what = f"sentence embeddings, 3 x {options.rows} rows, batches of 32: STS-B test Spearman"
-    keep("embeddings", what, {"scores": scores, "seconds": seconds, "speed": round(ratio, 3)})
+    tables = {"seeds": options.seeds, "scores": scores, "without_dropout": exact}
+    keep("embeddings", what, {**tables, "seconds": seconds, "speed": round(ratio, 3)})
 
 
 if __name__ == "__main__":

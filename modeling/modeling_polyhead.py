@@ -26,6 +26,7 @@ from transformers.utils.hub import hf_api
 
 from .adapters import inject, load_adapter, load_plain, plain_state, remove, save_adapter
 from .checks import check_task_name
+from .compute import Compute, Mode, set_compute
 from .configuration_polyhead import PolyheadConfig, TaskConfig
 from .encoding import (
     Encoded,
@@ -110,6 +111,7 @@ class PolyheadModel(PreTrainedModel):
         super().__init__(config)
         self.encoder = build_encoder(config.encoder_config)
         self._packs: bool | None = None
+        self.compute = Compute("exact")
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
         self.heads = nn.ModuleDict(
             {name: self._build_head(config.tasks[name]) for name in self.task_names}
@@ -416,6 +418,15 @@ class PolyheadModel(PreTrainedModel):
             )
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
+    def set_compute(self, mode: Mode) -> Compute:
+        """Choose how the encoder computes: `exact` (default), `auto` or `bf16`; see `compute.py`.
+
+        Raises:
+            ValueError: the mode is unknown.
+        """
+        self.compute = set_compute(self.encoder, mode)
+        return self.compute
+
     # ---- the forward pass ----
 
     def forward(
@@ -646,9 +657,12 @@ class PolyheadModel(PreTrainedModel):
         given = {k: v for k, v in inputs.items() if v is not None} | {"return_dict": True}
         if "token_type_ids" in given and not self._has_segments:
             given.pop("token_type_ids")
-        if texts.cu_seq_lens is None:
-            return self.encoder(**given)
-        return encode_packed(self.encoder, given, texts.cu_seq_lens)
+        with self.compute.context(self.device.type):
+            if texts.cu_seq_lens is None:
+                found = self.encoder(**given)
+            else:
+                found = encode_packed(self.encoder, given, texts.cu_seq_lens)
+        return self.compute.restored(found, self.dtype)
 
     @cached_property
     def _has_segments(self) -> bool:

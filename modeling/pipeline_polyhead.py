@@ -16,16 +16,24 @@ import torch
 from torch import Tensor
 from transformers import Pipeline, PreTrainedTokenizerBase
 
+from .compute import Mode, check_mode
 from .configuration_polyhead import TaskConfig
 from .decoding import Window, decode_classes, decode_entities, encode_windows, split_words
 from .packing import cumulative
 
 TextOrPair = str | tuple[str, str]
-STRETCH = 32  # batches of a generator that are sorted by length together
+STRETCH = 1024  # texts of a generator that are sorted by length together
+BATCH_TOKENS = {"cpu": 1024}  # of one encoder pass, by kind of device
+MORE_TOKENS = 32_768  # of other kinds
 
 
 class PolyheadPipeline(Pipeline):
     """`pipeline(model=folder, trust_remote_code=True)`, or `PolyheadPipeline(model=, tokenizer=)`.
+
+    Args:
+        compute: how the encoder computes: `auto` (default), by what is fastest on this machine for
+            the same numbers, measured at the first call; `exact`, as torch does; `bf16`. What was
+            chosen, and why: `pipe.model.compute`.
 
     Args (of a call):
         texts: one text, or a list, a column of a dataset or another iterable of texts; (text, text)
@@ -33,7 +41,9 @@ class PolyheadPipeline(Pipeline):
         tasks: names of the tasks; None for every task that reads what is given (texts or pairs).
         top_k: how many labels, or fillings of a mask, to give.
         threshold: probability from which a multi-label task sets a label; None for the task's own.
-        batch_size: windows in one encoder pass.
+        batch_tokens: tokens in one encoder pass, padding counted; default 1,024 on CPUs, where
+            larger passes leave the cache, 32,768 elsewhere. A longer text goes alone.
+        batch_size: windows in one encoder pass, instead of a number of tokens.
         document: the texts are documents to be found, not queries: embedding tasks with two prompts
             put the second before them.
 
@@ -55,6 +65,11 @@ class PolyheadPipeline(Pipeline):
     tokenizer: PreTrainedTokenizerBase
     model: Any
 
+    def __init__(self, *args: Any, compute: Mode = "auto", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_mode(compute)
+        self._wanted: Mode | None = compute
+
     def __call__(
         self,
         texts: TextOrPair | Iterable[TextOrPair],
@@ -62,12 +77,18 @@ class PolyheadPipeline(Pipeline):
         *,
         top_k: int = 1,
         threshold: float | None = None,
-        batch_size: int = 32,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
         document: bool = False,
     ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
         """Predict; see the class."""
-        options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "batch_size": batch_size}
-        options["document"] = document
+        options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "document": document}
+        options |= {"batch_tokens": batch_tokens, "batch_size": batch_size}
+        if batch_tokens is not None and batch_size is not None:
+            raise ValueError("give batch_tokens or batch_size, not both")
+        for name in ("batch_tokens", "batch_size"):
+            if options[name] is not None and options[name] < 1:
+                raise ValueError(f"{name} is {options[name]}; it must be at least 1")
         if isinstance(texts, Iterator):
             return self._stream(texts, tasks, options)
         single = isinstance(texts, (str, tuple))
@@ -78,11 +99,14 @@ class PolyheadPipeline(Pipeline):
                 raise ValueError(f"text {number} is {text!r}; give a string or a pair of strings")
         if not given:
             return []
+        if self._wanted is not None:
+            self.model.set_compute(self._wanted)
+            self._wanted = None
         chosen = self.choose_tasks(given, tasks)
         results: list[dict[str, Any]] = [{} for _ in given]
         for prompt, own in self._by_prompt(chosen, int(document)).items():
             read = [prompt + text for text in given] if prompt else given  # pyright: ignore
-            found = self._predict(read, own, top_k, threshold, batch_size)
+            found = self._predict(read, own, options)
             results = [{**one, **more} for one, more in zip(results, found, strict=True)]
         results = [{name: result[name] for name in chosen} for result in results]
         return results[0] if single else results
@@ -98,7 +122,7 @@ class PolyheadPipeline(Pipeline):
         self, texts: Iterator[TextOrPair], tasks: Sequence[str] | None, options: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """Answers to texts that come one by one, sorted by length within a stretch."""
-        while stretch := list(islice(texts, STRETCH * options["batch_size"])):
+        while stretch := list(islice(texts, STRETCH)):
             yield from self(stretch, tasks, **options)  # pyright: ignore[reportReturnType]
 
     def choose_tasks(
@@ -133,13 +157,29 @@ class PolyheadPipeline(Pipeline):
                 raise ValueError(f"task {name!r} reads {want}")
         return list(tasks)
 
+    def _batches(
+        self, lengths: list[int], batch_tokens: int | None, batch_size: int | None
+    ) -> Iterator[slice]:
+        """Cuts of windows, of falling `lengths`, into encoder passes."""
+        if batch_tokens is None:
+            batch_tokens = BATCH_TOKENS.get(self.model.device.type, MORE_TOKENS)
+        start = total = 0
+        for place, length in enumerate(lengths):
+            count = place - start
+            cost = total + length if self._packs else (count + 1) * lengths[start]
+            if count and (count == batch_size if batch_size else cost > batch_tokens):
+                yield slice(start, place)
+                start, total = place, 0
+            total += length
+        yield slice(start, len(lengths))
+
+    @property
+    def _packs(self) -> bool:
+        # on a GPU attention text by text would cost more than the padding of sorted batches
+        return self.model.device.type == "cpu" and self.model.can_pack
+
     def _predict(
-        self,
-        texts: list[TextOrPair],
-        tasks: list[str],
-        top_k: int,
-        threshold: float | None,
-        batch_size: int,
+        self, texts: list[TextOrPair], tasks: list[str], options: dict[str, Any]
     ) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = [{} for _ in texts]
         words = [split_words(text) if isinstance(text, str) else [] for text in texts]
@@ -151,8 +191,9 @@ class PolyheadPipeline(Pipeline):
             if self.model.config.tasks[name].head == "token_classification"
         }
         windows.sort(key=lambda entry: -len(entry[2].input_ids))
-        for start in range(0, len(windows), batch_size):
-            batch = windows[start : start + batch_size]
+        lengths = [len(window.input_ids) for _, _, window in windows]
+        for cut in self._batches(lengths, options["batch_tokens"], options["batch_size"]):
+            batch = windows[cut]
             found = self._encode([window for _, _, window in batch], tasks)
             for name in tasks:
                 task = self.model.config.tasks[name]
@@ -161,8 +202,7 @@ class PolyheadPipeline(Pipeline):
                         for word, token in window.first_tokens:
                             scores[name][row][word] = values[token].log_softmax(-1)
                     elif first:
-                        ids = window.input_ids
-                        results[row][name] = self._decode(task, values, ids, top_k, threshold)
+                        results[row][name] = self._decode(task, values, window.input_ids, options)
         for name, rows in scores.items():
             task = self.model.config.tasks[name]
             for row, text in enumerate(texts):
@@ -203,8 +243,7 @@ class PolyheadPipeline(Pipeline):
         if windows[0].token_type_ids is not None:
             features["token_type_ids"] = [window.token_type_ids for window in windows]
         lengths = [len(window.input_ids) for window in windows]
-        # on a GPU attention text by text would cost more than the padding of sorted batches
-        packed = self.model.device.type == "cpu" and self.model.can_pack
+        packed = self._packs
         if packed:
             batch: Any = {k: torch.tensor([list(chain(*rows))]) for k, rows in features.items()}
             batch["cu_seq_lens_q"] = cumulative(torch.tensor(lengths))
@@ -224,8 +263,9 @@ class PolyheadPipeline(Pipeline):
         return found
 
     def _decode(
-        self, task: TaskConfig, values: Tensor, ids: list[int], top_k: int, threshold: float | None
+        self, task: TaskConfig, values: Tensor, ids: list[int], options: dict[str, Any]
     ) -> Any:
+        top_k, threshold = options["top_k"], options["threshold"]
         if task.head == "embedding":
             return values.numpy()
         if task.head == "masked_lm":

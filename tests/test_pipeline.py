@@ -120,9 +120,52 @@ def test_one_text_gives_one_result_and_a_list_gives_a_list(pipe):
     assert_same([alone], pipe(TEXTS)[:1])
 
 
-@pytest.mark.parametrize("size", [1, 2, 100])
-def test_batch_size_changes_nothing(pipe, size):
-    assert_same(pipe(TEXTS, batch_size=size), pipe(TEXTS))
+@pytest.mark.parametrize("size", [{"batch_size": n} for n in (1, 2, 100)] + [{"batch_tokens": 9}])
+def test_batches_of_any_size_change_nothing(pipe, size):
+    assert_same(pipe(TEXTS, **size), pipe(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("packed", "cuts"),
+    [  # of windows of 9, 6, 4, 3, 3, 2 tokens
+        (
+            True,
+            {10: [1, 2, 3], 12: [1, 2, 3], 13: [1, 3, 2], 9: [1, 1, 2, 2], 4: [1, 1, 1, 1, 1, 1]},
+        ),
+        (False, {10: [1, 1, 2, 2], 12: [1, 2, 3], 27: [3, 3], 4: [1, 1, 1, 1, 1, 1]}),
+    ],
+)
+def test_a_batch_has_at_most_so_many_tokens(pipe, packed, cuts):
+    pipe.model._packs = packed
+    lengths = [9, 6, 4, 3, 3, 2]
+    for tokens, sizes in cuts.items():
+        found = list(pipe._batches(lengths, tokens, None))
+        assert [cut.stop - cut.start for cut in found] == sizes, tokens
+        assert [i for cut in found for i in range(cut.start, cut.stop)] == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 2, "batch_tokens": 8}, "give batch_tokens or batch_size, not both"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"batch_tokens": -1}, "batch_tokens is -1; it must be at least 1"),
+    ],
+)
+def test_wrong_sizes_are_refused(pipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(TEXTS, **options)
+
+
+def test_how_to_compute_is_chosen_at_the_first_call(pipe):
+    assert pipe.model.compute.mode == "exact"
+    pipe(TEXTS[0], tasks=SINGLE)
+    assert pipe.model.compute.mode == "auto"
+    exact = PolyheadPipeline(model=pipe.model, tokenizer=pipe.tokenizer, compute="exact")
+    exact(TEXTS[0], tasks=SINGLE)
+    assert pipe.model.compute.mode == "exact"
+    with pytest.raises(ValueError, match="compute is 'fast'; allowed: exact, auto, bf16"):
+        PolyheadPipeline(model=pipe.model, tokenizer=pipe.tokenizer, compute="fast")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -290,7 +333,7 @@ def test_masks_are_filled_with_tokens(make_model, tokenizer_of):
 
 
 def test_a_generator_is_read_as_its_answers_are_asked_for(pipe, monkeypatch):
-    monkeypatch.setattr(sys.modules[PolyheadPipeline.__module__], "STRETCH", 1)
+    monkeypatch.setattr(sys.modules[PolyheadPipeline.__module__], "STRETCH", 2)
     read = []
 
     def texts():

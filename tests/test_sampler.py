@@ -341,10 +341,11 @@ class TestMaking:
     def test_passes_and_lengths(self, tmp_path):
         args = TrainingArguments(str(tmp_path), per_device_train_batch_size=4, use_cpu=True)
         passes, lengths = {"a": 0.5}, list(range(64))
-        made = make_sampler(
-            {"a": range(64)}, {"a": ["a"]}, MultiTaskArguments(passes=passes), args, lengths
+        multitask = MultiTaskArguments(passes=passes, sampling=Sampling(order="length"))
+        made = make_sampler({"a": range(64)}, {"a": ["a"]}, multitask, args, lengths)
+        expected = sampler_of(
+            [64], layout=(4, 1, 1), seed=42, passes=passes, lengths=lengths, order="length"
         )
-        expected = sampler_of([64], layout=(4, 1, 1), seed=42, passes=passes, lengths=lengths)
         assert made.draws(0) == {"a": 32}
         assert list(made) == list(expected)
 
@@ -506,7 +507,7 @@ class TestLengths:
     @given(mixes(), layouts, seeds)
     def test_the_same_rows_are_drawn(self, mix, layout, seed):
         lengths = np.random.default_rng(seed).integers(3, 64, sum(mix["sizes"]))
-        sampler = sampler_of(**mix, layout=layout, seed=seed, lengths=lengths)
+        sampler = sampler_of(**mix, layout=layout, seed=seed, lengths=lengths, order="length")
         shuffled = sampler_of(**mix, layout=layout, seed=seed)
         assert sorted(rows_of(sampler)) == sorted(rows_of(shuffled))
         assert len(sampler) == len(list(sampler)) == len(shuffled)
@@ -514,15 +515,72 @@ class TestLengths:
     @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
     def test_steps_of_a_stretch_do_not_overlap_in_length(self, layout):
         lengths = np.random.default_rng(0).permutation(BUCKET * 32)
-        sampler = sampler_of([BUCKET * 32], layout=layout, lengths=lengths)
+        sampler = sampler_of([BUCKET * 32], layout=layout, lengths=lengths, order="length")
         spans = sorted((lengths[step].min(), lengths[step].max()) for step in steps_of(sampler))
         assert spans == [(32 * i, 32 * i + 31) for i in range(BUCKET)]
 
     def test_steps_come_in_no_order_of_length(self):
         lengths = np.arange(BUCKET * 8)
-        means = [lengths[batch].mean() for batch in sampler_of([BUCKET * 8], lengths=lengths)]
+        means = [
+            lengths[batch].mean()
+            for batch in sampler_of([BUCKET * 8], lengths=lengths, order="length")
+        ]
         assert means != sorted(means)
         assert means != sorted(means, reverse=True)
+
+
+class TestBatchesOfTokens:
+    """`batch_tokens`: equal tokens instead of equal rows."""
+
+    @given(mixes(), layouts, seeds, epochs, st.integers(8, 400))
+    def test_every_row_of_the_epoch_comes_and_no_batch_is_empty(
+        self, mix, layout, seed, epoch, tokens
+    ):
+        lengths = np.random.default_rng(seed).integers(3, 64, sum(mix["sizes"]))
+        options = {"layout": layout, "seed": seed, "epoch": epoch}
+        sampler = sampler_of(**mix, **options, lengths=lengths, batch_tokens=tokens)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        assert all(batches)
+        assert drawn_of(sampler, rows_of(sampler)) == {
+            name: count for name, count in sampler.draws(epoch).items() if count
+        }
+        first = sampler_of(**mix, layout=layout, seed=seed, lengths=lengths, batch_tokens=tokens)
+        assert len(first) == len(sampler)  # the steps of an epoch do not depend on its rows
+
+    @pytest.mark.parametrize("order", ["shuffled", "length"])
+    @pytest.mark.parametrize("kind", ["mixed", "pure"])
+    def test_tokens_of_steps_differ_by_a_row_at_most(self, kind, order):
+        lengths = np.random.default_rng(0).integers(3, 100, 900)
+        sampler = sampler_of(
+            [500, 400],
+            layout=(1, 2, 2),
+            lengths=lengths,
+            batch_tokens=512,
+            batches=kind,
+            order=order,
+        )
+        found = [lengths[step].sum() for step in steps_of(sampler)]
+        assert max(found) <= 4 * 512 + 100
+        assert min(found) >= 4 * 512 - 4 * 100
+        batches = [lengths[batch].sum() for batch in sampler]
+        assert max(batches) <= 512 + 200
+
+    def test_long_rows_come_in_small_batches(self):
+        lengths = np.array([10] * 8 + [40] * 2)
+        sampler = sampler_of([10], lengths=lengths, batch_tokens=80, order="length")
+        assert sorted(map(sorted, sampler)) == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9]]
+
+    def test_the_same_rows_a_step_on_any_number_of_ranks(self):
+        lengths = np.random.default_rng(0).integers(3, 60, 400)
+        options = {"lengths": lengths, "sizes": [250, 150]}
+        one = sampler_of(**options, layout=(1, 1, 1), batch_tokens=512)
+        expected = steps_of(one)
+        for replicas, accumulation in ((2, 1), (1, 2), (2, 2), (4, 1)):
+            layout = (1, accumulation, replicas)
+            share = 512 // (replicas * accumulation)
+            sampler = sampler_of(**options, layout=layout, batch_tokens=share)
+            assert list(map(sorted, steps_of(sampler))) == list(map(sorted, expected))
 
 
 class TestDuplicates:

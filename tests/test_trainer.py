@@ -13,6 +13,7 @@ from polyhead.train import task_evaluation
 from polyhead.train.collator import model_inputs
 from polyhead.train.features import MultiTaskDataset
 from polyhead.train.run import _checkpoint
+from polyhead.train.schema import MultiTaskArguments, Sampling
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from train_helpers import (
@@ -52,6 +53,18 @@ class TestLosses:
         assert_close(found[1][1], found[0][1], rtol=0, atol=1e-4)
         moved = {name for name, value in found[0][0].items() if not value.equal(before[name])}
         assert moved >= {name for name in before if name.startswith("heads.") and "out" in name}
+
+    @pytest.mark.parametrize("batches", ["mixed", "pure"])
+    def test_batches_of_tokens_accumulate_to_the_same(self, build, batches):
+        found = []
+        for accumulation in (1, 4):
+            sampling = Sampling(batches=batches, batch_tokens=240 // accumulation)
+            multitask = MultiTaskArguments(sampling=sampling)
+            trainer = build(accumulation=accumulation, multitask=multitask)
+            trainer.train()
+            found.append((weights(trainer), logged(trainer, "loss")))
+        assert_close(found[1][0], found[0][0], rtol=0, atol=1e-5)
+        assert_close(found[1][1], found[0][1], rtol=0, atol=1e-4)
 
     def test_packing_changes_neither_losses_nor_weights(self, build):
         found = []

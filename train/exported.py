@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..modeling.compute import Compute, Mode
 from ..modeling.configuration_polyhead import PolyheadConfig
 from ..modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from .errors import RecipeError
@@ -42,10 +43,12 @@ def missing_packages(kind: str) -> list[str]:
 Engine = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 
-def onnx_engine(folder: Path) -> Engine:
-    """ONNX Runtime on as many threads as torch has."""
+def onnx_engine(folder: Path, mode: Mode = "exact") -> Engine:
+    """ONNX Runtime on as many threads as torch has, in the graph's own precision."""
     import onnxruntime
 
+    if mode == "bf16":
+        raise ValueError("compute is 'bf16'; ONNX Runtime runs the graph in its own precision")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -56,12 +59,12 @@ def onnx_engine(folder: Path) -> Engine:
     return lambda given: dict(zip(names, session.run(names, given), strict=True))
 
 
-def openvino_engine(folder: Path) -> Engine:
-    """OpenVINO on as many threads as torch has, in fp32: by itself it would take bf16."""
+def openvino_engine(folder: Path, mode: Mode = "exact") -> Engine:
+    """OpenVINO on as many threads as torch has, in fp32 unless bf16 is asked for."""
     import openvino
 
     options = {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if mode == "bf16" else "f32",  # else it chooses
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", options)
@@ -96,7 +99,8 @@ class ExportedModel(nn.Module):
         if faults:
             raise RecipeError(str(folder), faults)
         self.config = PolyheadConfig.from_pretrained(folder)
-        self.engine = ENGINES[self.about["kind"]](Path(folder))
+        self.folder, self.low = Path(folder), False
+        self.engine = ENGINES[self.about["kind"]](self.folder)
         self.device = torch.device("cpu")
         with torch.device("meta"):  # what to run and its losses; no weights, and no part of this
             self.__dict__["shell"] = PolyheadModel(self.config)
@@ -110,6 +114,17 @@ class ExportedModel(nn.Module):
     def usable_length(self) -> int | None:
         """Number of tokens that the graph takes; None where it has no limit."""
         return self.about["usable_length"]
+
+    def set_compute(self, mode: Mode) -> Compute:
+        """As `PolyheadModel.set_compute`; OpenVINO alone knows bf16.
+
+        Raises:
+            ValueError: bf16 is asked of ONNX Runtime.
+        """
+        if (mode == "bf16") != self.low:
+            self.engine = ENGINES[self.about["kind"]](self.folder, mode)
+            self.low = mode == "bf16"
+        return Compute(mode, reason=f"as {self.about['kind']} computes")
 
     def forward(
         self,

@@ -130,6 +130,8 @@ def fit(
     assert trainer.sampler is not None
     for line in trainer.sampler.summary(epochs_of(args, trainer.sampler)):
         notify(line)
+    if found.recipe.compute != "exact":
+        notify(f"compute: {model.set_compute(found.recipe.compute).reason}")
     try:
         with trainer.leaving:
             trainer.train(resume_from_checkpoint=_checkpoint(args))

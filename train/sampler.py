@@ -40,7 +40,8 @@ class MultiTaskBatchSampler:
         accumulation: micro-batches of a rank in an optimizer step.
         seed: together with the epoch it decides everything.
         passes: passes over a source's rows in an epoch, for proportional and sequential; default 1.
-        lengths: tokens of each row; rows of like length then share a step, which saves padding.
+        lengths: tokens of each row, for `sampling.batch_tokens` (the steps of an epoch, of a source
+            where batches are pure, then get equal shares of its tokens) and for order by length.
         texts: the texts of each row, as numbers; rows with a text in common then share no step, as
             far as there are other rows to put between them.
 
@@ -71,7 +72,8 @@ class MultiTaskBatchSampler:
         self.accumulation = accumulation
         self.seed = seed
         self.passes = passes or {}
-        self.lengths = None if lengths is None else np.asarray(lengths)
+        self.batch_tokens = self.sampling.batch_tokens
+        self.lengths = np.asarray([] if lengths is None else lengths)
         self.texts = texts
         self.epoch = 0
         self.stopped: dict[str, int] = {}  # source to the first epoch without it
@@ -128,7 +130,7 @@ class MultiTaskBatchSampler:
     def _wanted(self, epoch: int, *, every: bool = False) -> dict[str, int]:
         """Rows of each source that still trains (or of `every` one), as the strategy has it."""
         sizes = {name: len(rows) for name, rows in self.ranges.items()}
-        unit = self.micro * self.share if self.pure else 1
+        unit = self.micro * self.share if self.pure and self.batch_tokens is None else 1
         found = rows_of_epoch(self.sampling, sizes, epoch, passes=self.passes, unit=unit)
         last = {} if every else self.stopped
         return {n: c for n, c in found.items() if c and epoch < last.get(n, math.inf)}
@@ -139,7 +141,7 @@ class MultiTaskBatchSampler:
         Steps of a stopped source go to the others, whose rows are spread over more of them.
         """
         every = self._wanted(epoch, every=True)
-        groups = every if self.pure else {"": sum(every.values())}
+        groups = {name: {name: rows} for name, rows in every.items()} if self.pure else {"": every}
         steps = {name: self._cut(rows) for name, rows in groups.items()}
         left = self._wanted(epoch)
         if left == every or not left:
@@ -155,8 +157,16 @@ class MultiTaskBatchSampler:
         """Micro-batches of a step over all ranks, the least number of rows in a full step."""
         return self.accumulation * self.replicas
 
-    def _cut(self, rows: int) -> list[int]:
-        """Sizes of the steps of `rows`: nearly equal, each with a row for every micro-batch."""
+    def _cut(self, drawn: dict[str, int]) -> list[int]:
+        """Sizes of the steps of rows: nearly equal, each with a row for every micro-batch.
+
+        With `batch_tokens` only their number counts, which all epochs have in common.
+        """
+        rows = sum(drawn.values())
+        if self.batch_tokens is not None:
+            tokens = sum(count * self._mean_length(name) for name, count in drawn.items())
+            steps = math.ceil(tokens / (self.batch_tokens * self.share))
+            return _even(rows, max(1, min(steps, rows // self.share)))
         full = self.micro * self.share
         steps = math.ceil(rows / full)
         if steps == 1 or rows // steps >= self.share:
@@ -165,6 +175,10 @@ class MultiTaskBatchSampler:
         if self.pure or last < self.replicas:  # short steps would mix sources, or idle a rank
             return _even(rows, steps - 1)
         return [*_even(rows - last, steps - 1), last]
+
+    def _mean_length(self, source: str) -> float:
+        rows = self.ranges[source]
+        return float(self.lengths[rows.start : rows.stop].mean())
 
     @property
     def has_short_steps(self) -> bool:
@@ -190,11 +204,22 @@ class MultiTaskBatchSampler:
                 drawn[name] = spread_duplicates(rows, self.texts, most)
         for name, sizes in plan.items():
             rows = drawn[name] if self.pure else _deal(list(drawn.values()), len(sizes))
-            steps[name] = np.split(self._bucket(rows), np.cumsum(sizes)[:-1])
+            steps[name] = self._split(self._bucket(rows), sizes, self.share)
         # A step with fewer micro-batches than the others would shift all that follow it.
         for step in sorted(self._in_turn(steps, rng), key=lambda step: len(step) < self.share):
-            for batch in np.array_split(step, self._micro_batches(len(step))):
+            for batch in self._split(step, _even(len(step), self._micro_batches(len(step))), 1):
                 yield batch.tolist()
+
+    def _split(self, rows: np.ndarray, sizes: list[int], least: int) -> list[np.ndarray]:
+        """Parts of these sizes; with `batch_tokens` as many of equal tokens, `least` rows each."""
+        if self.batch_tokens is None:
+            return np.split(rows, np.cumsum(sizes)[:-1])
+        tokens, parts = self.lengths[rows].cumsum(), len(sizes)
+        wanted = np.arange(1, parts) * tokens[-1] / parts
+        cuts = np.searchsorted(tokens, wanted, side="right")
+        place = least * np.arange(1, parts)  # each part has its least rows, and leaves room
+        cuts = np.maximum.accumulate(np.maximum(cuts - place, 0)) + place
+        return np.split(rows, np.minimum(cuts, len(rows) - place[::-1]))
 
     def _in_turn(
         self, steps: dict[str, list[np.ndarray]], rng: np.random.Generator
@@ -233,11 +258,17 @@ class MultiTaskBatchSampler:
 
     def _bucket(self, rows: np.ndarray) -> np.ndarray:
         """Sort by length within stretches of `BUCKET` steps; between stretches chance remains."""
-        if self.lengths is None:
+        if self.sampling.order != "length":
             return rows
-        stretch = BUCKET * self.micro * self.share
+        stretch = BUCKET * self._rows_per_step
         parts = np.split(rows, range(stretch, len(rows), stretch))
         return np.concatenate([p[np.argsort(self.lengths[p], kind="stable")] for p in parts])
+
+    @property
+    def _rows_per_step(self) -> int:
+        if self.batch_tokens is None:
+            return self.micro * self.share
+        return max(1, round(self.batch_tokens * self.share / float(self.lengths.mean())))
 
     def _micro_batches(self, rows: int) -> int:
         """Micro-batches of a step over all ranks: as many for each rank, none without a row."""
@@ -259,7 +290,7 @@ def make_sampler(
         sources: source name to its tasks.
         multitask: sampling, by task.
         args: batch size, accumulation, ranks and seed.
-        lengths: tokens of each row, to be sorted by.
+        lengths: tokens of each row, where tokens are counted or rows sorted by them.
         texts: the texts of each row, to be kept apart.
 
     Raises:

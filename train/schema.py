@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from ..modeling.compute import Mode
 from ..modeling.configuration_polyhead import TaskConfig
 
 STRICT = ConfigDict(extra="forbid")
@@ -153,6 +154,8 @@ class Sampling:
         rows_per_epoch: rows of an epoch for uniform, temperature, weights and schedule; default
             the rows there are. Pure batches fill whole optimizer steps.
         batches: mixed puts rows of several tasks into a batch; pure one task at a time.
+        batch_tokens: tokens in a batch of a rank, about, instead of
+            `training.per_device_train_batch_size` rows: long rows then come in smaller batches.
         packing: batches without padding, where the encoder can read them: the same losses, faster.
         order: shuffled; length: rows of like length share a batch, which saves padding;
             no_duplicates: rows of text groups (embedding tasks) that have a text in common do not
@@ -176,6 +179,7 @@ class Sampling:
     order_of_tasks: list[str] | None = None
     rows_per_epoch: int | None = Field(default=None, gt=0)
     batches: Literal["mixed", "pure"] = "mixed"
+    batch_tokens: int | None = Field(default=None, ge=8)
     packing: bool = True
     order: Literal["shuffled", "length", "no_duplicates"] = "shuffled"
 
@@ -319,6 +323,8 @@ class Recipe:
         stopping: when training, or a task, ends early; default never.
         nan_loss: stop ends the run when a loss is not finite, naming task and rows; skip leaves
             that task out of the batch and counts it.
+        compute: how the encoder's linear layers compute: exact, as torch does; auto, by what is
+            fastest on this machine for the same numbers; bf16 where that is faster.
         card: for the model card.
         training: fields of TrainingArguments.
     """
@@ -334,6 +340,7 @@ class Recipe:
     optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
     stopping: Stopping | None = None
     nan_loss: Literal["stop", "skip"] = "stop"
+    compute: Mode = "exact"
     card: Card = Field(default_factory=Card)
     training: dict[str, Any] = Field(default_factory=dict)
 

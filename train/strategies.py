@@ -120,7 +120,11 @@ NEEDED = ("weights", "schedule", "order_of_tasks")
 def sampling_faults(recipe: Recipe) -> list[str]:
     """What is wrong with `sampling`, and with the `epochs` of the tasks."""
     sources = sources_of(recipe)
-    return option_faults(recipe.sampling, sources) + _epochs_faults(recipe, sources)
+    faults = option_faults(recipe.sampling, sources) + _epochs_faults(recipe, sources)
+    size = "per_device_train_batch_size"
+    if recipe.sampling.batch_tokens is not None and size in recipe.training:
+        faults.append(f"sampling.batch_tokens: training.{size} is given too; take one of them out")
+    return faults
 
 
 def option_faults(sampling: Sampling, sources: dict[str, list[str]]) -> list[str]:

@@ -114,13 +114,13 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
 
     def _set_up_training(self, dataset: MultiTaskDataset, collator: MultiTaskCollator) -> None:
         args, multitask, model = self.args, self.multitask, self.model
-        order = multitask.sampling.order
+        order, by_tokens = multitask.sampling.order, multitask.sampling.batch_tokens is not None
         self.sampler = make_sampler(
             dataset.ranges,
             self.sources,
             multitask,
             args,
-            lengths=dataset.lengths if order == "length" else None,
+            lengths=dataset.lengths if order == "length" or by_tokens else None,
             texts=dataset.texts if order == "no_duplicates" else None,
         )
         sizes = {name: len(rows) for name, rows in dataset.ranges.items()}
