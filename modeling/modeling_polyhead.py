@@ -501,6 +501,7 @@ class PolyheadModel(PreTrainedModel):
                 "inputs_embeds": inputs_embeds,
                 "output_hidden_states": True if deep else output_hidden_states,
                 "output_attentions": output_attentions,
+                "max_length_q": None if cu_seq_lens_q is None else max_length_q,
             },
         )
         logits, embeddings, losses = {}, {}, {}

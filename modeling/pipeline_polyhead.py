@@ -19,7 +19,7 @@ from transformers import Pipeline, PreTrainedTokenizerBase
 from .compute import Mode, check_mode
 from .configuration_polyhead import TaskConfig
 from .decoding import Window, decode_classes, decode_entities, encode_windows, split_words
-from .packing import cumulative
+from .packing import cumulative, has_kernel
 
 TextOrPair = str | tuple[str, str]
 STRETCH = 1024  # texts of a generator that are sorted by length together
@@ -175,8 +175,10 @@ class PolyheadPipeline(Pipeline):
 
     @property
     def _packs(self) -> bool:
-        # on a GPU attention text by text would cost more than the padding of sorted batches
-        return self.model.device.type == "cpu" and self.model.can_pack
+        model = self.model
+        dtype = torch.bfloat16 if model.compute.low else model.dtype
+        # on a GPU without the kernel packing would cost more than the padding of sorted batches
+        return model.can_pack and (model.device.type == "cpu" or has_kernel(model.device, dtype))
 
     def _predict(
         self, texts: list[TextOrPair], tasks: list[str], options: dict[str, Any]
@@ -247,6 +249,8 @@ class PolyheadPipeline(Pipeline):
         if packed:
             batch: Any = {k: torch.tensor([list(chain(*rows))]) for k, rows in features.items()}
             batch["cu_seq_lens_q"] = cumulative(torch.tensor(lengths))
+            batch = {key: value.to(self.model.device) for key, value in batch.items()}
+            batch["max_length_q"] = max(lengths)
         else:
             batch = self.tokenizer.pad(features, padding_side="right", return_tensors="pt")
             batch = batch.to(self.model.device)

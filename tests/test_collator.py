@@ -184,6 +184,7 @@ class TestPacked:
         batch = collate(rows)
         lengths = batch.pop("cu_seq_lens_q")
         assert (lengths.tolist(), lengths.dtype) == ([0, 2, 5, 10, 13, 17], torch.int32)
+        assert batch.pop("max_length_q") == 5
         assert_batch(
             batch,
             {

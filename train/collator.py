@@ -22,7 +22,8 @@ class MultiTaskCollator:
     Keys in: `source`, `input_ids`, `row`, `window`, perhaps `token_type_ids`, and `labels_<task>`.
     Keys out, with N texts and T tokens:
         input_ids, attention_mask, perhaps token_type_ids: (N, T)
-            or, packed: input_ids (1, P), perhaps token_type_ids, and cu_seq_lens_q (N + 1,)
+            or, packed: input_ids (1, P), perhaps token_type_ids, cu_seq_lens_q (N + 1,)
+            and max_length_q, a number
         task_ids: (N, K), the tasks of each text, -1 fills
         labels: by task, of its own texts only: (n,) ids or numbers, (n, L) multi-label, (n, T) or
             packed (1, tokens) token tasks and masked LM, (groups,) embeddings
@@ -104,8 +105,9 @@ class MultiTaskCollator:
             for key in ("input_ids", "token_type_ids")
             if key in rows[0]
         }
-        lengths = torch.tensor([len(text) for row in rows for text in row["input_ids"]])
-        return {**batch, "cu_seq_lens_q": cumulative(lengths)}
+        lengths = [len(text) for row in rows for text in row["input_ids"]]
+        batch["cu_seq_lens_q"] = cumulative(torch.tensor(lengths))
+        return {**batch, "max_length_q": max(lengths)}
 
     def _task_ids(self, rows: list[dict[str, Any]], members: list[list[str]]) -> Tensor:
         width = max(len(tasks) for tasks in members)

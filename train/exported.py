@@ -99,7 +99,8 @@ class ExportedModel(nn.Module):
         if faults:
             raise RecipeError(str(folder), faults)
         self.config = PolyheadConfig.from_pretrained(folder)
-        self.folder, self.low = Path(folder), False
+        self.folder, self.low, self.dtype = Path(folder), False, torch.float32
+        self.compute = Compute("exact")
         self.engine = ENGINES[self.about["kind"]](self.folder)
         self.device = torch.device("cpu")
         with torch.device("meta"):  # what to run and its losses; no weights, and no part of this
@@ -124,7 +125,8 @@ class ExportedModel(nn.Module):
         if (mode == "bf16") != self.low:
             self.engine = ENGINES[self.about["kind"]](self.folder, mode)
             self.low = mode == "bf16"
-        return Compute(mode, reason=f"as {self.about['kind']} computes")
+        self.compute = Compute(mode, reason=f"as {self.about['kind']} computes")
+        return self.compute
 
     def forward(
         self,
