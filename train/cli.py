@@ -3,7 +3,9 @@
 Commands import what they need themselves: `polyhead --help` answers without loading torch.
 """
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +41,10 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, as tasks.intent.loss_weight=2")
 ]
 ModelPath = Annotated[str, typer.Argument(help="Folder or Hub id of a Polyhead.")]
+InputPath = Annotated[
+    Path | None, typer.Option("--input", help="parquet, CSV, JSONL, or folder of parquet files.")
+]
+OutputPath = Annotated[Path | None, typer.Option("--output", help="parquet, CSV or JSONL.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -186,8 +192,8 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     model: ModelPath,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to read.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Task names, joined by commas.")] = None,
-    source: Annotated[Path | None, typer.Option("--input", help="parquet, CSV or JSONL")] = None,
-    target: Annotated[Path | None, typer.Option("--output", help="parquet, CSV or JSONL")] = None,
+    source: InputPath = None,
+    target: OutputPath = None,
     text: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
     text_pair: Annotated[str | None, typer.Option(help="Column with the second texts.")] = None,
     pair: Annotated[bool, typer.Option("--pair", help="The two texts given are a pair.")] = False,
@@ -201,8 +207,9 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
         raise RecipeError("predict", ["give texts, or both --input and --output"])
     if pair and (not texts or len(texts) != 2):
         raise RecipeError("predict", ["--pair takes two texts"])
-    pipe, chosen = _pipeline(model), tasks.split(",") if tasks else None
+    chosen = tasks.split(",") if tasks else None
     if texts:
+        pipe = _pipeline(model)
         given: list = [tuple(texts)] if pair else list(texts)
         chosen = _choose(pipe, given, chosen)
         answers = pipe(given, chosen, batch_size=batch_size)
@@ -214,9 +221,14 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
         return
     assert source is not None
     assert target is not None
-    chosen = _choose(pipe, [("", "") if text_pair else ""], chosen)
-    options: dict[str, Any] = {"text": text, "text_pair": text_pair, "batch_size": batch_size}
-    _predict_rows(pipe, source, target, tasks=chosen, **options)
+    example = ("", "") if text_pair else ""
+    _predict_rows(
+        model,
+        lambda pipe: _choose(pipe, [example], chosen),
+        files=(source, target),
+        columns=(text, text_pair),
+        options={"batch_size": batch_size},
+    )
 
 
 @app.command()
@@ -224,8 +236,8 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
     model: ModelPath,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to read.")] = None,
     task: Annotated[str | None, typer.Option(help="Embedding task; needed if several.")] = None,
-    source: Annotated[Path | None, typer.Option("--input", help="parquet, CSV or JSONL")] = None,
-    target: Annotated[Path | None, typer.Option("--output", help="parquet, CSV or JSONL")] = None,
+    source: InputPath = None,
+    target: OutputPath = None,
     text: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
     document: Annotated[bool, typer.Option("--document", help="Documents, not queries.")] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
@@ -236,19 +248,23 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
 
     if (source is None) != (target is None) or (source is None) == (not texts):
         raise RecipeError("embed", ["give texts, or both --input and --output"])
-    pipe = _pipeline(model)
-    try:
-        task = embedding_task(pipe.model, task)
-    except ValueError as error:
-        raise RecipeError("embed", [f"--task: {error}"]) from error
+
+    def choose(pipe: "PolyheadPipeline") -> list[str]:
+        try:
+            return [embedding_task(pipe.model, task)]
+        except ValueError as error:
+            raise RecipeError("embed", [f"--task: {error}"]) from error
+
+    options: dict[str, Any] = {"batch_size": batch_size, "document": document}
     if texts:
-        answers: Any = pipe(list(texts), [task], batch_size=batch_size, document=document)
-        print_json([plain(answer[task]) for answer in answers])
+        pipe = _pipeline(model)
+        (name,) = choose(pipe)
+        answers: Any = pipe(list(texts), [name], **options)
+        print_json([plain(answer[name]) for answer in answers])
         return
     assert source is not None
     assert target is not None
-    options: dict[str, Any] = {"text": text, "batch_size": batch_size, "document": document}
-    _predict_rows(pipe, source, target, tasks=[task], **options)
+    _predict_rows(model, choose, files=(source, target), columns=(text, None), options=options)
 
 
 @app.command()
@@ -334,22 +350,51 @@ def _note(line: str) -> None:
         err.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
 
 
-def _pipeline(model: str) -> "PolyheadPipeline":
+def _pipeline(model: str, device: Any = None) -> "PolyheadPipeline":
     from ..modeling.pipeline_polyhead import PolyheadPipeline
     from .exported import ExportedModel, load_any
 
     loaded, tokenizer = load_any(model)
     parts: Any = {"model": loaded, "tokenizer": tokenizer}
-    device = -1 if isinstance(loaded, ExportedModel) else None  # its engine knows where it runs
+    if isinstance(loaded, ExportedModel):
+        device = -1  # its engine knows where it runs
+    elif device is not None:
+        loaded.to(device)  # beside other processes a Pipeline takes the model's device
     return PolyheadPipeline(**parts, device=device)
 
 
-def _predict_rows(pipe: "PolyheadPipeline", source: Path, target: Path, **options: Any) -> None:
-    """`predict_file` with a bar of rows."""
-    from .prediction import predict_file
+def _predict_rows(
+    model: str,
+    choose: Callable[["PolyheadPipeline"], list[str]],
+    *,
+    files: tuple[Path, Path],
+    columns: tuple[str, str | None],
+    options: dict[str, Any],
+) -> None:
+    """`predict_file` on all ranks, with a bar of rows on the first."""
+    import datasets
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress("rows", *columns, console=err)
+    # oneDNN keeps what it compiled for each shape, 1024 of them, and packed batches have ever new
+    # shapes: among buffers of all sizes these let the heap grow by some MiB a shard
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+
+    from .prediction import FileJob, predict_file
+    from .ranks import Ranks
+
+    ranks = Ranks(_show_fault)
+    if not ranks.is_first:
+        datasets.disable_progress_bars()
+
+    def load() -> tuple["PolyheadPipeline", list[str]]:
+        pipe = _pipeline(model, ranks.device)
+        return pipe, list(dict.fromkeys(choose(pipe)))
+
+    pipe, tasks = ranks.together(load)
+    (source, target), (text, text_pair) = files, columns
+    places: dict[str, Any] = {"model": model, "source": source, "target": target}
+    job = FileJob(**places, tasks=tasks, text=text, text_pair=text_pair, options=options)
+    shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress("rows", *shown, console=err, disable=not ranks.is_first)
     task = bar.add_task("rows")
 
     def progress(done: int, total: int) -> None:
@@ -357,10 +402,12 @@ def _predict_rows(pipe: "PolyheadPipeline", source: Path, target: Path, **option
         bar.update(task, completed=done, total=total)
 
     try:
-        rows = predict_file(pipe, source, target, progress=progress, **options)
+        rows = predict_file(pipe, job, ranks=ranks, notify=_note, progress=progress)
     finally:
         bar.stop()
-    err.print(f"{rows} rows written to {target}")
+    if ranks.is_first:
+        err.print(f"{rows} rows written to {target}")
+    ranks.leave()
 
 
 def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> list[str]:
@@ -368,6 +415,10 @@ def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> l
         return pipe.choose_tasks(texts, tasks)
     except ValueError as error:
         raise RecipeError("predict", [str(error)]) from error
+
+
+def _show_fault(message: str) -> None:
+    err.print(Text(message, style="red"), soft_wrap=True)
 
 
 def _leave_ranks() -> None:
@@ -389,8 +440,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except RecipeError as error:
-        err.print(Text(str(error), style="red"), soft_wrap=True)
+        _show_fault(str(error))
         sys.exit(2)
     except Left as left:
         _note(str(left))
         sys.exit(left.exit_code)
+
+
+if __name__ == "__main__":  # `torchrun -m polyhead.train.cli predict ...`
+    main()

@@ -1,111 +1,223 @@
-"""Files in, files out: `polyhead predict --input` over parquet, CSV or JSONL."""
+"""Files in, files out: `polyhead predict --input` over parquet, CSV or JSONL of any size.
 
-import json
-from collections.abc import Callable, Iterator
+Rows are cut in shards of `SHARD`; each is read from a memory-mapped Arrow file, predicted by one
+call of the pipeline and kept by `OutputParts`, so memory does not grow with the number of rows, a
+call goes on after the shards that an earlier one has finished, and several processes share them.
+"""
+
+import glob
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import datasets
 import datasets.exceptions
 import numpy as np
+import pyarrow as pa
 
+from ..modeling.configuration_polyhead import TaskConfig
 from ..modeling.pipeline_polyhead import PolyheadPipeline
 from .data import reason
 from .errors import RecipeError
+from .output_parts import OutputParts
+from .ranks import Ranks
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
-CHUNK = 1024  # rows read, predicted and handed on together
+SHARD = 2048  # rows
+FORMAT = 1  # of a shard; another one cannot go on with it
+WEIGHTS = (".safetensors", ".json", ".onnx", ".data", ".xml", ".bin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileJob:
+    """What to predict.
+
+    Args:
+        model: folder or Hub id that the pipeline's model was loaded from.
+        source: .parquet, .csv or .jsonl; or a folder whose .parquet files are read in name order.
+        target: a file of the same kinds; in CSV lists and dicts are written as JSON. Appears when
+            complete.
+        tasks: names.
+        text: column with the texts.
+        text_pair: column with the second texts, for pair tasks.
+        options: further arguments of the pipeline's call.
+    """
+
+    model: str
+    source: Path
+    target: Path
+    tasks: list[str]
+    text: str
+    text_pair: str | None
+    options: dict[str, Any]
 
 
 def predict_file(
     pipe: PolyheadPipeline,
-    source: Path,
-    target: Path,
+    job: FileJob,
     *,
-    tasks: list[str] | None,
-    text: str = "text",
-    text_pair: str | None = None,
-    batch_size: int = 32,
-    document: bool = False,
+    ranks: Ranks,
+    notify: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Predict for every row of a file; the output holds its columns and one per task.
 
     Args:
         pipe: the model and its tokenizer.
-        source: .parquet, .csv or .jsonl.
-        target: the same kinds; in CSV lists and dicts are written as JSON. Appears when complete.
-        tasks: names; None for every task that reads what is given.
-        text: column with the texts.
-        text_pair: column with the second texts, for pair tasks.
-        batch_size: texts in one encoder pass.
-        document: the texts are documents, not queries; see `PolyheadPipeline`.
-        progress: called with rows done and rows in all.
+        job: what to predict.
+        ranks: the processes that share the work.
+        notify: called with what an earlier call has left done.
+        progress: called with rows done, as far as this process knows, and rows in all.
 
     Returns:
         number of rows.
 
     Raises:
-        RecipeError: a file kind or a column is wrong, a text is missing; nothing is written then.
+        RecipeError: a file kind or a column is wrong, a text is missing, or shards of another call
+            are there, and nothing is written; or the disk is full.
     """
-    rows = _read(source, target, text, text_pair)
-    taken = [name for name in tasks or pipe.model.task_names if name in rows.column_names]
-    if taken:
-        raise RecipeError(
-            str(source),
-            [
-                f"column {name!r} has the name of a task, whose answers would replace it; rename "
-                "the column, or choose other --tasks"
-                for name in taken
-            ],
-        )
+    rows = ranks.together(lambda: _read(job))
+    features = datasets.Features({**rows.features, **answer_features(pipe, job.tasks)})
+    schema = features.arrow_schema
+    parts = OutputParts(job.target, _plan(pipe, job, rows), schema)
+    ranks.together(parts.claim if ranks.is_first else parts.find)
+    found = parts.finished()
+    if found:
+        notify(f"{len(found)} of {parts.count} shards were there")
+    progress(parts.finished_rows(), len(rows))
+    table = rows.with_format("arrow")
+    for number in range(ranks.rank, parts.count, ranks.count):
+        if number not in found:
+            given: Any = table[number * SHARD : (number + 1) * SHARD]
+            parts.write(number, _answered(pipe, job, given, schema))
+            progress(parts.finished_rows(), len(rows))
+    ranks.wait()
+    if ranks.is_first:
+        parts.join()
+    return len(rows)
 
-    def results() -> Iterator[dict[str, Any]]:
-        for start in range(0, len(rows), CHUNK):
-            chunk = rows[start : start + CHUNK]
-            texts = chunk[text]
-            if text_pair is not None:
-                texts = list(zip(texts, chunk[text_pair], strict=True))
-            answers = pipe(texts, tasks, batch_size=batch_size, document=document)
-            for i, answer in enumerate(answers):
-                yield {**{key: chunk[key][i] for key in chunk}, **plain(answer)}
-            progress(min(start + CHUNK, len(rows)), len(rows))
 
-    aside = target.with_name(f".{target.name}.part{target.suffix}")
-    found = list(results())
-    if target.suffix == ".parquet":
-        datasets.Dataset.from_list(found).to_parquet(aside)
-    elif target.suffix == ".csv":
-        flat = [{k: _cell(v) for k, v in row.items()} for row in found]
-        datasets.Dataset.from_list(flat).to_csv(aside, index=False)
+def answer_features(pipe: PolyheadPipeline, tasks: Iterable[str]) -> datasets.Features:
+    """The columns that the pipeline's answers make: the same for every shard, even an empty one."""
+    return datasets.Features({name: _feature(pipe.model.config.tasks[name]) for name in tasks})
+
+
+def _feature(task: TaskConfig) -> Any:
+    score, string, place = (datasets.Value(kind) for kind in ("float64", "string", "int64"))
+    if task.head == "embedding":
+        return datasets.List(datasets.Value("float32"))
+    if task.head == "token_classification":
+        entity = {"entity_group": string, "score": score, "word": string}
+        return datasets.List({**entity, "start": place, "end": place})
+    if task.problem_type == "regression":
+        return {"score": score}
+    label = {"label": string, "score": score}
+    several = task.head == "masked_lm" or task.problem_type == "multi_label_classification"
+    return datasets.List(label) if several else label
+
+
+def _answered(pipe: PolyheadPipeline, job: FileJob, given: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows of one shard with their answers."""
+    texts = given.column(job.text).to_pylist()
+    if job.text_pair is not None:
+        texts = list(zip(texts, given.column(job.text_pair).to_pylist(), strict=True))
+    answers: Any = pipe(texts, job.tasks, **job.options)
+    columns = [
+        pa.array([answer[name] for answer in answers], schema.field(name).type)
+        for name in job.tasks
+    ]
+    return pa.Table.from_arrays([*given.columns, *columns], schema=schema)
+
+
+def _plan(pipe: PolyheadPipeline, job: FileJob, rows: datasets.Dataset) -> dict[str, Any]:
+    """All that decides what a shard holds, as JSON keeps it."""
+    folder = Path(job.model)
+    if folder.is_dir():
+        model = _stamps(p for p in sorted(folder.rglob("*")) if p.suffix in WEIGHTS)
     else:
-        lines = (json.dumps(row, ensure_ascii=False) for row in found)
-        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    aside.replace(target)
-    return len(found)
+        model = {job.model: pipe.model.config._commit_hash}
+    return {
+        "format": FORMAT,
+        "model": model,
+        "input": _stamps(_files(job.source)),
+        "rows": len(rows),
+        "columns": rows.column_names,
+        "tasks": job.tasks,
+        "text": job.text,
+        "text_pair": job.text_pair,
+        **job.options,
+        "shard": SHARD,
+    }
 
 
-def _read(source: Path, target: Path, text: str, text_pair: str | None) -> datasets.Dataset:
-    faults = []
-    for what, path in (("--input", source), ("--output", target)):
-        if path.suffix not in READERS:
-            faults.append(f"{what}: {path.name}: allowed endings: {', '.join(READERS)}")
-    if not source.is_file():
-        faults.append(f"--input: there is no file {source}")
-    if not target.parent.is_dir():
-        faults.append(f"--output: there is no folder {target.parent}")
+def _stamps(paths: Iterable[Path]) -> dict[str, str]:
+    """What tells a changed file."""
+    found = ((path.resolve(), path.stat()) for path in paths)
+    return {
+        str(path): f"{stat.st_size} bytes of {datetime.fromtimestamp(stat.st_mtime, UTC)}"
+        for path, stat in found
+    }
+
+
+# ---- reading ----
+
+
+def _files(source: Path) -> list[Path]:
+    return sorted(source.glob("[!.]*.parquet")) if source.is_dir() else [source]
+
+
+def _read(job: FileJob) -> datasets.Dataset:
+    faults = _path_faults(job.source, job.target)
     if faults:
         raise RecipeError("predict", faults)
+    rows = _load(job.source)
+    faults = _column_faults(rows, job.text, "--text")
+    if job.text_pair is not None:
+        faults += _column_faults(rows, job.text_pair, "--text-pair")
+    faults += [
+        f"column {name!r} has the name of a task, whose answers would replace it; rename the "
+        "column, or choose other --tasks"
+        for name in job.tasks
+        if name in rows.column_names
+    ]
+    if faults:
+        raise RecipeError(str(job.source), faults)
+    return rows
+
+
+def _path_faults(source: Path, target: Path) -> list[str]:
+    faults, allowed = [], f"allowed endings: {', '.join(READERS)}"
+    if source.is_dir():
+        if not _files(source):
+            faults.append(f"--input: there is no .parquet file in folder {source}")
+    elif source.suffix not in READERS:
+        faults.append(f"--input: {source.name}: {allowed}; or give a folder of .parquet files")
+    elif not source.is_file():
+        faults.append(f"--input: there is no file {source}")
+    if target.suffix not in READERS:
+        faults.append(f"--output: {target.name}: {allowed}")
+    if not target.parent.is_dir():
+        faults.append(f"--output: there is no folder {target.parent}")
+    if target.is_dir():
+        faults.append(f"--output: {target} is a folder")
+    if source.resolve() in (target.resolve(), target.resolve().parent):
+        faults.append(f"--output: {target} would change what --input names; write it elsewhere")
+    return faults
+
+
+def _load(source: Path) -> datasets.Dataset:
+    """Rows of all files, in order, from an Arrow file in the cache of `datasets`."""
+    kind = "parquet" if source.is_dir() else READERS[source.suffix]
+    # by itself the reader of parquet holds a whole row group in memory
+    names = [glob.escape(str(path)) for path in _files(source)]
+    more: dict[str, Any] = {"batch_size": SHARD} if kind == "parquet" else {}
     try:
-        rows = datasets.load_dataset(READERS[source.suffix], data_files=str(source), split="train")
+        rows = datasets.load_dataset(kind, data_files=names, split="train", **more)
     except (datasets.exceptions.DatasetsError, ValueError, OSError, StopIteration) as error:
         raise RecipeError(str(source), [f"cannot be read: {reason(error)}"]) from error
     assert isinstance(rows, datasets.Dataset)
-    faults = _column_faults(rows, text, "--text")
-    if text_pair is not None:
-        faults += _column_faults(rows, text_pair, "--text-pair")
-    if faults:
-        raise RecipeError(str(source), faults)
     return rows
 
 
@@ -113,20 +225,24 @@ def _column_faults(rows: datasets.Dataset, column: str, option: str) -> list[str
     if column not in rows.column_names:
         names = ", ".join(rows.column_names)
         return [f"{option}: no column {column!r}; the file has: {names}"]
-    bad = [i for i, value in enumerate(rows[:][column]) if not isinstance(value, str)]
-    if bad:
-        return [f"{option}: column {column!r}: no text in row {bad[0]} ({len(bad)} rows)"]
-    return []
+    values = rows.data.column(column)
+    first, count = 0, len(rows)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        count = values.null_count
+        if count:
+            missing = (chunk.is_null().index(pa.scalar(True)).as_py() for chunk in values.chunks)
+            for chunk, place in zip(values.chunks, missing, strict=True):
+                if place >= 0:
+                    first += place
+                    break
+                first += len(chunk)
+    return [f"{option}: column {column!r}: no text in row {first} ({count} rows)"] if count else []
 
 
 def plain(value: Any) -> Any:
-    """Vectors as lists, for JSON and parquet."""
+    """Vectors as lists, for JSON."""
     if isinstance(value, dict):
         return {key: plain(v) for key, v in value.items()}
     if isinstance(value, list):
         return [plain(v) for v in value]
     return value.tolist() if isinstance(value, np.ndarray) else value
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
