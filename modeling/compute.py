@@ -31,6 +31,7 @@ TOLERANCE = {"torch": 0.0, "onednn": 1e-5, "bf16": 2e-2}  # of the largest outpu
 WORK = 2**29  # operations of one timed product
 REPEATS = 7
 ROWS = 32  # from here on; for single rows the two libraries are alike
+WEIGHTS = 2**16  # of a layer, from here on; smaller ones cost little, whatever does them
 
 
 @dataclass
@@ -132,9 +133,12 @@ def set_compute(encoder: nn.Module, mode: Mode) -> Compute:
     layers = [m for m in linears if type(m) in (nn.Linear, OneDNNLinear)]  # no quantized kinds
     for layer in layers:
         layer.__class__ = nn.Linear
+    layers = [m for m in layers if m.in_features * m.out_features >= WEIGHTS]
     first = next(encoder.parameters())
-    if mode == "exact" or not layers:
+    if mode == "exact":
         return Compute(mode)
+    if not layers:
+        return Compute(mode, reason="as torch computes: no linear layer is large")
     if first.device.type != "cpu":
         reason = "bf16 by autocast" if mode == "bf16" else "as torch computes: not a CPU"
         chosen = {(m.in_features, m.out_features): "bf16" for m in layers} if mode == "bf16" else {}

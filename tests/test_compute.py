@@ -28,6 +28,7 @@ def machine(monkeypatch):
     def choose(fastest: str) -> None:
         monkeypatch.setattr(compute, "_measure", lambda *_: GFLOPS[fastest])
         monkeypatch.setattr(compute, "ROWS", 1)
+        monkeypatch.setattr(compute, "WEIGHTS", 1)
 
     return choose
 
@@ -89,11 +90,13 @@ class TestChoice:
         assert found["torch"] > 0
         assert found["onednn"] == 0
 
-    def test_speeds_are_measured_once(self):
+    def test_speeds_of_large_layers_are_measured_once(self):
         before = compute._measure.cache_info().misses
         for _ in range(2):
-            set_compute(nn.Sequential(nn.Linear(24, 56), nn.Linear(56, 24)), "auto")
+            layers = nn.Sequential(nn.Linear(192, 384), nn.Linear(384, 192), nn.Linear(192, 8))
+            found = set_compute(layers, "auto")
         assert compute._measure.cache_info().misses == before + 2
+        assert sorted(found.chosen) == [(192, 384), (384, 192)]
 
 
 class TestOneDNN:

@@ -277,7 +277,7 @@ def stop_at(target: Path | None, stop):
 
 
 CHANGES = {  # what another call asks for: the key that the message names
-    "batch_size": ["--batch-size", "3"],
+    "compute": ["--compute", "exact"],
     "tasks": ["--tasks", "intent"],
     "text": ["--text", "more"],
     "input": [],
@@ -426,7 +426,7 @@ def start_rank(rank: int, port: int, arguments: list[str], folder: Path) -> subp
 FAULTS = {  # of a call of two processes: what its one message says
     "column": (["--text", "txt"], "--text: no column 'txt'"),
     "task": (["--tasks", "mood"], "unknown task 'mood'"),
-    "plan": (["--batch-size", "3"], "batch_size was 32, is 3"),
+    "plan": (["--compute", "exact"], "compute was auto, is exact"),
 }
 
 

@@ -45,6 +45,11 @@ InputPath = Annotated[
     Path | None, typer.Option("--input", help="parquet, CSV, JSONL, or folder of parquet files.")
 ]
 OutputPath = Annotated[Path | None, typer.Option("--output", help="parquet, CSV or JSONL.")]
+BatchTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens in one pass; 1024 on a CPU.", show_default=False)
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Texts in one pass, instead.")]
+ComputeMode = Annotated[str, typer.Option(help="How to compute: auto, exact or bf16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -197,7 +202,9 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     text: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
     text_pair: Annotated[str | None, typer.Option(help="Column with the second texts.")] = None,
     pair: Annotated[bool, typer.Option("--pair", help="The two texts given are a pair.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_tokens: BatchTokens = None,
+    batch_size: BatchSize = None,
+    compute: ComputeMode = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Predict for texts, or for every row of a file."""
@@ -208,11 +215,12 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     if pair and (not texts or len(texts) != 2):
         raise RecipeError("predict", ["--pair takes two texts"])
     chosen = tasks.split(",") if tasks else None
+    options = _sizes("predict", batch_tokens, batch_size)
     if texts:
-        pipe = _pipeline(model)
+        pipe = _pipeline(model, compute)
         given: list = [tuple(texts)] if pair else list(texts)
         chosen = _choose(pipe, given, chosen)
-        answers = pipe(given, chosen, batch_size=batch_size)
+        answers = pipe(given, chosen, **options)
         if as_json:
             print_json(plain(answers))
         else:
@@ -227,7 +235,8 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
         lambda pipe: _choose(pipe, [example], chosen),
         files=(source, target),
         columns=(text, text_pair),
-        options={"batch_size": batch_size},
+        compute=compute,
+        options=options,
     )
 
 
@@ -240,7 +249,9 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
     target: OutputPath = None,
     text: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
     document: Annotated[bool, typer.Option("--document", help="Documents, not queries.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_tokens: BatchTokens = None,
+    batch_size: BatchSize = None,
+    compute: ComputeMode = "auto",
 ) -> None:
     """Vectors of an embedding task, for texts (JSON) or for every row of a file."""
     from .exported import embedding_task
@@ -255,16 +266,17 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
         except ValueError as error:
             raise RecipeError("embed", [f"--task: {error}"]) from error
 
-    options: dict[str, Any] = {"batch_size": batch_size, "document": document}
+    options = {**_sizes("embed", batch_tokens, batch_size), "document": document}
     if texts:
-        pipe = _pipeline(model)
+        pipe = _pipeline(model, compute)
         (name,) = choose(pipe)
         answers: Any = pipe(list(texts), [name], **options)
         print_json([plain(answer[name]) for answer in answers])
         return
     assert source is not None
     assert target is not None
-    _predict_rows(model, choose, files=(source, target), columns=(text, None), options=options)
+    files, columns = (source, target), (text, None)
+    _predict_rows(model, choose, files=files, columns=columns, compute=compute, options=options)
 
 
 @app.command()
@@ -350,17 +362,27 @@ def _note(line: str) -> None:
         err.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
 
 
-def _pipeline(model: str, device: Any = None) -> "PolyheadPipeline":
+def _sizes(command: str, batch_tokens: int | None, batch_size: int | None) -> dict[str, Any]:
+    if batch_tokens is not None and batch_size is not None:
+        raise RecipeError(command, ["give --batch-tokens or --batch-size, not both"])
+    return {"batch_tokens": batch_tokens, "batch_size": batch_size}
+
+
+def _pipeline(model: str, compute: str, device: Any = None) -> "PolyheadPipeline":
     from ..modeling.pipeline_polyhead import PolyheadPipeline
     from .exported import ExportedModel, load_any
 
     loaded, tokenizer = load_any(model)
     parts: Any = {"model": loaded, "tokenizer": tokenizer}
+    try:
+        loaded.set_compute(compute)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        raise RecipeError("--compute", [str(error)]) from error
     if isinstance(loaded, ExportedModel):
         device = -1  # its engine knows where it runs
     elif device is not None:
         loaded.to(device)  # beside other processes a Pipeline takes the model's device
-    return PolyheadPipeline(**parts, device=device)
+    return PolyheadPipeline(**parts, device=device, compute=compute)  # pyright: ignore
 
 
 def _predict_rows(
@@ -369,6 +391,7 @@ def _predict_rows(
     *,
     files: tuple[Path, Path],
     columns: tuple[str, str | None],
+    compute: str,
     options: dict[str, Any],
 ) -> None:
     """`predict_file` on all ranks, with a bar of rows on the first."""
@@ -386,7 +409,7 @@ def _predict_rows(
         datasets.disable_progress_bars()
 
     def load() -> tuple["PolyheadPipeline", list[str]]:
-        pipe = _pipeline(model, ranks.device)
+        pipe = _pipeline(model, compute, ranks.device)
         return pipe, list(dict.fromkeys(choose(pipe)))
 
     pipe, tasks = ranks.together(load)

@@ -73,7 +73,7 @@ class PolyheadEncoder(AbsEncoder):
         answers: Any = self.pipeline(
             texts,
             [self.task],
-            batch_size=kwargs.get("batch_size", 32),
+            batch_size=kwargs.get("batch_size"),
             document=prompt_type == PromptType.document,
         )
         return np.stack([answer[self.task] for answer in answers])

@@ -26,6 +26,7 @@ from .ranks import Ranks
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
 SHARD = 2048  # rows
+SIZES = ("batch_tokens", "batch_size")  # smaller ones may go on where memory was short
 FORMAT = 1  # of a shard; another one cannot go on with it
 WEIGHTS = (".safetensors", ".json", ".onnx", ".data", ".xml", ".bin")
 
@@ -132,7 +133,7 @@ def _answered(pipe: PolyheadPipeline, job: FileJob, given: pa.Table, schema: pa.
 
 
 def _plan(pipe: PolyheadPipeline, job: FileJob, rows: datasets.Dataset) -> dict[str, Any]:
-    """All that decides what a shard holds, as JSON keeps it."""
+    """All that decides what a shard holds but for rounding, as JSON keeps it."""
     folder = Path(job.model)
     if folder.is_dir():
         model = _stamps(p for p in sorted(folder.rglob("*")) if p.suffix in WEIGHTS)
@@ -147,7 +148,8 @@ def _plan(pipe: PolyheadPipeline, job: FileJob, rows: datasets.Dataset) -> dict[
         "tasks": job.tasks,
         "text": job.text,
         "text_pair": job.text_pair,
-        **job.options,
+        "compute": pipe.model.compute.mode,
+        **{key: value for key, value in job.options.items() if key not in SIZES},
         "shard": SHARD,
     }
 
