@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from .packing import Texts, eager, position_embeddings, position_offset
+from .attention import eager
+from .packing import Texts, position_embeddings, position_offset
 from .pooling import layers_needed, pool
 from .routing import Plan
 

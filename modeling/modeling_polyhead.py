@@ -10,21 +10,20 @@ Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width, `G` g
 
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
-from transformers.utils.hub import hf_api
 
-from .adapters import inject, load_adapter, load_plain, plain_state, remove, save_adapter
+from .adapters import inject, load_plain, remove
+from .attention import eager
 from .checks import check_task_name
 from .compute import Compute, Mode, set_compute
 from .configuration_polyhead import PolyheadConfig, TaskConfig
@@ -38,30 +37,23 @@ from .encoding import (
     without_pooler,
 )
 from .heads import HEADS, Head
-from .packing import Texts, can_pack, eager, encode_packed, pad_inputs, unpad_output
+from .packing import Texts, can_pack, encode_packed, pad_inputs, unpad_output
 
 # Not used here: the import makes the pipeline's file travel with the model.
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
 from .pooling import layers_needed, pool
+from .pretrained_polyhead import HUB_ARGUMENTS, PolyheadPreTrainedModel
 from .routing import (
     NotRoutable,
     Plan,
     Routing,
-    checkpoint_contexts,
     first_adapted_layer,
-    line_up,
     make_plan,
     move,
     parts_of,
 )
 
 logger = logging.get_logger(__name__)
-AUTO_MAP = {
-    "AutoModel": "modeling_polyhead.PolyheadModel",
-    "AutoModelForSequenceClassification": "views.PolyheadForSequenceClassification",
-    "AutoModelForTokenClassification": "views.PolyheadForTokenClassification",
-}
-HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "code_revision")
 
 
 @dataclass
@@ -90,22 +82,11 @@ class PolyheadOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class PolyheadModel(PreTrainedModel):
+class PolyheadModel(PolyheadPreTrainedModel):
     """A transformer encoder with a head for each task.
 
     Made from an encoder by `from_encoder`, or by `from_pretrained` from a saved Polyhead.
     """
-
-    config_class = PolyheadConfig
-    config: PolyheadConfig
-    base_model_prefix = "encoder"
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the trainer gives counts by task (`num_items`), not one number
-    # What the encoder does not support, it refuses or replaces itself.
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
 
     def __init__(self, config: PolyheadConfig) -> None:
         super().__init__(config)
@@ -163,102 +144,6 @@ class PolyheadModel(PreTrainedModel):
         for name, task in tasks.items():
             model.add_task(name, task)
         return model.eval()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        *args: Any,
-        tasks: Iterable[str] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As PreTrainedModel.from_pretrained, and the adapters with it.
-
-        Each weight gets memory of its own: in the file's memory its alignment depends on what is
-        saved before it, and the last bit of a dot product on the alignment, so that another task
-        would change a regression's score.
-
-        Args:
-            pretrained_model_name_or_path: folder or Hub id of a saved Polyhead.
-            args: for PreTrainedModel.from_pretrained.
-            tasks: load the adapters of these tasks only; None for all. The others' heads are
-                there, but running them raises.
-            kwargs: for PreTrainedModel.from_pretrained.
-
-        Raises:
-            ImportError: the model has adapters and peft is missing.
-            ValueError: a task is unknown, or an adapter does not fit the encoder.
-        """
-        kwargs.setdefault("use_safetensors", True)  # never a pickle
-        found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = found[0] if isinstance(found, tuple) else found
-        for parameter in model.parameters():
-            if not parameter.is_meta:
-                parameter.data = parameter.data.clone()
-        if tasks is None:
-            wanted = list(model.config.adapters or [])
-        else:
-            names = list(tasks)
-            model._check_tasks(names)
-            wanted = sorted({a for n in names if (a := model.config.tasks[n].adapter) is not None})
-        hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
-        for name in wanted:
-            load_adapter(model.encoder, name, str(pretrained_model_name_or_path), **hub)
-        line_up(model.encoder)
-        return found
-
-    def save_pretrained(
-        self,
-        save_directory: Any,
-        is_main_process: bool = True,
-        state_dict: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """As PreTrainedModel.save_pretrained, with each adapter in `adapters/<name>/`.
-
-        Raises:
-            ValueError: an adapter of the model is not loaded; saving would lose it.
-        """
-        absent = set(self.config.adapters or []) - set(self.loaded_adapters)
-        if absent:
-            raise ValueError(f"adapter {', '.join(sorted(absent))} is not loaded; saving loses it")
-        own = None
-        if state_dict is not None:
-            tied = self.all_tied_weights_keys  # of a state gathered from several ranks: copies
-            state_dict = {k: v for k, v in state_dict.items() if k not in tied}
-            own = {k.removeprefix("encoder."): v for k, v in state_dict.items()}
-        if self.loaded_adapters:
-            state_dict = plain_state(self, state_dict or self.state_dict())
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
-        if is_main_process:
-            for name in self.loaded_adapters:
-                folder = os.path.join(save_directory, "adapters", name)
-                save_adapter(self.encoder, name, folder, own)
-
-    def _upload_modified_files(
-        self,
-        working_dir: Any,
-        repo_id: str,
-        files_timestamps: dict[str, float],
-        commit_message: str | None = None,
-        token: bool | str | None = None,
-        create_pr: bool = False,
-        revision: str | None = None,
-        commit_description: str | None = None,
-    ) -> Any:
-        """For `push_to_hub`: as PushToHubMixin's, which knows no folders in folders (adapters)."""
-        if revision is not None and not create_pr:
-            hf_api().create_branch(repo_id, branch=revision, token=token, exist_ok=True)
-        return hf_api().upload_folder(
-            repo_id=repo_id,
-            folder_path=working_dir,
-            commit_message=commit_message or "Upload model",
-            commit_description=commit_description,
-            token=token,
-            create_pr=create_pr,
-            revision=revision,
-        )
 
     def add_task(self, name: str, task: TaskConfig) -> None:
         """Add a task with a new head; the encoder and the other heads stay as they are.
@@ -336,14 +221,6 @@ class PolyheadModel(PreTrainedModel):
         for task in self.config.tasks.values():
             task.adapter = None if task.adapter == name else task.adapter
 
-    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: transformers would save one adapter and wrap the heads too."""
-        raise ValueError("use attach_adapter(name, config, tasks=[...])")
-
-    def load_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refused, as `add_adapter` is."""
-        raise ValueError("use attach_adapter(name, config, tasks=[...], state=weights)")
-
     def view(self, task: str) -> "PolyheadModel":
         """One classification task of this model as HF's class for it; all weights are shared.
 
@@ -359,64 +236,6 @@ class PolyheadModel(PreTrainedModel):
         return HEADS[task.head](
             task=task, encoder_config=self.encoder.config, pooling=self.config.pooling
         )
-
-    def _ties(self) -> dict[str, str]:
-        """Decoder weight of each masked-LM head -> the encoder's input embeddings, by name."""
-        heads = [n for n in self.task_names if self.config.tasks[n].head == "masked_lm"]
-        if not heads:
-            return {}
-        weight = self.encoder.get_input_embeddings().weight
-        source = next(n for n, p in self.encoder.named_parameters() if p is weight)
-        return {f"heads.{n}.decoder.weight": f"encoder.{source}" for n in heads}
-
-    def _retie(self) -> None:
-        inner = {k: v for k, v in self.all_tied_weights_keys.items() if not k.startswith("heads.")}
-        self._tied_weights_keys = self._ties()
-        self.all_tied_weights_keys = {**inner, **self._tied_weights_keys}
-        self.tie_weights()
-
-    @property
-    def loaded_adapters(self) -> list[str]:
-        """The adapters that the encoder holds."""
-        return list(getattr(self.encoder, "peft_config", {}))
-
-    @property
-    def task_names(self) -> list[str]:
-        """The tasks in the order that `task_ids` counts them."""
-        return list(self.config.task_names or [])
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The encoder's token embeddings."""
-        return self.encoder.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the encoder's token embeddings."""
-        self.encoder.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The decoder of the masked-LM head, which is tied to the input embeddings."""
-        tied = [n for n in self.task_names if self.config.tasks[n].head == "masked_lm"]
-        return self.heads.get_submodule(f"{tied[0]}.decoder") if len(tied) == 1 else None
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the decoder of the masked-LM head."""
-        tied = [n for n in self.task_names if self.config.tasks[n].head == "masked_lm"]
-        self.heads.get_submodule(tied[0]).decoder = new_embeddings
-
-    def _set_gradient_checkpointing(
-        self,
-        enable: bool = True,
-        gradient_checkpointing_func: Callable = checkpoint,
-        **kwargs: Any,
-    ) -> None:
-        """As PreTrainedModel's; the recomputation goes through the adapters of its forward."""
-        if enable and self.config.adapters:
-            if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
-                raise ValueError("adapters need checkpointing with use_reentrant=False")
-            gradient_checkpointing_func = partial(
-                gradient_checkpointing_func, context_fn=checkpoint_contexts
-            )
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def set_compute(self, mode: Mode) -> Compute:
         """Choose how the encoder computes: `exact` (default), `auto` or `bf16`; see `compute.py`.
@@ -736,14 +555,6 @@ class PolyheadModel(PreTrainedModel):
         return {name: self._head(name).count(values) for name, values in labels.items()}
 
     # ---- which heads, which rows ----
-
-    def _check_tasks(self, names: Iterable[str]) -> None:
-        unknown = [name for name in names if name not in self.config.tasks]
-        if unknown:
-            raise ValueError(
-                f"unknown task {', '.join(map(repr, unknown))}; "
-                f"this model has: {', '.join(self.task_names) or 'none'}"
-            )
 
     def _names_to_run(
         self, tasks: Iterable[str] | None, labels: dict[str, Tensor] | None

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from transformers import Pipeline, PreTrainedTokenizerBase
 
+from .attention import has_kernel
 from .compute import Mode, check_mode
 from .configuration_polyhead import TaskConfig
 from .decoding import Window, decode_classes, decode_entities, encode_windows, split_words
-from .packing import cumulative, has_kernel
+from .packing import cumulative
 
 TextOrPair = str | tuple[str, str]
 STRETCH = 1024  # texts of a generator that are sorted by length together

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .packing import Texts, cumulative, eager
+from .attention import eager
+from .packing import Texts, cumulative
 
 try:
     from peft.tuners.tuners_utils import BaseTunerLayer

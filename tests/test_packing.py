@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from polyhead.modeling import TaskConfig, packing
-from polyhead.modeling.packing import cumulative, has_kernel, restarting_positions
+from polyhead.modeling import TaskConfig, attention
+from polyhead.modeling.attention import has_kernel
+from polyhead.modeling.packing import cumulative, restarting_positions
 from torch.testing import assert_close
 
 LENGTHS = [3, 7, 7, 1, 12]
@@ -39,9 +40,9 @@ def test_each_text_sees_itself_alone(way, reach):
     given = parts()
     expected = one_by_one(*given, reach, 0.3)
     if way == "runs":
-        found = packing._by_runs(*given, reach, 0.0, 0.3, STARTS)
+        found = attention._by_runs(*given, reach, 0.0, 0.3, STARTS)
     else:
-        found = packing._by_rows(*given, reach, 0.0, 0.3, STARTS, max(LENGTHS))
+        found = attention._by_rows(*given, reach, 0.0, 0.3, STARTS, max(LENGTHS))
     assert_close(found, expected)
     assert_close(gradients(found, given), gradients(expected, given))
 
@@ -58,9 +59,9 @@ def test_the_kernel_is_given_what_it_wants(reach, monkeypatch):
         rows = [x.transpose(0, 1)[None] for x in (query, key, value)]
         return one_by_one(*rows, near, scale)[0]
 
-    monkeypatch.setattr(packing, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
     given = parts()
-    found = packing._by_kernel(*given, reach, 0.3, STARTS, max(LENGTHS))
+    found = attention._by_kernel(*given, reach, 0.3, STARTS, max(LENGTHS))
     assert_close(found, one_by_one(*given, reach, 0.3))
 
 
@@ -69,8 +70,8 @@ def test_dropout_drops_weights_of_attention():
     query, key, _ = parts()
     ones = torch.ones_like(query)
     for found in (
-        packing._by_runs(query, key, ones, None, 0.5, None, STARTS),
-        packing._by_rows(query, key, ones, None, 0.5, None, STARTS, max(LENGTHS)),
+        attention._by_runs(query, key, ones, None, 0.5, None, STARTS),
+        attention._by_rows(query, key, ones, None, 0.5, None, STARTS, max(LENGTHS)),
     ):
         assert 0.9 < float(found.detach().mean()) < 1.1  # 1 without dropout
         assert float(found.detach().std()) > 0.2
@@ -96,10 +97,10 @@ def test_every_encoder_reads_rows_padded_for_attention_alone(
 
     def by_rows(*parts):
         calls.append(len(parts))
-        return packing._by_rows(*parts, max(LENGTHS))
+        return attention._by_rows(*parts, max(LENGTHS))
 
-    for way in (packing._by_runs, by_rows):
-        monkeypatch.setattr(packing, "_by_runs", way)
+    for way in (attention._by_runs, by_rows):
+        monkeypatch.setattr(attention, "_by_runs", way)
         model.zero_grad()
         out = model(**given, max_length_q=max(LENGTHS))
         out.loss.backward()

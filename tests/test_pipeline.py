@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ENCODERS
-from polyhead.modeling import PolyheadPipeline, TaskConfig, packing
+from polyhead.modeling import PolyheadPipeline, TaskConfig, attention
 from polyhead.modeling.decoding import decode_entities, split_words
 
 SEQUENCE = {"head": "sequence_classification"}
@@ -101,14 +101,14 @@ def test_results_are_those_of_the_model_in_the_order_of_the_texts(pipe):
 
 
 def test_another_copy_of_the_code_in_the_process_changes_nothing(pipe):
-    # a model of the Hub brings its own packing.py, with attention and state of its own
+    # a model of the Hub brings its own attention.py, with a name and a state of its own
     expected = pipe(TEXTS)
     assert pipe.model._packs
-    spec = importlib.util.spec_from_file_location("another_packing", packing.__file__)
+    spec = importlib.util.spec_from_file_location("another_attention", attention.__file__)
     copy_of = importlib.util.module_from_spec(spec)
-    sys.modules["another_packing"] = copy_of  # dataclasses look their module up
+    sys.modules["another_attention"] = copy_of
     spec.loader.exec_module(copy_of)
-    assert copy_of.NAME != packing.NAME
+    assert copy_of.NAME != attention.NAME
     assert_same(pipe(TEXTS), expected)
     pipe.model._packs = None
     assert pipe.model.can_pack
