@@ -1,48 +1,100 @@
-"""What the pages tell users to type is typed here, on a small model in the place of the demo's."""
+"""What the pages tell users to type is typed here, on small files and a small model."""
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
+from pages import COMMANDS, ROOT, blocks_of, run_page
+from polyhead.modeling import PolyheadModel, TaskConfig
+from polyhead.train import tasks
 from polyhead.train.data import load_sources
 from polyhead.train.hub import save_folder
+from polyhead.train.proof import fingerprint
 from polyhead.train.recipe import load_recipe
-from train_helpers import INTENTS, messages, run_cli, write_recipe, write_rows
+from safetensors.torch import load_file
+from train_helpers import INTENTS, messages, pairs, private_cache, write_recipe  # noqa: F401
 from transformers import AutoTokenizer
 
-ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"```(python|bash)\n(.*?)```", re.DOTALL)
+PAGES = [
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if re.search("```|~~~", path.read_text(encoding="utf-8"))
+]
+SEQUENCE, TOKENS = "sequence_classification", "token_classification"
+
+
+def write(name: str, rows: list[dict], *columns: str) -> None:
+    """These columns of the rows, in the format that the name ends with."""
+    chosen = datasets.Dataset.from_list(rows).select_columns(list(columns))
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    {".csv": chosen.to_csv, ".jsonl": chosen.to_json, ".parquet": chosen.to_parquet}[
+        Path(name).suffix
+    ](name)
+
+
+def hashes_here(folder: str | Path) -> dict:
+    """Hashes without a process of their own: the same ones, sooner."""
+    return fingerprint(PolyheadModel.from_pretrained(folder))
 
 
 @pytest.fixture
-def quickstart(make_model, tokenizer_of, tmp_path, monkeypatch):
-    """A folder to stand in: `configs/` and a model of the quickstart's tasks, not trained."""
-    sources = load_sources(load_recipe(ROOT / "configs/quickstart.yaml"))
-    tasks = {name: config for source in sources for name, config in source.configs.items()}
-    model = make_model("bert", tasks)
-    save_folder(model, tokenizer_of("wordpiece"), tmp_path / "runs/quickstart/model")
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+def typed(tmp_path, monkeypatch) -> Path:
+    """The folder in which a page is typed: `configs/` and the data files that pages name."""
+    monkeypatch.setattr(tasks, "fresh_fingerprint", hashes_here)
     monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(ROOT / "configs")
+    for name, count, start in (("train", 24, 0), ("dev", 8, 24), ("test", 8, 32)):
+        write(f"{name}.csv", messages(count, start), "text", "intent")
+    for name, start in (("ner.jsonl", 0), ("ner_test.jsonl", 32)):
+        write(name, messages(24 if start == 0 else 8, start), "tokens", "tags")
+    write("texts.parquet", messages(6), "text")
+    return tmp_path
+
+
+@pytest.fixture
+def quickstart(typed, make_model, tokenizer_of) -> None:
+    """A model of the quickstart's tasks, not trained."""
+    sources = load_sources(load_recipe(ROOT / "configs/quickstart.yaml"))
+    configs = {name: config for source in sources for name, config in source.configs.items()}
+    model = make_model("bert", configs)
+    save_folder(model, tokenizer_of("wordpiece"), typed / "runs/quickstart/model")
+
+
+@pytest.fixture
+def recipe(typed) -> dict:
+    """A recipe of two tasks, to be given an encoder."""
+    intent = {"data_files": {"train": "train.csv", "test": "test.csv"}, "text": "text"}
+    words = {"data_files": {"train": "ner.jsonl", "test": "ner_test.jsonl"}, "tokens": "tokens"}
+    return {
+        "tasks": {
+            "intent": {"head": SEQUENCE, "data": intent | {"label": "intent"}},
+            "entities": {"head": TOKENS, "data": words | {"label": "tags"}},
+        },
+        "training": {"num_train_epochs": 1, "per_device_train_batch_size": 8},
+        "output_dir": "runs/mine",
+    }
+
+
+def test_a_test_types_every_block_of_every_page():
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert sorted(re.findall(r'\brun_page\("(.+?)"', source)) == sorted(PAGES)
+    for page in PAGES:
+        text, blocks = (ROOT / page).read_text(encoding="utf-8"), blocks_of(page)
+        assert "~~~" not in text
+        assert text.count("```") == 2 * len(blocks), f"{page}: a block that nobody reads"
+        for language, block in blocks:
+            assert language in ("bash", "python", "yaml"), page
+            if language == "bash":
+                lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+                assert {line[0] for line in lines} <= set(COMMANDS), page
 
 
 @pytest.mark.slow
-def test_every_way_to_use_a_model(quickstart):
-    blocks = BLOCK.findall((ROOT / "docs/use.md").read_text(encoding="utf-8"))
-    known: dict = {}
-    for language, text in blocks:
-        if language == "python":
-            exec(text, known)
-            continue
-        for line in text.splitlines():
-            command, *arguments = shlex.split(line)
-            assert command == "polyhead"
-            assert run_cli(*arguments) == 0, line
-    assert {"bash", "python"} == {language for language, _ in blocks}
+def test_every_way_to_use_a_model(quickstart, encoder_folder):
+    known = run_page("docs/use.md", encoder_folder("bert"))
     assert [sorted(answer) for answer in known["answers"]] == [
         ["entities", "intent", "similarity", "urgency"]
     ] * 2
@@ -55,56 +107,118 @@ def test_every_way_to_use_a_model(quickstart):
         torch.testing.assert_close(found, values, rtol=0, atol=1e-4)
 
 
-@pytest.fixture
-def readme(encoder_folder, tmp_path, monkeypatch):
-    """A folder with the files that the README's recipe names, and one more task to add."""
-    parts = {"train": (24, 0), "dev": (8, 24), "test": (8, 32)}
-    for name, (count, start) in parts.items():
-        rows = messages(count, start)
-        lines = [f"{row['text']},{row['intent']}" for row in rows]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["text,intent", *lines]) + "\n")
-        words = [{"tokens": row["tokens"], "tags": row["tags"]} for row in rows]
-        write_rows(tmp_path / f"ner{'' if name == 'train' else f'_{name}'}.jsonl", words)
-    texts = datasets.Dataset.from_dict({"text": [row["text"] for row in messages(6)]})
-    texts.to_parquet(tmp_path / "texts.parquet")
+@pytest.mark.slow
+def test_the_readme_with_make_on_a_dry_run_and_ranks_left_to_their_page(
+    quickstart, encoder_folder, monkeypatch
+):
+    def typed_elsewhere(arguments: list[str], encoder: Path) -> None:
+        line = shlex.join(["torchrun", *arguments])
+        assert line in blocks_of("docs/distributed.md")[0][1].splitlines()
+
+    monkeypatch.setitem(COMMANDS, "torchrun", typed_elsewhere)
     files = {"train": "train.csv", "test": "test.csv"}
-    task = {"head": "sequence_classification", "labels": INTENTS}
+    task = {"head": SEQUENCE, "labels": INTENTS}
     task["data"] = {"data_files": files, "text": "text", "label": "intent"}
     more = {"tasks": {"again": task}, "output_dir": "runs/more"}
-    write_recipe(tmp_path / "more.yaml", more | {"training": {"num_train_epochs": 1}})
-    monkeypatch.chdir(tmp_path)
-    return encoder_folder("bert")
+    write_recipe(Path("more.yaml"), more | {"training": {"num_train_epochs": 1}})
+    encoder = encoder_folder("bert")
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokens = tokenizer(["go", "book a train"], padding=True, return_tensors="pt")
+    slots = torch.zeros_like(tokens["input_ids"])
+    given = {"tokens": dict(tokens), "ids": torch.tensor([0, 1])}
+    given |= {"y": torch.tensor([0, -100]), "z": slots}
+    known = run_page("README.md", encoder, given)
+    for name in ("runs/mine/model", "runs/more/model", "runs/less", "exported", "entities"):
+        assert (Path(name) / "config.json").is_file(), name
+    assert Path("answers.parquet").is_file()
+    assert set(known["out"].losses) == {"intent", "slots"}
 
 
 @pytest.mark.slow
-def test_the_readme(readme, tmp_path):
-    blocks = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (recipe,) = [text for language, text in blocks if language == "yaml"]
-    assert "sentence-transformers/all-MiniLM-L6-v2" in recipe
-    recipe = recipe.replace("sentence-transformers/all-MiniLM-L6-v2", str(readme))
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    (commands,) = [text for language, text in blocks if "polyhead inspect" in text]
-    done = []
-    for line in commands.splitlines():
-        command, *arguments = shlex.split(line, comments=True)
-        done.append(arguments[0])
-        if command == "torchrun":  # a run of its own
-            arguments += ["training.use_cpu=true", "output_dir=runs/ranks"]
-            call = [sys.executable, "-m", "torch.distributed.run", *arguments]
-            subprocess.run(call, check=True, capture_output=True, timeout=300)
-            continue
-        assert run_cli(*arguments) == 0, line
-    expected = "inspect train evaluate predict affinity report add-task remove-task export push"
-    assert set(expected.split()) <= set(done)
-    for name in ("runs/mine/model", "runs/ranks/model", "runs/less", "exported", "entities"):
-        assert (tmp_path / name / "config.json").is_file(), name
-    assert (tmp_path / "answers.parquet").is_file()
-    model = "PolyheadModel.from_encoder("
-    (python,) = [text for language, text in blocks if language == "python" and model in text]
-    tokenizer = AutoTokenizer.from_pretrained(readme)
-    tokens = tokenizer(["go", "book a train"], padding=True, return_tensors="pt")
-    slots = torch.zeros_like(tokens["input_ids"])
-    known = {"tokens": dict(tokens), "ids": torch.tensor([0, 1])}
-    known |= {"y": torch.tensor([0, -100]), "z": slots}
-    exec(python.replace("<hub id or folder>", str(readme)), known)
-    assert set(known["out"].losses) == {"intent", "slots"}
+def test_training_from_nothing_but_data_files(typed, encoder_folder):
+    write("messages.csv", messages(40), "text", "intent")
+    write("words.jsonl", messages(24), "tokens", "tags")
+    write("words_test.jsonl", messages(8, 24), "tokens", "tags")
+    known = run_page("docs/training.md", encoder_folder("bert", num_hidden_layers=6))
+    model = PolyheadModel.from_pretrained("runs/mine/model")
+    assert model.config.tasks["intent"].labels == INTENTS
+    assert model.config.tasks["entities"].labels == ["O", "B-city", "I-city"]
+    assert len(known["parts"]) == 4
+
+
+@pytest.mark.slow
+def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
+    write("messages.jsonl", messages(12), "text", "intent", "tokens", "tags", "topics")
+    texts = [
+        {"question": row["text"], "answer": f"to {row['intent']}, type it"} for row in messages(12)
+    ]
+    write("questions.csv", texts, "question", "answer")
+    wide = {"hidden_size": 384}
+    teacher = make_model("bert", {"similarity": TaskConfig(head="embedding")}, **wide)
+    save_folder(teacher, tokenizer_of("wordpiece"), "runs/teacher/model")
+    encoder = encoder_folder("bert", **wide)
+    write_recipe(Path("recipe.yaml"), {"encoder": str(encoder)} | recipe)
+    found = run_page("docs/recipes.md", encoder)["parts"]
+    assert [sorted(set(config.tasks) - set(recipe["tasks"])) for config in found] == [
+        ["words"],
+        ["search"],
+        ["vectors"],
+        [],
+        ["topics"],
+    ]
+    assert found[0].get_text_config().hidden_size == 256
+    assert {task.adapter for task in found[3].tasks.values()} == {"intent"}
+
+
+@pytest.fixture
+def public_data(typed, monkeypatch) -> None:
+    """Small files with the columns of the public ones."""
+    names = {
+        "banking77": ["text", "intent"],
+        "wnut17": ["tokens", "ner_tags"],
+        "sst2": ["text", "sentiment"],
+        "stsb": ["sentence1", "sentence2", "score"],
+        "snips": ["text", "intent", "tokens", "ner_tags"],
+    }
+    for split, count, start in (("train", 12, 0), ("validation", 6, 12), ("test", 6, 18)):
+        rows = [
+            one
+            | {"ner_tags": one["tags"], "sentiment": one["intent"]}
+            | {"sentence1": two["text1"], "sentence2": two["text2"], "score": two["score"]}
+            for one, two in zip(messages(count, start), pairs(count, start), strict=True)
+        ]
+        for name, columns in names.items():
+            write(f"public/{name}/{split}.parquet", rows, *columns)
+    monkeypatch.setenv("POLYHEAD_DATA", str(typed / "public"))
+
+
+@pytest.mark.slow
+def test_adapters_and_tasks_that_come_and_go_with_small_files_for_public_data(
+    public_data, encoder_folder
+):
+    write("urgency.csv", messages(24), "text", "urgency")
+    write("urgency_test.csv", messages(8, 24), "text", "urgency")
+    known = run_page("docs/adapters.md", encoder_folder("bert"))
+    assert known["part"].loaded_adapters == ["urgency"]
+    assert PolyheadModel.from_pretrained("runs/less").task_names == ["entities", "urgency"]
+    slots = PolyheadModel.from_pretrained("runs/add_slots/model")
+    assert slots.config.adapters == ["entities", "intent", "sentiment", "similarity", "slots"]
+    assert Path("runs/topic/model/adapters/topic/adapter_model.safetensors").is_file()
+    assert known["model"].config.tasks["topic"].adapter == "blend"
+    ids = torch.arange(5, 25).view(2, 10)
+    model = PolyheadModel.from_pretrained("runs/urgency/model").eval()
+    with torch.no_grad():
+        expected = model(input_ids=ids, tasks=["urgency"]).last_hidden_state
+        found = known["encoder"].eval()(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.slow
+def test_two_processes_on_cpus_while_lines_for_gpus_and_nodes_are_parsed(recipe, encoder_folder):
+    encoder = encoder_folder("bert")
+    write_recipe(Path("recipe.yaml"), {"encoder": str(encoder)} | recipe)
+    run_page("docs/distributed.md", encoder)
+    one, other = (
+        load_file(f"runs/{by}/model/model.safetensors") for by in ("torchrun", "accelerate")
+    )
+    torch.testing.assert_close(one, other)
