@@ -52,10 +52,8 @@ fix: $(READY)  ## ruff, mending what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## benchmarks that run on a CPU; see benchmarks/README.md
-	$(BIN)/python benchmarks/heads.py
-	$(BIN)/python benchmarks/packing.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/adapters.py
+bench: $(READY)  ## benchmarks that run on a CPU, 20 minutes; POLYHEAD_DATA names the data sets
+	$(BIN)/python benchmarks/bench.py
 
 clean:  ## remove environments, builds and runs
 	rm -rf .venv .venv-min build dist runs *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -46,7 +46,7 @@ def main() -> None:
     tables["fan-out"] = fan_out()
     if not quick:
         tables["growth"] = growth(ours)
-        keep("adapters", "rows of many adapters in one batch", tables)
+    keep("adapters", "rows of many adapters in one batch", tables)
 
 
 def task_ids(rows: int, count: int, mix: str) -> Tensor:

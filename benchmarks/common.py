@@ -60,7 +60,7 @@ def data_folder() -> Path:
 
 
 def real_rows(count: int) -> list[tuple[str, str]]:
-    """(text, name of its source), shuffled, as many of each source: news, commands, abstracts, chat.
+    """(text, name of its source), shuffled, as many of news, commands, abstracts and chat.
 
     Texts have 3 to 400 tokens; the mean is some 75, and half have fewer than 40.
     """

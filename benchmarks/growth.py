@@ -2,11 +2,11 @@
 
     tasks      one forward over 32 messages, all heads on each text, half of them with a label for
                each token: 1 to 64 tasks
-    rows       `PolyheadPipeline` on 100 and 1,000 messages; larger numbers are extrapolated from the
-               last, and marked so
+    rows       `PolyheadPipeline` on 100 and 1,000 messages; larger numbers are extrapolated from
+               the last, and marked so
     tokens     an encoder of MiniLM's size with random weights and 2,048 positions, texts of mixed
-               length (a quarter of the longest to the longest): time for each real token, packed and
-               padded
+               length (a quarter of the longest to the longest): time for each real token, packed
+               and padded
     processes  from `results/processes.json`, where `processes.py` left it
 
 Medians of runs in turns. First the states of packed and padded texts are compared.
@@ -56,9 +56,7 @@ def seconds_of(
     what: str, runs: dict[str, Callable[[], Any]], repeats: int, digits: int = 4
 ) -> dict[str, Any]:
     """Median and spread of each run, in turns."""
-    found = {
-        name: summary(values, digits) for name, values in alternate(runs, repeats).items()
-    }
+    found = {name: summary(values, digits) for name, values in alternate(runs, repeats).items()}
     shown = (f"{name}: {values['median']:.4g} s" for name, values in found.items())
     print(f"{what}  {', '.join(shown)}", flush=True)
     return found
@@ -188,7 +186,9 @@ def picture(found: dict[str, Any]) -> Figure:
         processes.plot([1, 2], [first, 2 * first], "--", color="grey", label="in proportion")
         processes.legend()
     processes.set(ylim=(0, None), xlabel="processes of one thread", ylabel="rows a second")
-    processes.set(xticks=[1, 2], title="training" + ("" if found["processes"] else ": not measured"))
+    processes.set(
+        xticks=[1, 2], title="training" + ("" if found["processes"] else ": not measured")
+    )
     rows.legend()
     tokens.legend()
     return figure

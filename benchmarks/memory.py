@@ -1,8 +1,8 @@
 """Peak memory of training eight tasks jointly against one: the same rows in the same batches.
 
-Real text of mixed length in packed batches of 32 rows, MiniLM, AdamW. One task: classes of all rows.
-Eight tasks: an eighth of the rows each, five with classes and three with a tag for each word, all
-in each batch. Labels are made by rule; memory does not depend on what they say. Eight tasks are
+Real text of mixed length in packed batches of 32 rows, MiniLM, AdamW. One task: classes of all
+rows. Eight tasks: an eighth of the rows each, five with classes and three with a tag for each word,
+all in each batch. Labels are made by rule; memory does not depend on what they say. Eight tasks are
 trained as they come, and with one comparison of the tasks' gradients, which a longer training makes
 every 128 steps by default: it keeps a gradient of the encoder for each task.
 
@@ -64,7 +64,9 @@ def table(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             ratio = round(statistics.median(values) / statistics.median(unit), 3)
             spread = ratio_spread(values, unit)
             sides[name][key] = {**summary(values), "ratio": ratio, "ratio spread": spread}
-        shown = (f"{key} {v['median']:.0f} MiB ({v['ratio']:.2f})" for key, v in sides[name].items())
+        shown = (
+            f"{key} {v['median']:.0f} MiB ({v['ratio']:.2f})" for key, v in sides[name].items()
+        )
         print(f"{name}: {', '.join(shown)}", flush=True)
     return sides
 

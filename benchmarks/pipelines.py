@@ -2,10 +2,10 @@
 
 Theirs: five AutoModelForSequenceClassification and three AutoModelForTokenClassification of one
 MiniLM, each saved and loaded by a stock `pipeline`, called one after another on all texts: at the
-default, text by text, and with `batch_size=32`. Ours: one Polyhead with the same eight heads, weight
-for weight (BERT's pooler and classifier are pooling `cls` with a tanh layer), in `PolyheadPipeline`.
-Tokenisation counts for both; first labels, scores and entities of
-16 texts are compared. Needs `POLYHEAD_DATA`.
+default, text by text, and with `batch_size=32`. Ours: one Polyhead with the same eight heads,
+weight for weight (BERT's pooler and classifier are pooling `cls` with a tanh layer), in
+`PolyheadPipeline`. Tokenisation counts for both; first labels, scores and entities of 16 texts are
+compared. Needs `POLYHEAD_DATA`.
 """
 
 import argparse

@@ -103,6 +103,7 @@ class Counted:
         self.lengths: list[list[int]] = []
 
     def __call__(self, rows: list[Any]) -> Any:
+        """Collate and count."""
         batch = self.collate(rows)
         packed = "cu_seq_lens_q" in batch
         lengths = batch["cu_seq_lens_q"].diff() if packed else batch["attention_mask"].sum(1)
@@ -154,7 +155,9 @@ def sides_of(
         (GROUPED, Trainer, {"train_sampling_strategy": "group_by_length"}),
     ):
         found[name] = kind(
-            model=AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=len(labels)),
+            model=AutoModelForSequenceClassification.from_pretrained(
+                encoder, num_labels=len(labels)
+            ),
             args=TrainingArguments(output_dir=folder, **arguments, **more),
             train_dataset=data,
             data_collator=DataCollatorWithPadding(tokenizer),

@@ -42,7 +42,11 @@ from .strategies import sampling_faults, sources_of
 
 
 def load_recipe(
-    path: str | Path, overrides: list[str] | None = None, *, onto: PolyheadConfig | None = None
+    path: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    onto: PolyheadConfig | None = None,
+    scored: PolyheadConfig | None = None,
 ) -> Recipe:
     """Read and check a recipe.
 
@@ -51,6 +55,7 @@ def load_recipe(
             folder of the file.
         overrides: `key=value` with dotted keys, as `tasks.intent.loss_weight=2`.
         onto: the finished model that its tasks are added to; the recipe then names no encoder.
+        scored: the finished model that is scored on its data; it may then name none.
 
     Raises:
         RecipeError: with all faults found.
@@ -63,6 +68,8 @@ def load_recipe(
     if onto is not None:
         faults += [f"{key}: {why}" for key, why in FROM_MODEL.items() if raw.pop(key, None)]
         raw["encoder"] = str(onto.name_or_path)
+    if scored is not None:
+        raw.setdefault("encoder", str(scored.name_or_path))
     try:
         recipe = TypeAdapter(Recipe).validate_python(raw)
     except ValidationError as error:
@@ -80,7 +87,8 @@ def load_recipe(
     known = (onto.adapters or []) if onto is not None else []
     for name in sorted(set(recipe.tasks) & set(taken)):
         faults.append(f"tasks.{name}: the model has this task; take another name")
-    faults += adapter_faults({name: task.adapter for name, task in recipe.tasks.items()}, known)
+    if scored is None:  # else the model has its adapters
+        faults += adapter_faults({name: task.adapter for name, task in recipe.tasks.items()}, known)
     faults += sampling_faults(recipe)
     faults += balancing_faults(recipe, len(sources_of(recipe)))
     faults += _stopping_faults(recipe)

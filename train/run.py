@@ -167,9 +167,9 @@ def evaluate(
     Raises:
         RecipeError: faults of the recipe or data, a task that the model lacks, no rows in `split`.
     """
-    recipe = load_recipe(recipe_path, overrides)
-    sources = load_sources(recipe, str(recipe_path))
     model, tokenizer = load_any(model_path)
+    recipe = load_recipe(recipe_path, overrides, scored=model.config)
+    sources = load_sources(recipe, str(recipe_path))
     faults = []
     for source in sources:
         for name, config in source.configs.items():
