@@ -40,15 +40,14 @@ def task_gradients(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter])
     Returns:
         (K, P) float32; zero where a loss does not depend on a weight.
     """
-    rows = []
-    for loss in losses:
+    sizes = [parameter.numel() for parameter in parameters]
+    rows = torch.zeros(len(losses), sum(sizes), device=parameters[0].device)  # written in place
+    for row, loss in zip(rows, losses, strict=True):
         found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        parts = [
-            parameter.new_zeros(parameter.numel()) if gradient is None else gradient.flatten()
-            for parameter, gradient in zip(parameters, found, strict=True)
-        ]
-        rows.append(torch.cat(parts).float())
-    return torch.stack(rows)
+        for place, gradient in zip(row.split(sizes), found, strict=True):
+            if gradient is not None:
+                place.copy_(gradient.flatten())
+    return rows
 
 
 def cosines(gradients: Tensor) -> Tensor:
