@@ -11,6 +11,7 @@ Shapes: `N` texts, `T` tokens of the longest, `P` tokens of all, `A` heads, `K` 
 """
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
@@ -170,12 +171,12 @@ def _by_runs(
 ) -> Tensor:
     """(1, A, P, d) -> (1, P, A, d), runs of texts of one length together."""
     heads, found = query.shape[1], []
-    for start, count, length in _runs(cu_seq_lens.tolist()):
-        stop = start + count * length
-        parts = (
-            x[0, :, start:stop].view(heads, count, length, -1).transpose(0, 1)
-            for x in (query, key, value)
-        )
+    runs = _runs(cu_seq_lens.tolist())
+    # split, not sliced: the backward of each slice would fill a gradient of all tokens with zeros
+    sizes = [count * length for count, length in runs]
+    cut = (x[0].split(sizes, dim=1) for x in (query, key, value))
+    for (count, length), *own in zip(runs, *cut, strict=True):
+        parts = (x.view(heads, count, length, -1).transpose(0, 1) for x in own)
         near = None
         if reach is not None and length > reach + 1:
             place = torch.arange(length, device=query.device)
@@ -187,16 +188,10 @@ def _by_runs(
     return torch.cat(found).unsqueeze(0)
 
 
-def _runs(starts: list[int]) -> list[tuple[int, int, int]]:
-    """(first token, texts, tokens of each) for runs of neighbours of equal length."""
-    runs: list[tuple[int, int, int]] = []
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
-        length = end - start
-        if runs and runs[-1][2] == length:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1, length)
-        elif length:
-            runs.append((start, 1, length))
-    return runs
+def _runs(starts: list[int]) -> list[tuple[int, int]]:
+    """(texts, tokens of each) for runs of neighbours of equal length."""
+    lengths = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
+    return [(len(list(run)), length) for length, run in groupby(lengths) if length]
 
 
 AttentionInterface.register(NAME, _attend)
