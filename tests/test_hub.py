@@ -148,8 +148,9 @@ def test_a_second_push_leaves_the_pinned_revision_and_deletes_what_is_gone(
     model.remove_task("slots")  # and its adapter
     save_folder(model, tokenizer_of("wordpiece"), tmp_path / "second")
     code = tmp_path / "second" / "modeling_polyhead.py"
-    changed = "    config_class = PolyheadConfig\n"
-    code.write_text(code.read_text().replace(changed, f"{changed}    says = 7\n", 1))
+    place = "    def __init__(self, config: PolyheadConfig) -> None:\n"
+    assert place in code.read_text()
+    code.write_text(code.read_text().replace(place, f"    says = 7\n\n{place}", 1))
     push(run, tmp_path / "second")
     second, after = pushed(hub)
     assert second != first
