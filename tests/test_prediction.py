@@ -426,7 +426,7 @@ def start_rank(rank: int, port: int, arguments: list[str], folder: Path) -> subp
 FAULTS = {  # of a call of two processes: what its one message says
     "column": (["--text", "txt"], "--text: no column 'txt'"),
     "task": (["--tasks", "mood"], "unknown task 'mood'"),
-    "plan": (["--compute", "exact"], "compute was auto, is exact"),
+    "plan": (["--compute", "exact"], 'compute was "auto", is "exact"'),
 }
 
 
