@@ -413,8 +413,6 @@ def _predict_rows(
         return pipe, list(dict.fromkeys(choose(pipe)))
 
     pipe, tasks = ranks.together(load)
-    if ranks.is_first:
-        _note(f"compute: {pipe.model.compute.reason}")
     (source, target), (text, text_pair) = files, columns
     places: dict[str, Any] = {"model": model, "source": source, "target": target}
     job = FileJob(**places, tasks=tasks, text=text, text_pair=text_pair, options=options)

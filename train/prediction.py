@@ -69,7 +69,7 @@ def predict_file(
         pipe: the model and its tokenizer.
         job: what to predict.
         ranks: the processes that share the work.
-        notify: called with what an earlier call has left done.
+        notify: called with how the model computes and what an earlier call has left done.
         progress: called with rows done, as far as this process knows, and rows in all.
 
     Returns:
@@ -84,6 +84,7 @@ def predict_file(
     schema = features.arrow_schema
     parts = OutputParts(job.target, _plan(pipe, job, rows), schema)
     ranks.together(parts.claim if ranks.is_first else parts.find)
+    notify(f"compute: {pipe.model.compute.reason}")
     found = parts.finished()
     if found:
         notify(f"{len(found)} of {parts.count} shards were there")
