@@ -285,6 +285,20 @@ class PolyheadConfig(PreTrainedConfig):
         self.tasks[name] = task
         self.task_names = [*(self.task_names or []), name]
 
+    def embedding_task(self, name: str | None = None) -> str:
+        """The embedding task of this name, or the only one where none is named.
+
+        Raises:
+            ValueError: there is no such embedding task, or several and none is named.
+        """
+        own = [task for task, config in self.tasks.items() if config.head == "embedding"]
+        if name is None and len(own) == 1:
+            return own[0]
+        if name is None or name not in own:
+            known = ", ".join(own) or "none"
+            raise ValueError(f"task is {name!r}; embedding tasks of this model: {known}")
+        return name
+
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The encoder's config: what asks for the text model's sizes gets the encoder's."""
         return self.encoder_config  # pyright: ignore[reportReturnType]

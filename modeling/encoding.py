@@ -16,8 +16,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from .attention import eager
 from .packing import Texts, position_embeddings, position_offset
+from .plans import Plan
 from .pooling import layers_needed, pool
-from .routing import Plan
 
 
 def auto_class(encoder_config: Any) -> Any:

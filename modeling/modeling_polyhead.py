@@ -41,17 +41,10 @@ from .packing import Texts, can_pack, encode_packed, pad_inputs, unpad_output
 
 # Not used here: the import makes the pipeline's file travel with the model.
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
+from .plans import Plan, make_plan, move, parts_of
 from .pooling import layers_needed, pool
 from .pretrained_polyhead import HUB_ARGUMENTS, PolyheadPreTrainedModel
-from .routing import (
-    NotRoutable,
-    Plan,
-    Routing,
-    first_adapted_layer,
-    make_plan,
-    move,
-    parts_of,
-)
+from .routing import NotRoutable, Routing, first_adapted_layer
 
 logger = logging.get_logger(__name__)
 
@@ -373,18 +366,13 @@ class PolyheadModel(PolyheadPreTrainedModel):
         own = [n for n in self.task_names if self.config.tasks[n].head == "embedding"]
         if task in ("query", "document") and task not in own:
             task = None
-        if task is None and len(own) == 1:
-            task = own[0]
-        if task not in own and (own or task is not None):
-            known = ", ".join(own) or "none"
-            raise ValueError(f"task is {task!r}; embedding tasks of this model: {known}")
         tokens = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        if task is not None:
-            output: Any = self(input_ids, **tokens, tasks=[task])
-            return output.embeddings[task]
+        if own or task is not None:
+            name = self.config.embedding_task(task)
+            return self(input_ids, **tokens, tasks=[name]).embeddings[name]
         pooling = self.config.pooling
         deep = layers_needed(pooling) > 1
-        output = self(input_ids, **tokens, tasks=(), output_hidden_states=deep)
+        output: Any = self(input_ids, **tokens, tasks=(), output_hidden_states=deep)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         states = output.hidden_states if deep else (output.last_hidden_state,)
         return pool(states, Texts(mask=mask), pooling)

@@ -6,18 +6,16 @@ PEFT's layers own the weights; their class is exchanged for a subclass that read
 stretch of the batch goes through which adapter. The base layer runs once on everything, then each
 stretch gets its own low-rank update. PEFT itself mixes adapters in evaluation only and by gathering
 rows in every layer; here rows are sorted once, before the first adapted layer, which is also where
-a text wanted by several adapters is copied: the layers below see it once.
+a text wanted by several adapters is copied: the layers below see it once. Plans are made in
+`plans.py`.
 
 A layer that stretches of LoRA cannot split (DoRA, IA3) runs its own forward stretch by stretch. An
 encoder that applies an adapted layer to something else than the batch's tokens (DeBERTa's relative
 positions) is run once per adapter.
-
-Shapes: `N` texts of the caller, `M` texts after sorting and copying, `P` and `Q` their tokens.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .attention import eager
-from .packing import Texts, cumulative
+from .plans import Kind, Plan, Stretch, Tile, move
 
 try:
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -33,71 +31,11 @@ except ImportError:
     BaseTunerLayer = None
 
 
-Stretch = tuple[str | None, int, int]  # adapter, first token, last token + 1
-Tile = tuple[list[str], int, int]  # adapters of equal parts, first token, last token + 1
-Kind = tuple[tuple[int | None, ...], bool]  # by stretch: rank of its adapter in a layer; bias
 ALIGNMENT = 64  # bytes, as torch aligns what it allocates
-ROWS_PER_ADAPTER = 4  # with more, one product for each adapter is faster than one for each row
 
 
 class NotRoutable(RuntimeError):
     """An adapted layer was applied to something else than the tokens of the batch."""
-
-
-@dataclass
-class Plan:
-    """Which stretch of the tokens goes through which adapter, and which texts move for that.
-
-    Args:
-        stretches: (adapter or None, first token, last token + 1), over (rows x tokens) flattened.
-            One stretch stands for everything, whatever its length.
-        source: (M,) the caller's text that each text is, or None when nothing moves.
-        tokens: packed: (Q,) the caller's token that each token is.
-        cu_seq_lens: packed: (M + 1,).
-        first: layer before which texts are sorted and copied; None: before the encoder.
-        size: texts of the caller (padded) or tokens (packed): what tells a batch's tensors.
-        places: where (adapter, the caller's text) stands; None when nothing moves.
-        width: tokens of every text, where they are padded; 0 where they are packed.
-    """
-
-    stretches: list[Stretch]
-    source: Tensor | None = None
-    tokens: Tensor | None = None
-    cu_seq_lens: Tensor | None = None
-    first: int | None = None
-    size: int = 0
-    places: dict[tuple[str | None, int], int] | None = None
-    width: int = 0
-    _tiles: dict[Kind, list[Tile]] = field(default_factory=dict)
-
-    @cached_property
-    def names(self) -> list[str]:
-        """The adapters of the stretches."""
-        return [name for name, _, _ in self.stretches if name is not None]
-
-    def tiles(self, kind: Kind, stretches: list[Stretch]) -> list[Tile]:
-        """Stretches with an adapter in a layer, joined where one batched product can do several.
-
-        Many small products cost more than their arithmetic. Where all stretches are of one length
-        they are the parts; else the rows of a padded batch are, unless few adapters have many.
-        """
-        if kind in self._tiles:
-            return self._tiles[kind]
-        ranks, biased = kind
-        held = [s for s, rank in zip(stretches, ranks, strict=True) if rank]
-        sizes = [stop - start for _, start, stop in held]
-        tiles: list[Tile] = [([str(name)], start, stop) for name, start, stop in held]
-        if len(held) > 1 and len({r for r in ranks if r}) == 1 and not biased:
-            first, last = held[0][1], held[-1][2]
-            unit = sizes[0] if len(set(sizes)) == 1 else self.width
-            count = (last - first) // unit if unit else 0
-            if sum(sizes) == last - first and 0 < count <= ROWS_PER_ADAPTER * len(held):
-                counts = [size // unit for size in sizes]
-                names = [n for (n, *_), c in zip(held, counts, strict=True) for n in [str(n)] * c]
-                tiles = [(names, first, last)]
-        if len(self.stretches) > 1:  # else the lengths are those of one layer's input
-            self._tiles[kind] = tiles
-        return tiles
 
 
 _state: dict[str, Plan | None] = {"plan": None}
@@ -280,90 +218,6 @@ def line_up(encoder: nn.Module) -> None:
             if alike and weights[0].nbytes % ALIGNMENT == 0 and weights[0].is_contiguous():
                 for weight, place in zip(weights, torch.stack(weights).detach(), strict=True):
                     weight.data = place
-
-
-# ---- plans ----
-
-
-def make_plan(
-    adapters: list[list[str | None]], texts: Texts, *, width: int, first: int | None
-) -> Plan:
-    """Sort texts by adapter, copying those wanted by several.
-
-    Args:
-        adapters: the adapters that each text is wanted through; None for the bare encoder.
-        texts: where the texts are.
-        width: tokens in a row: of a padded text, or all tokens of a packed batch.
-        first: first adapted layer, or None to move texts before the encoder.
-    """
-    order = sorted({name for names in adapters for name in names}, key=lambda n: n or "")
-    pairs = [(name, row) for name in order for row, names in enumerate(adapters) if name in names]
-    packed = texts.cu_seq_lens is not None
-    sizes = texts.lengths.tolist() if packed else [width] * len(adapters)
-    stretches: list[Stretch] = []
-    end = 0
-    for name, row in pairs:
-        start, end = end, end + sizes[row]
-        if stretches and stretches[-1][0] == name:
-            start = stretches.pop()[1]
-        stretches.append((name, start, end))
-    places = {pair: place for place, pair in enumerate(pairs)}
-    plan = Plan(stretches, places=places, width=0 if packed else width)
-    rows = [row for _, row in pairs]
-    if rows != list(range(len(adapters))):
-        _moves(plan, rows, texts, width)
-        plan.first = first
-    return plan
-
-
-def _moves(plan: Plan, rows: list[int], texts: Texts, width: int) -> None:
-    """Fill in where the plan's texts come from."""
-    given = texts.mask if texts.cu_seq_lens is None else texts.cu_seq_lens
-    assert given is not None
-    plan.source = torch.tensor(rows, device=given.device)
-    plan.size = len(given)
-    if texts.cu_seq_lens is not None:
-        plan.size = width
-        lengths = texts.lengths.long()
-        moved = lengths[plan.source]
-        starts = texts.cu_seq_lens[:-1].long()[plan.source]
-        ends = moved.cumsum(0)
-        inner = torch.arange(int(ends[-1]), device=given.device)
-        inner = inner - torch.repeat_interleave(ends - moved, moved)
-        plan.tokens = torch.repeat_interleave(starts, moved) + inner
-        plan.cu_seq_lens = cumulative(moved)
-
-
-def parts_of(plan: Plan, texts: Texts, width: int) -> list[Plan]:
-    """The plan as one plan for each adapter, for encoders that cannot take several at once."""
-    assert plan.places is not None
-    rows: dict[str | None, list[int]] = {}
-    for name, row in plan.places:
-        rows.setdefault(name, []).append(row)
-    parts = []
-    for name, own in rows.items():
-        part = Plan([(name, 0, 0)])
-        _moves(part, own, texts, width)
-        parts.append(part)
-    return parts
-
-
-def move(value: Any, plan: Plan) -> Any:
-    """Sort and copy the texts of a tensor (or of those in a tuple, list or dict).
-
-    What has no dimension of texts (rotary tables, a window's reach) is left as it is.
-    """
-    if isinstance(value, (tuple, list)):
-        return type(value)(move(v, plan) for v in value)
-    if isinstance(value, dict):
-        return {key: move(v, plan) for key, v in value.items()}
-    if not isinstance(value, Tensor) or plan.source is None:
-        return value
-    if plan.tokens is not None:
-        by_token = value.dim() >= 2 and value.shape[:2] == (1, plan.size)
-        return value.index_select(1, plan.tokens) if by_token else value
-    by_text = value.dim() >= 3 or (value.dim() == 2 and not value.is_floating_point())
-    return value.index_select(0, plan.source) if by_text and len(value) == plan.size else value
 
 
 def layers_of(encoder: nn.Module, count: int) -> nn.ModuleList | None:

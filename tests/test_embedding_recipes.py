@@ -171,7 +171,9 @@ class TestPrompts:
             expected = [answer["near"] for answer in pipe(TEXTS, document=document)]
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
         assert run_cli("embed", tmp_path, "go", "--task", "nope") == 2
-        assert "--task: task is 'nope'; embedding tasks: near" in capsys.readouterr().err
+        assert (
+            "--task: task is 'nope'; embedding tasks of this model: near" in capsys.readouterr().err
+        )
 
 
 class TestStart:

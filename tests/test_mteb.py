@@ -148,7 +148,7 @@ def test_scores_are_those_of_the_tasks_vectors(folder):
 
 @pytest.mark.parametrize("task", [None, "nope"])
 def test_an_embedding_task_must_be_named_where_there_are_several(task, folder):
-    with pytest.raises(ValueError, match="embedding tasks: near, topic"):
+    with pytest.raises(ValueError, match="embedding tasks of this model: near, topic"):
         PolyheadEncoder(str(folder), task=task)
 
 

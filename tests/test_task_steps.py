@@ -9,7 +9,7 @@ from polyhead.train.balancing import METHODS
 from polyhead.train.callbacks import TaskStopping
 from polyhead.train.collator import model_inputs
 from polyhead.train.errors import RecipeError
-from polyhead.train.gradients import cosines, shared_parameters, task_gradients
+from polyhead.train.gradients import StepGradients, cosines, shared_parameters, task_gradients
 from polyhead.train.schema import Balancing, MultiTaskArguments, Sampling, Stopping
 from torch.testing import assert_close
 from train_helpers import private_cache  # noqa: F401
@@ -109,6 +109,43 @@ class TestComparison:
             for j in range(i + 1, len(NAMES)):
                 found = angles[1][f"cosine_{one}-{NAMES[j]}"]
                 assert found == pytest.approx(float(matrix[i, j]), abs=1e-3)
+
+    def test_a_sketch_keeps_norms_and_cosines(self):
+        torch.manual_seed(0)
+        sizes = [(300, 70), (1,), (70, 300), (999,)]  # 43,000 weights
+        weights_ = [torch.zeros(size, requires_grad=True) for size in sizes]
+        ways = [[torch.randn(size) for size in sizes] for _ in range(2)]
+        middle = [one + another for one, another in zip(*ways, strict=True)]
+        middle[1] = middle[2] = None  # that loss does not depend on two of the weights
+        losses = {
+            name: sum((w * g).sum() for w, g in zip(weights_, way, strict=True) if g is not None)
+            for name, way in {"a": ways[0], "b": ways[1], "c": middle}.items()
+        }
+        names, width = [*losses, "absent"], 9973
+        whole, sketch = StepGradients(names, weights_), StepGradients(names, weights_, width)
+        unfolded = StepGradients(names, weights_, 43_000)
+        for gradients in (whole, sketch, unfolded):
+            gradients.add(losses)
+            gradients.add({"a": losses["a"]})
+        assert sketch.total.shape == (4, width)
+        assert unfolded.total.equal(whole.total)
+        assert whole.total[:3].equal(
+            task_gradients([2 * losses["a"], losses["b"], losses["c"]], weights_)
+        )
+        assert_close(sketch.total.norm(dim=1), whole.total.norm(dim=1), rtol=0.04, atol=0)
+        found, expected = cosines(sketch.total[:3]), cosines(whole.total[:3])
+        assert_close(found, expected, rtol=0, atol=0.04)  # 4 / sqrt(width)
+        assert abs(expected[0, 1]) < 0.04 < 0.4 < expected[0, 2]
+
+    def test_a_sketch_adds_up_over_micro_batches(self):
+        torch.manual_seed(0)
+        weight = torch.zeros(1000, requires_grad=True)
+        one, another = torch.randn(1000), torch.randn(1000)
+        apart, together = (StepGradients(["a"], [weight], 101) for _ in range(2))
+        apart.add({"a": (weight * one).sum()})
+        apart.add({"a": (weight * another).sum()})
+        together.add({"a": (weight * (one + another)).sum()})
+        assert_close(apart.total, together.total)
 
     def test_comparing_changes_no_weight(self, build):
         found = []

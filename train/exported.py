@@ -193,20 +193,6 @@ class ExportedModel(nn.Module):
         return self.__dict__["shell"].count_items(labels)
 
 
-def embedding_task(model: Any, task: str | None) -> str:
-    """The embedding task of this name, or the only one where none is named.
-
-    Raises:
-        ValueError: there is no such embedding task, or several and none is named.
-    """
-    own = [n for n, config in model.config.tasks.items() if config.head == "embedding"]
-    if task is None and len(own) == 1:
-        return own[0]
-    if task is None or task not in own:
-        raise ValueError(f"task is {task!r}; embedding tasks: {', '.join(own) or 'none'}")
-    return task
-
-
 def load_any(path: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """A saved Polyhead, or an exported one, and its tokenizer.
 

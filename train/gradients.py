@@ -1,7 +1,8 @@
 """Gradients of single tasks on the weights they share: what balancing and comparing tasks need.
 
-A task's gradient costs a backward pass through what is shared; K tasks cost K of them and a
-(K, P) buffer, P the number of shared weights. Shapes: `K` tasks, `P` shared weights.
+A task's gradient costs a backward pass through what is shared; K tasks cost K of them. Balancing
+needs them whole, in a (K, P) buffer; to compare them a sketch of each will do.
+Shapes: `K` tasks, `P` shared weights, `W` numbers of a sketch.
 """
 
 from collections import Counter
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from ..modeling.modeling_polyhead import PolyheadModel
 from ..modeling.routing import layers_of
+
+SKETCH = 2**20 - 3  # numbers, a prime: weights of one column of a matrix do not meet in one place
 
 
 def shared_parameters(model: PolyheadModel) -> list[nn.Parameter]:
@@ -50,13 +53,15 @@ def task_gradients(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter])
     return rows
 
 
-def cosines(gradients: Tensor) -> Tensor:
+def cosines(gradients: Tensor | Sequence[Tensor]) -> Tensor:
     """(K, P) gradients -> (K, K) float64 cosines; NaN in the rows of a zero gradient.
 
     Summed in parts: over millions of weights one float32 sum is off by some 0.004.
     """
-    products = [(part @ part.T).double() for part in gradients.split(2**16, dim=1)]
-    total = torch.stack(products).sum(0)
+    total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
+    for parts in zip(*(row.split(2**16) for row in gradients), strict=True):
+        part = torch.stack(parts)
+        total += (part @ part.T).double().cpu()
     norms = total.diagonal().sqrt()
     return total / norms / norms[:, None]
 
@@ -78,21 +83,42 @@ class StepGradients:
     Args:
         names: the tasks of the step.
         parameters: the weights to derive by.
+        width: keep no more numbers than this for each task: weight i goes, with a random sign, to
+            place i modulo `width` (a count sketch, arXiv:0902.2206). Inner products, so norms and
+            cosines, stay what they are on average; their error falls with the root of `width`.
     """
 
-    def __init__(self, names: list[str], parameters: list[nn.Parameter]) -> None:
+    def __init__(
+        self, names: list[str], parameters: list[nn.Parameter], width: int | None = None
+    ) -> None:
         self.names = names
         self.parameters = parameters
         size = sum(parameter.numel() for parameter in parameters)
         device = parameters[0].device if parameters else None
-        self.total = torch.zeros(len(names), size, device=device)  # (K, P)
+        self.folded = width is not None and width < size
+        kept = min(size, width or size)
+        self.total = torch.zeros(len(names), kept, device=device)  # (K, P) or (K, W)
 
     def add(self, losses: dict[str, Tensor]) -> None:
-        """Add the gradients of the losses of a micro-batch."""
-        own = [name for name in self.names if name in losses]
-        for name in own:
-            found = task_gradients([losses[name]], self.parameters)
-            self.total[self.names.index(name)] += found[0]
+        """Add the gradients of the losses of a micro-batch; the graph stays."""
+        for row, name in zip(self.total, self.names, strict=True):
+            if name in losses:
+                options: Any = {"retain_graph": True, "allow_unused": True}
+                self._add_to(row, torch.autograd.grad(losses[name], self.parameters, **options))
+
+    def _add_to(self, row: Tensor, found: tuple[Tensor | None, ...]) -> None:
+        """Add a task's gradients to its (P,) or (W,) row, without a copy of them all."""
+        first = 0
+        for parameter, gradient in zip(self.parameters, found, strict=True):
+            last = first + parameter.numel()
+            while gradient is not None and first < last:
+                place = first % len(row)
+                part = gradient.flatten()[first - last :][: len(row) - place]
+                if self.folded:
+                    part = part * _signs(first, part)
+                row[place : place + len(part)] += part
+                first += len(part)
+            first = last
 
     def reduce(self, accelerator: Any) -> None:
         """Sum over ranks; each loss is over the units of all ranks already."""
@@ -103,6 +129,13 @@ class StepGradients:
         sizes = [parameter.numel() for parameter in self.parameters]
         for parameter, part in zip(self.parameters, combined.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype).clone()
+
+
+def _signs(seed: int, like: Tensor) -> Tensor:
+    """-1 and 1 at random, as many as in a vector; the same for each task and rank."""
+    generator = torch.Generator(like.device).manual_seed(seed)
+    drawn = torch.empty(len(like), dtype=torch.int8, device=like.device)
+    return drawn.random_(0, 2, generator=generator) * 2 - 1
 
 
 class GradientComparison:
@@ -142,9 +175,8 @@ class GradientComparison:
     def _finish(self) -> None:
         names = sorted(self.found)
         if len(names) > 1:
-            rows = torch.stack([self.found[name] for name in names])
-            norms, matrix = rows.norm(dim=1).tolist(), cosines(rows).tolist()
-            self.values = {f"grad_norm_{n}": norm for n, norm in zip(names, norms, strict=True)}
+            matrix = cosines([self.found[name] for name in names]).tolist()
+            self.values = {f"grad_norm_{name}": self.found[name].norm().item() for name in names}
             for i, j in combinations(range(len(names)), 2):
                 self.values[f"cosine_{names[i]}-{names[j]}"] = matrix[i][j]
         self.found, self.missing = {}, set()

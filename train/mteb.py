@@ -16,7 +16,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.types import PromptType
 
 from ..modeling.pipeline_polyhead import PolyheadPipeline
-from .exported import ExportedModel, embedding_task, load_any
+from .exported import ExportedModel, load_any
 
 
 class PolyheadEncoder(AbsEncoder):
@@ -42,7 +42,7 @@ class PolyheadEncoder(AbsEncoder):
         **_: Any,
     ) -> None:
         model, tokenizer = load_any(model_name)
-        self.task = embedding_task(model, task)
+        self.task = model.config.embedding_task(task)
         place: Any = -1 if isinstance(model, ExportedModel) else device
         parts: Any = {"model": model, "tokenizer": tokenizer, "device": place}
         self.pipeline = PolyheadPipeline(**parts)

@@ -14,6 +14,24 @@ err = Console(stderr=True, highlight=False)
 VERDICTS = {"help": "green", "share": "green", "fight": "red", "apart": "red"}
 
 
+def is_first_rank() -> bool:
+    """Of several processes the first, which prints; true where there is one."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+def note(line: str) -> None:
+    """Tell something beside the answer, once."""
+    if is_first_rank():
+        err.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
+
+
+def show_fault(message: str) -> None:
+    """Tell a mistake of the user."""
+    err.print(Text(message, style="red"), soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON, alone on stdout."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

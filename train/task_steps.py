@@ -20,6 +20,7 @@ from .collator import model_inputs
 from .errors import RecipeError
 from .freezing import Unfreezing
 from .gradients import (
+    SKETCH,
     GradientComparison,
     StepGradients,
     last_layer_of,
@@ -44,8 +45,8 @@ class Step:
         present: the tasks with any, on all ranks.
         weights: of the losses; None until the losses are known.
         sums: losses of this rank's micro-batches so far.
-        gradients: of the tasks, for balancing or to be compared.
-        compared: of the tasks, to be compared, where `gradients` are others.
+        gradients: of the tasks, for balancing.
+        compared: of the tasks, to be compared, where balancing does not read all of them.
         cached: of each micro-batch, where tasks are compared over all of them.
         position: the micro-batch that comes next.
     """
@@ -126,10 +127,10 @@ class TaskSteps(Trainer):
         compared = self.comparison.wanted(step, present) and bool(shared)
         if needs == "last_layer":
             self._step.gradients = StepGradients(present, last_layer_of(model, shared))
-        elif shared and (needs == "gradients" or compared):
+        elif needs == "gradients" and shared:
             self._step.gradients = StepGradients(present, shared)
-        if needs == "last_layer" and compared:
-            self._step.compared = StepGradients(present, shared)
+        if needs != "gradients" and compared:
+            self._step.compared = StepGradients(present, shared, SKETCH)
 
     def _cache(self, batches: list) -> None:
         """The gradients of tasks that are compared over all micro-batches of the step."""
@@ -276,9 +277,9 @@ class TaskSteps(Trainer):
             total = step.gradients.total
             combined = self.balancer.combine(total, step.present, self.state.global_step)
             step.gradients.write(combined)
-        compared = step.compared or step.gradients
         if step.compared is not None:
             step.compared.reduce(self.accelerator)
+        compared = step.gradients if self.balancer.needs == "gradients" else step.compared
         if compared is not None and self.comparison.missing:
             self.comparison.take(compared)
 
