@@ -128,6 +128,8 @@ def _update(layer: Any, x: Tensor, result: Tensor, tiles: list[Tile]) -> Tensor:
     if not tiles:
         return result
     flat, out = x.reshape(-1, x.shape[-1]), result.reshape(-1, result.shape[-1])
+    if len(tiles) == 1 and tiles[0][2] - tiles[0][1] == len(flat):
+        return _add_low_rank(layer, tiles[0][0], flat, out).view(result.shape)
     parts: list[tuple[list[str], int]] = []
     end = 0
     for names, start, stop in tiles:
@@ -152,31 +154,31 @@ def _in_place(x: Tensor) -> bool:
 
 def _add_low_rank(layer: Any, names: list[str], x: Tensor, out: Tensor) -> Tensor:
     """(n, out) + B A dropout(x) * scaling for n / K rows of each of K adapters."""
-    inner, up = _factors(layer, names, x)
+    inner, up, scaling = _factors(layer, names, x)
     tiles = out.view(len(names), -1, out.shape[-1])
     bias = layer.lora_B[names[0]].bias  # never in tiles of several
     if _in_place(x):
         if bias is not None:
-            tiles.add_(bias, alpha=layer.scaling[names[0]])
+            tiles.add_(bias, alpha=scaling)
         if tiles.dtype == inner.dtype:
-            return tiles.baddbmm_(inner.mT, up.mT)
-        return tiles.add_(inner.mT @ up.mT)
+            return tiles.baddbmm_(inner.mT, up.mT, alpha=scaling)
+        return tiles.add_(inner.mT @ up.mT, alpha=scaling)
     if bias is not None:
-        tiles = tiles + bias * layer.scaling[names[0]]
+        tiles = tiles + bias * scaling
     if tiles.dtype == inner.dtype:
-        return torch.baddbmm(tiles, inner.mT, up.mT).flatten(0, 1)
-    return (tiles + (inner.mT @ up.mT).to(tiles.dtype)).flatten(0, 1)
+        return torch.baddbmm(tiles, inner.mT, up.mT, alpha=scaling).flatten(0, 1)
+    return (tiles + (inner.mT @ up.mT).to(tiles.dtype) * scaling).flatten(0, 1)
 
 
-def _factors(layer: Any, names: list[str], x: Tensor) -> tuple[Tensor, Tensor]:
-    """A x^T * scaling (K, r, n / K) of equal parts of x, and B (K, out, r).
+def _factors(layer: Any, names: list[str], x: Tensor) -> tuple[Tensor, Tensor, float]:
+    """A x^T (K, r, n / K) of equal parts of x, B (K, out, r), and the scaling of their product.
 
     A x^T takes half the time of x A^T: few rows are kinder to a matrix product than few columns.
     """
-    # ModuleDict's own lookup costs as much as a small product; its table does not.
+    # Lookups of modules cost as much as a small product; their tables do not.
     downs, ups = layer.lora_A._modules, layer.lora_B._modules
-    down = _stacked([downs[name].weight for name in names])
-    up = _stacked([ups[name].weight for name in names])
+    down = _stacked([downs[name]._parameters["weight"] for name in names])
+    up = _stacked([ups[name]._parameters["weight"] for name in names])
     parts = x.to(down.dtype).view(len(names), -1, x.shape[-1])
     if layer.training:
         drops = [layer.lora_dropout[name] for name in names]
@@ -184,19 +186,21 @@ def _factors(layer: Any, names: list[str], x: Tensor) -> tuple[Tensor, Tensor]:
         parts = torch.stack(dropped) if len(dropped) > 1 else dropped[0].unsqueeze(0)
     scalings = [layer.scaling[name] for name in names]
     if scalings.count(scalings[0]) == len(scalings):
-        return down @ parts.mT * scalings[0], up
+        return down @ parts.mT, up, scalings[0]
     scaling = torch.tensor(scalings, dtype=down.dtype, device=x.device).view(-1, 1, 1)
-    return down @ parts.mT * scaling, up
+    return down @ parts.mT * scaling, up, 1.0
 
 
 def _stacked(weights: list[Tensor]) -> Tensor:
     """(K, ...) of K weights: the memory itself where `line_up` put them in a row, else a copy."""
     if len(weights) == 1:
         return weights[0].unsqueeze(0)
-    first, bytes_each = weights[0], weights[0].nbytes
-    start = first.data_ptr()
-    in_a_row = all(w.data_ptr() == start + i * bytes_each for i, w in enumerate(weights))
-    if torch.is_grad_enabled() or not in_a_row:
+    if torch.is_grad_enabled():
+        return torch.stack(weights)
+    first = weights[0]
+    start, each = first.data_ptr(), first.nbytes
+    places = list(range(start, start + each * len(weights), each))
+    if [weight.data_ptr() for weight in weights] != places:
         return torch.stack(weights)
     return first.as_strided((len(weights), *first.shape), (first.numel(), *first.stride()))
 
