@@ -81,17 +81,19 @@ class Encoded:
 
     @eager
     def rows_of(self, adapter: str | None, rows: Tensor | None) -> Tensor | None:
-        """Where the caller's `rows` (None: all) stand once encoded through `adapter`."""
+        """Where, on the CPU, the caller's `rows` (None: all) stand, encoded through `adapter`."""
         if self.plan is None or self.plan.source is None or self.plan.places is None:
             return rows
         chosen = range(len(self.given.lengths)) if rows is None else rows.tolist()
         places = [self.plan.places[adapter, row] for row in chosen]
-        return torch.tensor(places, device=self.plan.source.device, dtype=torch.long)
+        return torch.tensor(places, dtype=torch.long)
 
     def own_labels(self, labels: Tensor, rows: Tensor) -> Tensor:
         """Packed token labels of all texts, cut down to those of `rows`."""
-        tokens = None if self.given.cu_seq_lens is None else int(self.given.cu_seq_lens[-1])
-        if tokens is None or labels.shape != (1, tokens):
+        if self.given.cu_seq_lens is None:
+            return labels
+        tokens = int(self.given.host_lengths.sum())
+        if labels.shape != (1, tokens):
             return labels
         return self.given.select(labels.unsqueeze(-1), rows).squeeze(-1)
 
@@ -118,7 +120,7 @@ def moved_texts(plan: Plan | None, texts: Texts) -> Texts:
     if plan is None or plan.source is None:
         return texts
     if plan.cu_seq_lens is not None:
-        return Texts(cu_seq_lens=plan.cu_seq_lens)
+        return Texts(cu_seq_lens=plan.cu_seq_lens, host=plan.host)
     assert texts.mask is not None
     return Texts(mask=texts.mask[plan.source])
 

@@ -37,7 +37,7 @@ from .encoding import (
     without_pooler,
 )
 from .heads import HEADS, Head
-from .packing import Texts, can_pack, encode_packed, pad_inputs, unpad_output
+from .packing import Texts, can_pack, encode_packed, moved_to, pad_inputs, unpad_output
 
 # Not used here: the import makes the pipeline's file travel with the model.
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
@@ -271,6 +271,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
             tasks: the heads to run; None for all, `()` for the encoder alone.
             task_ids: (N,) or (N, K), row n goes to the heads `task_names[i]` for its ids i >= 0
                 only. The rows of an embedding task come in consecutive groups (pair, triplet).
+                Best left on the CPU, as `cu_seq_lens_q`: the host reads them.
             labels: by task; -100 (classes) or NaN (numbers) where a row has none. (N,) or, for
                 tokens, (N, T) class ids; (N, L) 0/1 for multi-label; (N,) numbers for regression;
                 (G,) scores for embeddings. With `task_ids`, of the task's rows only or of all N.
@@ -295,6 +296,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         if given is None:
             raise ValueError("give input_ids or inputs_embeds")
         count = len(given) if cu_seq_lens_q is None else len(cu_seq_lens_q) - 1
+        ends = None if cu_seq_lens_q is None else cu_seq_lens_q.cpu()
         rows = self._rows_by_task(names, task_ids, count)
         if cu_seq_lens_q is not None and attention_mask is not None:
             raise ValueError("a packed batch has no padding: give cu_seq_lens_q or attention_mask")
@@ -304,7 +306,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
             names,
             rows,
             count,
-            cu_seq_lens_q,
+            ends,
             {
                 "input_ids": input_ids,
                 "attention_mask": attention_mask,
@@ -382,16 +384,17 @@ class PolyheadModel(PolyheadPreTrainedModel):
         names: list[str],
         rows: dict[str, Tensor | None],
         count: int,
-        cu_seq_lens: Tensor | None,
+        ends: Tensor | None,
         inputs: dict[str, Any],
     ) -> Encoded:
         """One encoder pass that takes each text through the adapters of its tasks."""
         ids = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"]
+        cu_seq_lens = None if ends is None else moved_to(ends, ids)
         if cu_seq_lens is None:
             mask = inputs["attention_mask"]
             texts = Texts(mask=ids.new_ones(ids.shape[:2]) if mask is None else mask)
         else:
-            texts = Texts(cu_seq_lens=cu_seq_lens)
+            texts = Texts(cu_seq_lens=cu_seq_lens, host=ends)
         plan = self._plan(names, rows, count, texts, ids.shape[1])
         if plan is not None and inputs["output_hidden_states"]:
             plan.first = None  # every layer's states in one order
@@ -501,7 +504,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         if self.config.tasks[name].head == "embedding" or packed_tokens or len(values) == own:
             return values
         if rows is not None and len(values) == count:
-            return values[rows]
+            return values[moved_to(rows, values)]
         raise ValueError(
             f"{len(values)} labels for task {name!r}; give one for each of its {own} rows"
             + (f" or of all {count} rows" if rows is not None else "")
@@ -531,7 +534,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         states: Any = encoded.output.last_hidden_state
         x = states if head.per_token else encoded.pooled(head.pooling)
         if rows is not None:
-            x = encoded.texts.select(x, rows) if head.per_token else x[rows]
+            x = encoded.texts.select(x, rows) if head.per_token else x[moved_to(rows, x)]
         if self.training and labels is not None and task.head == "masked_lm":
             keep = labels != -100
             x, labels = x[keep], labels[keep]
@@ -564,7 +567,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
     def _rows_by_task(
         self, names: list[str], task_ids: Tensor | None, count: int
     ) -> dict[str, Tensor | None]:
-        """Row numbers of each task; None stands for all rows."""
+        """Row numbers of each task, on the CPU; None stands for all rows."""
         if task_ids is None:
             return dict.fromkeys(names)
         if len(task_ids) != count:
@@ -579,8 +582,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
                         f"{', '.join(known)}"
                     )
                 rows[number].append(row)
-        device = task_ids.device
-        return {n: torch.tensor(rows[known.index(n)], device=device).long() for n in names}
+        return {name: torch.tensor(rows[known.index(name)]).long() for name in names}
 
 
 PolyheadConfig.register_for_auto_class()

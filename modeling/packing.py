@@ -29,10 +29,13 @@ class Texts:
     Args:
         mask: padded: (N, T), 1 for real tokens.
         cu_seq_lens: packed: (N + 1,), text n is tokens [n] to [n + 1]. One of the two is given.
+        host: packed: the same on the CPU, where what the host decides by is read: to read a
+            GPU's tensor it would have to wait until the GPU has done all that it was given.
     """
 
     mask: Tensor | None = None
     cu_seq_lens: Tensor | None = None
+    host: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -42,15 +45,27 @@ class Texts:
         assert self.mask is not None
         return self.mask.sum(1).long()
 
+    @property
+    def host_lengths(self) -> Tensor:
+        """(N,) `lengths` on the CPU, of a packed batch."""
+        starts = self.cu_seq_lens if self.host is None else self.host
+        assert starts is not None
+        return starts.diff().cpu()
+
     def select(self, states: Tensor, rows: Tensor) -> Tensor:
-        """States of some texts only, in ascending order."""
+        """States of some texts only, in ascending order; `rows` on the CPU."""
         if self.cu_seq_lens is None:
-            return states[rows]
-        lengths = self.lengths
+            return states[moved_to(rows, states)]
+        lengths = self.host_lengths
         wanted = torch.zeros_like(lengths, dtype=torch.bool)
         wanted[rows] = True
-        tokens = torch.repeat_interleave(wanted, lengths)
-        return states[:, tokens]
+        tokens = torch.repeat_interleave(wanted, lengths).nonzero()[:, 0]
+        return states.index_select(1, moved_to(tokens, states))
+
+
+def moved_to(values: Tensor, other: Tensor) -> Tensor:
+    """A tensor of the host where another is; nothing is waited for."""
+    return values.to(other.device, non_blocking=True)
 
 
 def cumulative(lengths: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .packing import Texts, cumulative
+from .packing import Texts, cumulative, moved_to
 
 Stretch = tuple[str | None, int, int]  # adapter, first token, last token + 1
 Tile = tuple[list[str], int, int]  # adapters of equal parts, first token, last token + 1
@@ -32,6 +32,7 @@ class Plan:
         source: (M,) the caller's text that each text is, or None when nothing moves.
         tokens: packed: (Q,) the caller's token that each token is.
         cu_seq_lens: packed: (M + 1,).
+        host: packed: the same on the CPU.
         first: layer before which texts are sorted and copied; None: before the encoder.
         size: texts of the caller (padded) or tokens (packed): what tells a batch's tensors.
         places: where (adapter, the caller's text) stands; None when nothing moves.
@@ -42,6 +43,7 @@ class Plan:
     source: Tensor | None = None
     tokens: Tensor | None = None
     cu_seq_lens: Tensor | None = None
+    host: Tensor | None = None
     first: int | None = None
     size: int = 0
     places: dict[tuple[str | None, int], int] | None = None
@@ -92,7 +94,7 @@ def make_plan(
     order = sorted({name for names in adapters for name in names}, key=lambda n: n or "")
     pairs = [(name, row) for name in order for row, names in enumerate(adapters) if name in names]
     packed = texts.cu_seq_lens is not None
-    sizes = texts.lengths.tolist() if packed else [width] * len(adapters)
+    sizes = texts.host_lengths.tolist() if packed else [width] * len(adapters)
     stretches: list[Stretch] = []
     end = 0
     for name, row in pairs:
@@ -110,21 +112,22 @@ def make_plan(
 
 
 def _moves(plan: Plan, rows: list[int], texts: Texts, width: int) -> None:
-    """Fill in where the plan's texts come from."""
+    """Fill in where the plan's texts come from: found on the host, used where the texts are."""
     given = texts.mask if texts.cu_seq_lens is None else texts.cu_seq_lens
     assert given is not None
-    plan.source = torch.tensor(rows, device=given.device)
+    source = torch.tensor(rows)
+    plan.source = moved_to(source, given)
     plan.size = len(given)
     if texts.cu_seq_lens is not None:
         plan.size = width
-        lengths = texts.lengths.long()
-        moved = lengths[plan.source]
-        starts = texts.cu_seq_lens[:-1].long()[plan.source]
+        lengths = texts.host_lengths.long()
+        moved = lengths[source]
+        starts = (lengths.cumsum(0) - lengths)[source]
         ends = moved.cumsum(0)
-        inner = torch.arange(int(ends[-1]), device=given.device)
-        inner = inner - torch.repeat_interleave(ends - moved, moved)
-        plan.tokens = torch.repeat_interleave(starts, moved) + inner
-        plan.cu_seq_lens = cumulative(moved)
+        inner = torch.arange(int(ends[-1])) - torch.repeat_interleave(ends - moved, moved)
+        plan.tokens = moved_to(torch.repeat_interleave(starts, moved) + inner, given)
+        plan.host = cumulative(moved)
+        plan.cu_seq_lens = moved_to(plan.host, given)
 
 
 def parts_of(plan: Plan, texts: Texts, width: int) -> list[Plan]:

@@ -17,7 +17,7 @@ def mean_pooling(states: Tensor, texts: Texts) -> Tensor:
         weight = texts.mask.unsqueeze(-1).to(states.dtype)  # (N, T, 1)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
     lengths = texts.lengths
-    owner = torch.repeat_interleave(lengths)  # (P,)
+    owner = torch.repeat_interleave(lengths, output_size=states.shape[1])  # (P,)
     sums = states.new_zeros(len(lengths), states.shape[-1]).index_add(0, owner, states[0])
     return sums / lengths.clamp(min=1).unsqueeze(-1)
 
@@ -27,7 +27,7 @@ def max_pooling(states: Tensor, texts: Texts) -> Tensor:
     if texts.mask is not None:
         hidden = ~texts.mask.unsqueeze(-1).bool()
         return states.masked_fill(hidden, torch.finfo(states.dtype).min).amax(1)
-    parts = states[0].split(texts.lengths.tolist())
+    parts = states[0].split(texts.host_lengths.tolist())
     return torch.stack([part.amax(0) for part in parts])
 
 

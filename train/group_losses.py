@@ -117,8 +117,8 @@ def cache_step(
     embeddings: dict[str, list[Tensor]] = {name: [] for name in heads}
     labels: dict[str, list[Tensor]] = {name: [] for name in heads}
     for batch in batches:
-        device_tensors = [v for v in batch.values() if isinstance(v, Tensor)]
-        parts.append(CachedPart((torch.get_rng_state(), get_device_states(*device_tensors))))
+        there = torch.empty(0, device=accelerator.device)
+        parts.append(CachedPart((torch.get_rng_state(), get_device_states(there))))
         with torch.no_grad():
             found = forward(batch).embeddings or {}
         for name in heads:

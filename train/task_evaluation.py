@@ -40,7 +40,7 @@ class TaskEvaluation(Trainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        return self.accelerator.prepare(loader)
+        return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
     def prediction_step(
         self,
@@ -69,8 +69,8 @@ class TaskEvaluation(Trainer):
         for name in self._evaluated:  # no rows: all are windows after the first
             if name not in found:
                 width = self.model_for_tasks.config.tasks[name].num_labels
-                found[name] = torch.full((len(rows), width), float("nan"), device=rows.device)
-        return outputs.loss.detach(), found, rows
+                found[name] = torch.full((len(rows), width), float("nan"), device=self.args.device)
+        return outputs.loss.detach(), found, rows.to(self.args.device)
 
     def _without_repeats(self, inputs: dict[str, Any], rows: int) -> dict[str, Tensor]:
         """Labels, but none for the rows that accelerate repeats so that ranks have equal batches.
@@ -97,7 +97,7 @@ class TaskEvaluation(Trainer):
         if bool(own.all()):
             return values
         spread = values.new_full((rows, *values.shape[1:]), float("nan"))
-        spread[own] = values
+        spread[own.to(values.device)] = values
         return spread
 
     def evaluate(

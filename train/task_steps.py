@@ -33,6 +33,8 @@ from .task_evaluation import TaskSums
 
 COMPARE_EVERY = 16  # optimizer steps per task between two comparisons of gradients: some 4 % time
 ROWS_SHOWN = 20
+# of a batch: read by the host, which would wait for the device to have done all before
+HOST = ("task_ids", "cu_seq_lens_q", "rows", "sources", "seen")
 
 
 @dataclass
@@ -86,6 +88,17 @@ class TaskSteps(Trainer):
         given = self.multitask.balancing.gradient_steps
         return COMPARE_EVERY * len(tasks) if given is None else given
 
+    def _prepare_input(self, data: Any) -> Any:
+        """As HF's; nothing waits for a tensor in pinned memory."""
+        if isinstance(data, Tensor) and not self.is_deepspeed_enabled:
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Moves to the device what it computes with; what the host decides by stays there."""
+        moved = {key: value for key, value in inputs.items() if key not in HOST}
+        return {**inputs, **super()._prepare_inputs(moved)}
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of an optimizer step, and the labelled units of each task in them."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -98,11 +111,14 @@ class TaskSteps(Trainer):
         names = self.model_for_tasks.task_names
         total = torch.zeros(len(names), 3, dtype=torch.float64)  # units, rows, tokens
         for batch in batch_samples:
-            total[:, 1:] += batch["seen"].cpu()
+            total[:, 1:] += batch["seen"]
             for name, count in self.model_for_tasks.count_items(batch["labels"]).items():
-                total[names.index(name), 0] += count.cpu()
-        flat = torch.cat([total.flatten(), total.new_tensor([self.leaving.requested])])
-        flat: Any = self.accelerator.reduce(flat.to(device, torch.float32), "sum")
+                total[names.index(name), 0] += count
+        flat = torch.cat([total.flatten(), total.new_tensor([self.leaving.requested])]).float()
+        if self.accelerator.num_processes > 1:  # else the host would wait for its own numbers
+            flat = flat.to(device)
+        summed: Any = self.accelerator.reduce(flat, "sum")
+        flat = summed.cpu()
         self.leaving.agreed = bool(flat[-1])  # all ranks leave after the same step
         found = flat[:-1].view(len(names), 3)
         self.idle_tasks = [

@@ -184,7 +184,7 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        return self.accelerator.prepare(loader)
+        return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the training loss what there is to know of each task.
