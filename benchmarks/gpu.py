@@ -11,6 +11,8 @@ MFU: the floating-point operations of the model's definition over what the devic
 time. A token of a text of T tokens takes 6 N + 12 L H T in training (forward and backward; N
 weights of the encoder without its embeddings, L layers, H hidden; arXiv:2204.02311, appendix B).
 
+Waits: how often the host waits for the device in a step, by torch's profiler, on both sides.
+
 Embedding: all-MiniLM-L6-v2 in bf16, tokenisation included. Needs `POLYHEAD_DATA`. Without a GPU it
 ends with code 2; `--device cpu --tiny` tries the script itself.
 """
@@ -26,9 +28,11 @@ import torch
 from common import alternate, encoder_folder, keep, quiet, ratio_spread, real_rows, real_texts
 from polyhead.modeling import PolyheadModel, PolyheadPipeline, TaskConfig
 from sentence_transformers import SentenceTransformer
+from torch.profiler import ProfilerActivity, profile
 from training import OURS, PEER, sides_of, train
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 PEAK = 989e12  # bf16 operations a second of one H100, dense
 
 
@@ -57,30 +61,40 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
     shares: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         config = random_encoder(folder, tiny=options.tiny)
+        size, steps = (16, 3) if options.tiny else (256, 13)
+        arguments = {"per_device_train_batch_size": size, "max_steps": steps, "bf16": True}
+        arguments |= {"learning_rate": 5e-5, "report_to": "none", "save_strategy": "no"}
+        arguments |= {"eval_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
+        arguments["use_cpu"] = options.device == "cpu"
         for turn in range(options.repeats):
-            size = 16 if options.tiny else 256
-            arguments = {"bf16": True, "use_cpu": options.device == "cpu", "seed": turn}
-            arguments |= {
-                "per_device_train_batch_size": size,
-                "max_steps": 3 if options.tiny else 13,
-            }
-            arguments |= {"learning_rate": 5e-5, "report_to": "none", "save_strategy": "no"}
-            arguments |= {"eval_strategy": "no", "disable_tqdm": True}
-            sides = sides_of(rows, folder, folder, arguments)
+            sides = sides_of(rows, folder, folder, {**arguments, "seed": turn})
             for name in rates:
                 rate, _, lengths = train(sides[name])
                 rates[name].append(rate)
                 if name == OURS:
                     shares.append(rate * operations(config, lengths) / options.peak)
+        sides = sides_of(rows, folder, folder, arguments)
+        waits = {name: waits_of(sides[name]) for name in rates}
     ratio = statistics.median(rates[OURS]) / statistics.median(rates[PEER])
     found = {
         "tokens a second": {name: round(statistics.median(v)) for name, v in rates.items()},
         "ratio": round(ratio, 3),
         "ratio spread": ratio_spread(rates[OURS], rates[PEER]),
         "MFU": round(statistics.median(shares), 3),
+        "waits a step": waits,
     }
     print(f"training: {found}", flush=True)
     return found
+
+
+def waits_of(trainer: Any) -> float:
+    """How often the host waits for the device, for each step of a training."""
+    activities = [ProfilerActivity.CPU]
+    activities += [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    with profile(activities=activities) as profiler:
+        train(trainer)
+    calls = sum(event.count for event in profiler.key_averages() if event.key in WAITS)
+    return round(calls / trainer.args.max_steps, 1)
 
 
 def random_encoder(folder: str, *, tiny: bool) -> BertConfig:

@@ -4,7 +4,7 @@ Real text of mixed length in packed batches of 32 rows, MiniLM, AdamW. One task:
 rows. Eight tasks: an eighth of the rows each, five with classes and three with a tag for each word,
 all in each batch. Labels are made by rule; memory does not depend on what they say. Eight tasks are
 trained as they come, and with one comparison of the tasks' gradients, which a longer training makes
-every 128 steps by default: it keeps a gradient of the encoder for each task.
+every 128 steps by default: it keeps a sketch of each task's gradient.
 
 Each run is a process of its own, in turns, that takes the peak of its resident memory, and the peak
 above what it holds before the first step (the model and the libraries). Needs `POLYHEAD_DATA`.
@@ -34,7 +34,7 @@ SIDES = {ONE: 1, EIGHT: 8, COMPARED: 8}
 def main() -> None:
     """Run each side in processes of its own, in turns."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()

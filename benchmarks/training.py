@@ -210,7 +210,7 @@ def compare(theirs: Any, ours: Any) -> None:
     for _, (one, other) in zip(range(3), batches, strict=False):
         with torch.no_grad():
             expected = theirs.model(**one).loss
-            found = ours.model(**model_inputs(other)).loss
+            found = ours.model(**model_inputs(ours._prepare_inputs(other))).loss
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     print(f"the same losses within 1e-4, the last {float(expected):.5f}", flush=True)
 
