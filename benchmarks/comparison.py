@@ -10,8 +10,8 @@ import argparse
 import tempfile
 from typing import Any
 
-from common import ROOT, alternate, quiet, report, trainer_of
-from transformers import PrinterCallback
+from common import ROOT, SEED, alternate, quiet, report, trainer_of
+from transformers import PrinterCallback, set_seed
 
 STEPS = 64  # the default interval of four tasks
 PEER, OURS = "with comparison", "without"
@@ -32,6 +32,7 @@ def main() -> None:
         }
 
         def run(name: str) -> None:
+            set_seed(SEED)
             losses[name].append(trainers[name].train().training_loss)
             first = [values[0] for values in losses.values() if values]
             assert max(first) - min(first) < 1e-4, f"losses differ: {losses}"
@@ -46,6 +47,7 @@ def trainer(folder: str, steps: int, interval: int) -> Any:
     """Of the quickstart, for so many steps, comparing in every `interval`-th."""
     from polyhead.train.preparation import prepare
 
+    set_seed(SEED)
     found = prepare(
         f"{ROOT}/configs/quickstart.yaml",
         [

@@ -9,7 +9,13 @@ from polyhead.train.balancing import METHODS
 from polyhead.train.callbacks import TaskStopping
 from polyhead.train.collator import model_inputs
 from polyhead.train.errors import RecipeError
-from polyhead.train.gradients import StepGradients, cosines, shared_parameters, task_gradients
+from polyhead.train.gradients import (
+    GradientComparison,
+    StepGradients,
+    cosines,
+    shared_parameters,
+    task_gradients,
+)
 from polyhead.train.schema import Balancing, MultiTaskArguments, Sampling, Stopping
 from torch.testing import assert_close
 from train_helpers import private_cache  # noqa: F401
@@ -167,6 +173,21 @@ class TestComparison:
         assert [len(line) for line in found] == [15]
         assert found[0].keys() == {f"cosine_{a}-{b}" for a in NAMES for b in NAMES if a < b}
         assert gradients.isfinite().all()
+
+    def test_gradients_of_other_weights_are_not_compared(self):
+        comparison = GradientComparison(8, ["a", "b"])
+        one, more = (
+            [torch.zeros(n, requires_grad=True) for n in sizes] for sizes in ((3,), (3, 4))
+        )
+        assert comparison.wanted(0, ["a"])
+        for name, weights_ in (("a", one), ("b", more), ("a", more)):
+            assert comparison.log() == {}
+            assert comparison.wanted(1, [name])
+            gradients = StepGradients([name], weights_)
+            gradients.add({name: torch.cat(weights_).sum()})
+            comparison.take(gradients)
+        assert comparison.log()["cosine_a-b"] == pytest.approx(1.0)
+        assert not comparison.wanted(2, ["a", "b"])
 
     def test_the_usual_distance_is_sixteen_steps_for_each_task(self, build):
         assert build().comparison.every == 16 * len(NAMES)

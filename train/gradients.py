@@ -142,7 +142,7 @@ class GradientComparison:
     """Norms and pairwise cosines of the tasks' gradients, every so many steps.
 
     Where a step has not all tasks (pure batches), those that are missing are taken from the steps
-    that follow; the weights move little meanwhile.
+    that follow; the weights move little meanwhile. Begun anew when more weights join (unfreezing).
 
     Args:
         every: optimizer steps from one comparison to the next; 0 for never.
@@ -154,6 +154,7 @@ class GradientComparison:
         self.tasks = tasks
         self.missing: set[str] = set()
         self.found: dict[str, Tensor] = {}
+        self.size = 0
         self.values: dict[str, float] = {}
 
     def wanted(self, step: int, present: list[str]) -> bool:
@@ -165,6 +166,9 @@ class GradientComparison:
 
     def take(self, gradients: StepGradients) -> None:
         """Keep the gradients that were missing; compare them when all are there."""
+        size = sum(parameter.numel() for parameter in gradients.parameters)
+        if size != self.size:
+            self.found, self.missing, self.size = {}, set(self.tasks), size
         for name, row in zip(gradients.names, gradients.total, strict=True):
             if name in self.missing:
                 self.found[name] = row
