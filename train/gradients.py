@@ -110,10 +110,11 @@ class StepGradients:
         """Add a task's gradients to its (P,) or (W,) row, without a copy of them all."""
         first = 0
         for parameter, gradient in zip(self.parameters, found, strict=True):
+            flat = None if gradient is None else gradient.flatten()
             last = first + parameter.numel()
-            while gradient is not None and first < last:
+            while flat is not None and first < last:
                 place = first % len(row)
-                part = gradient.flatten()[first - last :][: len(row) - place]
+                part = flat[first - last :][: len(row) - place]
                 if self.folded:
                     part = part * _signs(first, part)
                 row[place : place + len(part)] += part
