@@ -88,6 +88,7 @@ class Encoded:
         places = [self.plan.places[adapter, row] for row in chosen]
         return torch.tensor(places, dtype=torch.long)
 
+    @eager
     def own_labels(self, labels: Tensor, rows: Tensor) -> Tensor:
         """Packed token labels of all texts, cut down to those of `rows`."""
         if self.given.cu_seq_lens is None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .attention import NAME, places_of, state
+from .attention import NAME, eager, places_of, state
 
 
 @dataclass
@@ -52,6 +52,7 @@ class Texts:
         assert starts is not None
         return starts.diff().cpu()
 
+    @eager
     def select(self, states: Tensor, rows: Tensor) -> Tensor:
         """States of some texts only, in ascending order; `rows` on the CPU."""
         if self.cu_seq_lens is None:

@@ -8,6 +8,7 @@ Shapes: `N` texts, `T` tokens of the longest, `P` tokens of all, `H` hidden.
 import torch
 from torch import Tensor
 
+from .attention import eager
 from .packing import Texts
 
 
@@ -22,6 +23,7 @@ def mean_pooling(states: Tensor, texts: Texts) -> Tensor:
     return sums / lengths.clamp(min=1).unsqueeze(-1)
 
 
+@eager
 def max_pooling(states: Tensor, texts: Texts) -> Tensor:
     """(N, T, H) or (1, P, H) -> (N, H): maximum over the text's tokens."""
     if texts.mask is not None:

@@ -573,6 +573,19 @@ def test_options_of_other_methods_are_refused_and_the_allowed_ones_listed():
     ]
 
 
+def test_gradients_by_task_are_refused_for_a_compiled_model():
+    compiled = "training.torch_compile does not go with gradients by task"
+    options = {"options": {"gradient_steps": 8}, "training": {"torch_compile_mode": "default"}}
+    assert balancing_faults(recipe_of("none", **options), 2) == [
+        f"balancing.gradient_steps: {compiled}; write 0"
+    ]
+    recipe = recipe_of("gradnorm", training={"torch_compile": True})
+    assert balancing_faults(recipe, 2) == [
+        f"balancing.method: gradnorm: {compiled}; take another method"
+    ]
+    assert balancing_faults(recipe_of("famo", training={"torch_compile": True}), 2) == []
+
+
 def test_a_single_task_is_not_balanced():
     assert balancing_faults(recipe_of("dwa", count=1), 1) == [
         "balancing.method: dwa needs two tasks with a loss_weight; write none"

@@ -1,6 +1,7 @@
 """An optimizer step over several tasks: balancing, comparing, losses that are not finite."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -173,6 +174,23 @@ class TestComparison:
         assert [len(line) for line in found] == [15]
         assert found[0].keys() == {f"cosine_{a}-{b}" for a in NAMES for b in NAMES if a < b}
         assert gradients.isfinite().all()
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+    def test_a_compiled_model_trains_as_another_and_is_not_compared(self, build):
+        found = []
+        for compiled in (False, True):
+            options = {"max_steps": 2, "torch_compile": compiled, "learning_rate": 0.01}
+            trainer = build(output=str(compiled), **options)
+            trainer.train()
+            found.append(weights(trainer))
+        assert_close(found[1], found[0], rtol=0, atol=2e-5)
+        assert trainer.comparison.every == 0
+
+    @pytest.mark.parametrize(("method", "steps"), [("none", 8), ("gradnorm", None), ("mgda", 0)])
+    def test_gradients_by_task_are_refused_for_a_compiled_model(self, build, method, steps):
+        with pytest.raises(ValueError, match="torch_compile does not go with gradients by task"):
+            build(multitask=balanced(method, gradient_steps=steps), torch_compile=True)
 
     def test_gradients_of_other_weights_are_not_compared(self):
         comparison = GradientComparison(8, ["a", "b"])

@@ -46,6 +46,8 @@ METHODS: dict[str, type[Balancer]] = {
     "gradnorm": GradNorm,
     **dict.fromkeys(WEIGHTINGS, GradientBalancer),
 }
+# torch 2.13's inductor: the second backward pass over one graph gives other numbers than the first
+COMPILED = "training.torch_compile does not go with gradients by task"
 OPTIONS = {  # what each method reads beside gradient_steps, which all do
     "uncertainty": ("learning_rate",),
     "dwa": ("temperature",),
@@ -103,6 +105,7 @@ def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
             for name, task in recipe.tasks.items()
             if task.cached
         ]
+    faults += _compile_faults(recipe)
     if needs not in ("gradients", "last_layer"):
         return faults
     for key in ("fsdp", "deepspeed"):
@@ -115,6 +118,17 @@ def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
             f"freeze.encoder: true leaves no weights that tasks share and train, {method} needs "
             "some; take it out, or give two tasks the same adapter"
         )
+    return faults
+
+
+def _compile_faults(recipe: Recipe) -> list[str]:
+    options, faults = recipe.balancing, []
+    if not any(recipe.training.get(f"torch_compile{part}") for part in ("", "_backend", "_mode")):
+        return faults
+    if options.gradient_steps:
+        faults.append(f"balancing.gradient_steps: {COMPILED}; write 0")
+    if METHODS[options.method].needs in ("gradients", "last_layer"):
+        faults.append(f"balancing.method: {options.method}: {COMPILED}; take another method")
     return faults
 
 

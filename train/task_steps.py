@@ -81,9 +81,9 @@ class TaskSteps(Trainer):
     _sums: TaskSums
 
     def _steps_between_comparisons(self, tasks: list[str]) -> int:
-        """0 for never: one task, nothing shared that trains, or weights in shards."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if len(tasks) < 2 or sharded or not shared_parameters(self.model):
+        """0 for never: one task, nothing shared that trains, weights in shards, or compiled."""
+        apart = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
+        if len(tasks) < 2 or apart or not shared_parameters(self.model):
             return 0
         given = self.multitask.balancing.gradient_steps
         return COMPARE_EVERY * len(tasks) if given is None else given

@@ -28,7 +28,7 @@ from transformers.utils.generic import strtobool
 
 from ..modeling.adapters import load_adapter
 from ..modeling.modeling_polyhead import PolyheadModel
-from .balancing import make_balancer
+from .balancing import COMPILED, make_balancer
 from .callbacks import AfterStep, SetEpoch, TaskProgress, TaskStopping, TrainingState
 from .checkpoints import AtomicCheckpoints
 from .collator import MultiTaskCollator
@@ -134,6 +134,9 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
                 f"balancing.method: {multitask.balancing.method} needs weights that tasks share "
                 "and that train; there are none"
             )
+        by_task = self.balancer.needs in ("gradients", "last_layer")
+        if args.torch_compile and (by_task or multitask.balancing.gradient_steps):
+            raise ValueError(f"balancing: {COMPILED}")
         self.unfreezing = Unfreezing(model, multitask.freeze)
         self.counts = TrainingState(self.balancer, model.task_names)
         self.comparison = GradientComparison(
