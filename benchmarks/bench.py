@@ -25,7 +25,7 @@ SCRIPTS = {  # with fewer repeats than by themselves: 20 minutes in all
     "packing.py": [],
     "adapters.py": ["--quick"],
     "pipelines.py": ["--repeats", "2"],
-    "embed.py": ["--texts", "200", "--repeats", "3"],
+    "embed.py": ["--texts", "160", "--repeats", "3"],
     "training.py": ["--steps", "1", "--repeats", "3"],
     "memory.py": ["--steps", "4", "--repeats", "1"],
     "growth.py": ["--repeats", "2"],

@@ -26,7 +26,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 LENGTH = 512
-IN_BF16 = 64  # texts whose vectors are made in bf16 too
+IN_BF16 = 32  # texts whose vectors are made in bf16 too
 PEER, OURS = "sentence-transformers", "Polyhead"
 Run = Callable[[], np.ndarray]
 
