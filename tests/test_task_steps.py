@@ -136,6 +136,9 @@ class TestComparison:
             gradients.add({"a": losses["a"]})
         assert sketch.total.shape == (4, width)
         assert unfolded.total.equal(whole.total)
+        assert whole.total[0].equal(torch.cat([2 * part.flatten() for part in ways[0]]))
+        assert whole.total[1].equal(torch.cat([part.flatten() for part in ways[1]]))
+        assert not whole.total[3].any()
         assert whole.total[:3].equal(
             task_gradients([2 * losses["a"], losses["b"], losses["c"]], weights_)
         )

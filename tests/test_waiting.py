@@ -11,7 +11,6 @@ import pytest
 import torch
 from polyhead.modeling import attention, modeling_polyhead, packing, plans
 from polyhead.train.adapters import attach_adapters
-from polyhead.train.task_steps import HOST
 from torch import Tensor
 from trainer_fixtures import weights
 
@@ -71,15 +70,11 @@ def device(monkeypatch):
         def move(data):
             if isinstance(data, Tensor):
                 return data.as_subclass(OnDevice)
-            return {key: move(value) for key, value in data.items()}
+            if isinstance(data, dict):
+                return {key: move(value) for key, value in data.items()}
+            return data
 
-        def prepare(inputs):
-            return {
-                key: value if key in HOST or not isinstance(value, (Tensor, dict)) else move(value)
-                for key, value in inputs.items()
-            }
-
-        monkeypatch.setattr(trainer, "_prepare_inputs", prepare)
+        monkeypatch.setattr(trainer, "_prepare_input", move)
         return trainer
 
     return place

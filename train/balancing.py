@@ -46,6 +46,7 @@ METHODS: dict[str, type[Balancer]] = {
     "gradnorm": GradNorm,
     **dict.fromkeys(WEIGHTINGS, GradientBalancer),
 }
+BY_TASK = ("gradients", "last_layer")  # what methods need that read each task's gradient
 # torch 2.13's inductor: the second backward pass over one graph gives other numbers than the first
 COMPILED = "training.torch_compile does not go with gradients by task"
 OPTIONS = {  # what each method reads beside gradient_steps, which all do
@@ -106,7 +107,7 @@ def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
             if task.cached
         ]
     faults += _compile_faults(recipe)
-    if needs not in ("gradients", "last_layer"):
+    if needs not in BY_TASK:
         return faults
     for key in ("fsdp", "deepspeed"):
         if training.get(key):
@@ -127,7 +128,7 @@ def _compile_faults(recipe: Recipe) -> list[str]:
         return faults
     if options.gradient_steps:
         faults.append(f"balancing.gradient_steps: {COMPILED}; write 0")
-    if METHODS[options.method].needs in ("gradients", "last_layer"):
+    if METHODS[options.method].needs in BY_TASK:
         faults.append(f"balancing.method: {options.method}: {COMPILED}; take another method")
     return faults
 

@@ -44,15 +44,14 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     """Predict for texts, or for every row of a file."""
     from .prediction import plain
 
-    if (source is None) != (target is None) or (source is None) == (not texts):
-        raise RecipeError("predict", ["give texts, or both --input and --output"])
+    files = _files("predict", texts, source, target)
     if pair and (not texts or len(texts) != 2):
         raise RecipeError("predict", ["--pair takes two texts"])
     chosen = tasks.split(",") if tasks else None
     options = _sizes("predict", batch_tokens, batch_size)
-    if texts:
+    if files is None:
         pipe = _pipeline(model, compute)
-        given: list = [tuple(texts)] if pair else list(texts)
+        given: list = [tuple(texts or [])] if pair else list(texts or [])
         chosen = _choose(pipe, given, chosen)
         answers = pipe(given, chosen, **options)
         if as_json:
@@ -61,13 +60,11 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
             for one, answer in zip(given, answers, strict=True):
                 print_answer(one, answer)  # pyright: ignore[reportArgumentType]
         return
-    assert source is not None
-    assert target is not None
     example = ("", "") if text_pair else ""
     _predict_rows(
         model,
         lambda pipe: _choose(pipe, [example], chosen),
-        files=(source, target),
+        files=files,
         columns=(text, text_pair),
         compute=compute,
         options=options,
@@ -89,8 +86,7 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
     """Vectors of an embedding task, for texts (JSON) or for every row of a file."""
     from .prediction import plain
 
-    if (source is None) != (target is None) or (source is None) == (not texts):
-        raise RecipeError("embed", ["give texts, or both --input and --output"])
+    files = _files("embed", texts, source, target)
 
     def choose(pipe: "PolyheadPipeline") -> list[str]:
         try:
@@ -99,16 +95,23 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
             raise RecipeError("embed", [f"--task: {error}"]) from error
 
     options = {**_sizes("embed", batch_tokens, batch_size), "document": document}
-    if texts:
+    if files is None:
         pipe = _pipeline(model, compute)
         (name,) = choose(pipe)
-        answers: Any = pipe(list(texts), [name], **options)
+        answers: Any = pipe(list(texts or []), [name], **options)
         print_json([plain(answer[name]) for answer in answers])
         return
-    assert source is not None
-    assert target is not None
-    files, columns = (source, target), (text, None)
+    columns = (text, None)
     _predict_rows(model, choose, files=files, columns=columns, compute=compute, options=options)
+
+
+def _files(
+    command: str, texts: list[str] | None, source: Path | None, target: Path | None
+) -> tuple[Path, Path] | None:
+    """The files to read and to write; None where texts are given."""
+    if (source is None) != (target is None) or (source is None) == (not texts):
+        raise RecipeError(command, ["give texts, or both --input and --output"])
+    return None if source is None or target is None else (source, target)
 
 
 def _sizes(command: str, batch_tokens: int | None, batch_size: int | None) -> dict[str, Any]:

@@ -43,14 +43,10 @@ def task_gradients(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter])
     Returns:
         (K, P) float32; zero where a loss does not depend on a weight.
     """
-    sizes = [parameter.numel() for parameter in parameters]
-    rows = torch.zeros(len(losses), sum(sizes), device=parameters[0].device)  # written in place
-    for row, loss in zip(rows, losses, strict=True):
-        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        for place, gradient in zip(row.split(sizes), found, strict=True):
-            if gradient is not None:
-                place.copy_(gradient.flatten())
-    return rows
+    names = [str(number) for number in range(len(losses))]
+    gradients = StepGradients(names, list(parameters))
+    gradients.add(dict(zip(names, losses, strict=True)))
+    return gradients.total
 
 
 def cosines(gradients: Tensor | Sequence[Tensor]) -> Tensor:

@@ -28,7 +28,7 @@ from transformers.utils.generic import strtobool
 
 from ..modeling.adapters import load_adapter
 from ..modeling.modeling_polyhead import PolyheadModel
-from .balancing import COMPILED, make_balancer
+from .balancing import BY_TASK, COMPILED, make_balancer
 from .callbacks import AfterStep, SetEpoch, TaskProgress, TaskStopping, TrainingState
 from .checkpoints import AtomicCheckpoints
 from .collator import MultiTaskCollator
@@ -129,12 +129,12 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
             multitask.balancing, {name: model.config.tasks[name] for name in rows}, rows, args.seed
         )
         apply_freeze(model, multitask.freeze)
-        if self.balancer.needs in ("gradients", "last_layer") and not shared_parameters(model):
+        by_task = self.balancer.needs in BY_TASK
+        if by_task and not shared_parameters(model):
             raise ValueError(
                 f"balancing.method: {multitask.balancing.method} needs weights that tasks share "
                 "and that train; there are none"
             )
-        by_task = self.balancer.needs in ("gradients", "last_layer")
         if args.torch_compile and (by_task or multitask.balancing.gradient_steps):
             raise ValueError(f"balancing: {COMPILED}")
         self.unfreezing = Unfreezing(model, multitask.freeze)
