@@ -12,9 +12,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..artifacts import RUNS, SCORES, read_json, write_json
+from ..artifacts import write_json
 from ..errors import UserError
-from ..hub.card import pictures_of
+from ..hub.card import pictures_of, read_runs, read_scores
 from ..hub.folder import save_folder, write_card
 from ..hub.proof import FILE, compare, fresh_fingerprint, read_proofs
 from ..inference.load import load_model
@@ -53,6 +53,7 @@ def add_task(
     folder = Path(found.recipe.output_dir)
     if _would_touch(Path(model_path), folder, folder / "model"):
         raise UserError(str(recipe_path), ["output_dir: the model lies there; name another"])
+    metrics, runs, _ = read_scores(source), read_runs(source), read_proofs(source)
     before = fresh_fingerprint(model_path)
     trainer, scores, reports = fit(found, str(recipe_path), notify)
     if trainer.is_world_process_zero():
@@ -63,8 +64,8 @@ def add_task(
             source=source,
             before=before,
             change=("added", sorted(found.recipe.tasks)),
-            metrics={**read_json(source / SCORES, {}), **scores.get("tasks", {})},
-            runs=[*read_json(source / RUNS, []), about(trainer, found, scores)],
+            metrics={**metrics, **scores.get("tasks", {})},
+            runs=[*runs, about(trainer, found, scores)],
         )
         write_json(folder / "scores.json", scores)
         pictures = describe(trainer, reports, folder)
@@ -100,7 +101,9 @@ def remove_task(model_path: str | Path, tasks: list[str], output: str | Path) ->
         faults.append("--output: the model lies there; name another")
     if faults:
         raise UserError("remove-task", faults)
-    source, before = Path(model_path), fresh_fingerprint(model_path)
+    source = Path(model_path)
+    metrics, runs, _ = read_scores(source), read_runs(source), read_proofs(source)
+    before = fresh_fingerprint(model_path)
     for name in tasks:
         model.remove_task(name)
     _save_proven(
@@ -110,8 +113,8 @@ def remove_task(model_path: str | Path, tasks: list[str], output: str | Path) ->
         source=source,
         before=before,
         change=("removed", sorted(tasks)),
-        metrics={k: v for k, v in read_json(source / SCORES, {}).items() if k not in tasks},
-        runs=read_json(source / RUNS, []),
+        metrics={k: v for k, v in metrics.items() if k not in tasks},
+        runs=runs,
     )
 
 

@@ -6,14 +6,14 @@ be sent as one file; it loads nothing and runs no script.
 """
 
 import base64
-import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..artifacts import HISTORY, REPORTS, SCORES
 from ..errors import RESUME, UserError
+from ..escape import in_html
+from ..records import LOG, OBJECT, RUN_SCORES, TASK_REPORT, TRAINER_LOG, read_record
 from .curves import NEEDS, draw_training, training_curves
 from .figures import draw_report
 
@@ -39,11 +39,14 @@ def report(run_folder: str | Path) -> dict[str, Any]:
     place = run / REPORTS
     tasks = scores.get("tasks", {})
     paths = {task: place / f"{task}.json" for task in tasks}
-    reports = {task: _read(path) for task, path in paths.items() if path.is_file()}
+    reports = {task: _read_report(path) for task, path in paths.items() if path.is_file()}
     history = _read_history(run)
     losses = {key for line in history for key in line if key.startswith("loss_")}
     logged = {key.removeprefix("loss_") for key in losses}
-    curves = training_curves(history, sorted(logged | set(tasks)))
+    try:
+        curves = training_curves(history, sorted(logged | set(tasks)))
+    except ValueError as error:
+        raise UserError(str(run / HISTORY), [str(error)]) from error
     place.mkdir(exist_ok=True)
     pictures = {task: draw_report(found, place) for task, found in reports.items()}
     if history:
@@ -52,11 +55,11 @@ def report(run_folder: str | Path) -> dict[str, Any]:
         drawn = [path for name in NEEDS if (path := place / f"{name}.png").is_file()]
     parts = [
         _scores_part(scores),
-        "".join(f'<a href="#{escape(task)}">{escape(task)}</a> ' for task in reports),
+        "".join(f'<a href="#{in_html(task)}">{in_html(task)}</a> ' for task in reports),
         _training_part(curves, drawn),
         *(_task_part(found, pictures[task]) for task, found in reports.items()),
     ]
-    name = escape(run.resolve().name)
+    name = in_html(run.resolve().name)
     page = PAGE_FRAME.format(title=name, body="\n".join(parts))
     (place / PAGE).write_text(page, encoding="utf-8")
     return {
@@ -67,12 +70,11 @@ def report(run_folder: str | Path) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(str(path), [f"cannot be read as JSON: {reason}"]) from error
+def _read_report(path: Path) -> dict[str, Any]:
+    report = read_record(path, TASK_REPORT)
+    if report["task"] != path.stem:  # it names the pictures
+        raise UserError(str(path), [f"is a report of task {report['task']!r}"])
+    return report
 
 
 def _read_scores(run: Path) -> dict[str, Any]:
@@ -83,23 +85,25 @@ def _read_scores(run: Path) -> dict[str, Any]:
         if any(run.glob("checkpoint-*")):
             usage = f"its training has not ended; type: polyhead train RECIPE {RESUME}"
         raise UserError(str(run), [f"has no {SCORES}, which a finished run leaves; {usage}"])
-    scores = _read(run / SCORES)
+    scores = read_record(run / SCORES, OBJECT)
     if scores and not {"tasks", "macro"} <= set(scores):  # those of a model, by task
         fault = f"is the folder of a model, not of a run; {usage}"
         if (run.parent / SCORES).is_file():
             fault = f"is the folder of a model; type: polyhead report {run.parent}"
         raise UserError(str(run), [fault])
+    if scores:
+        read_record(run / SCORES, RUN_SCORES)
     return scores
 
 
 def _read_history(run: Path) -> list[dict[str, Any]]:
     """The trainer's log; empty where the run left none."""
     if (run / HISTORY).is_file():
-        return _read(run / HISTORY)
+        return read_record(run / HISTORY, LOG)
     states = run.glob("checkpoint-*/trainer_state.json")
     steps = {path.parent.name.removeprefix("checkpoint-"): path for path in states}
     latest = max(filter(str.isdigit, steps), key=int, default=None)
-    return [] if latest is None else _read(steps[latest])["log_history"]
+    return [] if latest is None else read_record(steps[latest], TRAINER_LOG)["log_history"]
 
 
 PAGE_FRAME = """<!doctype html>
@@ -153,14 +157,14 @@ def _training_part(curves: dict[str, Any], pictures: list[Path]) -> str:
 
 
 def _task_part(found: dict[str, Any], pictures: list[Path]) -> str:
-    task = escape(found["task"])
+    task = in_html(found["task"])
     parts = [f'<h2 id="{task}">{task}</h2>']
     facts = [found["kind"], f"{found['rows']:,} rows of {found['split']}"]
     if "labelled" in found:
         facts.append(f"{found['labelled']:,} {found['unit']} with a label")
     if found.get("reliability", {}).get("ece") is not None:
         facts.append(f"expected calibration error {found['reliability']['ece']:.4f}")
-    parts.append(f"<p>{escape('; '.join(facts))}</p>")
+    parts.append(f"<p>{in_html('; '.join(facts))}</p>")
     names = ("precision", "recall", "f1", "support")
     tables = {
         "Entities by type": found.get("entities", {}),
@@ -184,18 +188,18 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     """A table, or nothing where it has no rows."""
     if not rows:
         return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    head = "".join(f"<th>{in_html(name)}</th>" for name in header)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
-    return f"<table><caption>{escape(title)}</caption>\n<tr>{head}</tr>\n{body}</table>"
+    return f"<table><caption>{in_html(title)}</caption>\n<tr>{head}</tr>\n{body}</table>"
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, str):
-        return f"<td>{escape(value)}</td>"
+        return f"<td>{in_html(value)}</td>"
     shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
     return f'<td class="number">{shown}</td>'
 
 
 def _picture(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{in_html(path.stem)}" src="data:image/png;base64,{data}">'
