@@ -71,7 +71,7 @@ def openvino_engine(folder: Path, mode: Mode = "exact") -> Engine:
     names = [output.get_any_name() for output in compiled.outputs]
 
     def run(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = compiled(given)
+        found = compiled.create_infer_request().infer(given)  # compiled(...) is for one thread
         return {name: found[name] for name in names}
 
     return run
