@@ -182,6 +182,8 @@ class TaskConfig:
                 raise ValueError(
                     f"scheme {self.scheme} needs tags like B-x, I-x; got {self.labels}"
                 )
+            if self.scheme != "bioes" and scheme_of(self.labels) == "bioes":
+                raise ValueError(f"scheme {self.scheme} has no E- and S-; got {self.labels}")
 
     def prompt(self, part: int = 0) -> str:
         """What is put before a text: 0 for the query (anchor), 1 and more for the document."""

@@ -17,12 +17,25 @@ import torch
 from torch import Tensor
 
 from .tags import Entity, decode_tags, spans_of, write_tags
-from .windows import Span
+from .windows import Reads, Span
 
 
 def even_scores(units: int, labels: int) -> Tensor:
     """(U, L) log-probabilities that say nothing: what a word without a sub-token keeps."""
     return torch.full((units, labels), -math.log(labels))
+
+
+def read_scores(scores: Tensor, logits: Tensor, reads: Reads) -> None:
+    """Put the log-probabilities of the units that are read in a window into `scores`.
+
+    Args:
+        scores: (U, L) of the text, changed.
+        logits: (T, L) of the window's tokens.
+        reads: (unit, token).
+    """
+    if reads:
+        units, tokens = zip(*reads, strict=True)
+        scores[list(units)] = logits[list(tokens)].log_softmax(-1)
 
 
 def decode_entities(
@@ -97,16 +110,25 @@ def is_sign(word: str) -> bool:
     return not any(character.isalnum() for character in word)
 
 
-def gold_entities(words: list[Span], tags: list[str | None], scheme: str) -> list[Entity]:
+def gold_entities(
+    text: str, words: list[Span], tags: list[str | None], scheme: str
+) -> list[Entity]:
     """Entities in characters of given words and their tags; None is no label.
 
     Args:
+        text: the text.
         words: character spans.
         tags: one for each word.
         scheme: the tag scheme.
     """
     spans = spans_of([tag or "O" for tag in tags], scheme)
-    return [(kind, words[first][0], words[last - 1][1]) for kind, first, last in spans]
+    entities = []
+    for kind, first, last in spans:
+        start, end = words[first][0], words[last - 1][1]
+        inner = text[start:end].strip()  # a word may come with white space
+        start += text[start:end].find(inner)
+        entities.append((kind, start, start + len(inner)))
+    return entities
 
 
 def unit_tags(
@@ -135,7 +157,7 @@ def unit_tags(
         return [
             _plain_tag(text, s, o, words, tags) for s, o in zip(stretches, overlaps, strict=True)
         ]
-    written = write_tags(gold_entities(words, tags, scheme), stretches, scheme)
+    written = write_tags(gold_entities(text, words, tags, scheme), stretches, scheme)
     return [
         tag if tag != "O" or (over and all(tags[word] is not None for word in over)) else None
         for tag, over in zip(written, overlaps, strict=True)

@@ -23,7 +23,7 @@ from transformers import Pipeline, PreTrainedTokenizerBase
 from .attention import has_kernel
 from .compute import Mode, check_mode
 from .configuration_polyhead import TaskConfig
-from .decoding import decode_classes, decode_entities, even_scores
+from .decoding import decode_classes, decode_entities, even_scores, read_scores
 from .first_use import FIRST_USE
 from .packing import cumulative
 from .windows import Reads, Span, Window, encode_windows, split_words, units_of
@@ -208,8 +208,7 @@ class PolyheadPipeline(Pipeline):
                 task = self.model.config.tasks[name]
                 for values, (row, window, reads) in zip(found[name], batch, strict=True):
                     if name in scores:
-                        for unit, token in reads:
-                            scores[name][row][unit] = values[token].log_softmax(-1)
+                        read_scores(scores[name][row], values, reads)
                     elif window.first:
                         results[row][name] = self._decode(task, values, window.input_ids, options)
         for name, rows in scores.items():

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from ..modeling.decoding import spans_of
+from ..modeling.tags import spans_of
 from .data import Source, load_sources
 from .metrics import compute
 from .recipe import load_recipe
