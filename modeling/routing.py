@@ -311,12 +311,15 @@ class TextMover:
         plan = _PLAN.get()
         if plan is None or plan.source is None or plan.first is None or self.number < plan.first:
             return None
-        moved = {k: v if k == "hidden_states" else move(v, plan) for k, v in kwargs.items()}
+        moved = {
+            key: value if key == "hidden_states" else move(value, plan, beside=True)
+            for key, value in kwargs.items()
+        }
         if plan.cu_seq_lens is not None:
             moved |= {k: plan.cu_seq_lens for k in kwargs if k.startswith("cu_seq_lens")}
         states = args[0] if args else kwargs["hidden_states"]
         if self.number == plan.first:
             states = move(states, plan)
         if args:
-            return (states, *move(args[1:], plan)), moved
+            return (states, *move(args[1:], plan, beside=True)), moved
         return (), {**moved, "hidden_states": states}

@@ -1,0 +1,124 @@
+"""Labels of a task from its data; those of token tasks are read by `tags.py`."""
+
+from collections import Counter
+from typing import Any
+
+import datasets
+
+from ...modeling.configuration_polyhead import TaskConfig
+from ..recipe.schema import TaskRecipe
+from .tags import TagSet, find_tags
+
+
+def labels_in(value: Any) -> list[str]:
+    """The labels of one row: none, one, or a list of them; null in a list is none."""
+    if value is None:
+        return []
+    values = value if isinstance(value, list) else [value]
+    return [str(label) for label in values if label is not None]
+
+
+def find_labels(
+    name: str,
+    task: TaskRecipe,
+    splits: dict[str, datasets.Dataset],
+    text: str | None = None,
+) -> tuple[TaskConfig | None, list[str], list[str]]:
+    """A task's labels and tag scheme from the train split.
+
+    Columns of class ids with names (ClassLabel) are turned to names in `splits`.
+
+    Args:
+        name: of the task.
+        task: as the recipe has it.
+        splits: checked rows.
+        text: for token tasks, column of the text; None where the words are joined by spaces.
+
+    Returns:
+        the task's config, notes on how its labels were read, and no faults; or None and the faults.
+    """
+    column, labels, tags = str(task.data.label), None, TagSet()
+    faults: list[str] = []
+    if has_classes(task):
+        for split, rows in splits.items():
+            splits[split] = _ids_to_names(rows, column)
+        if task.head == "token_classification":
+            tags = find_tags(name, task, splits, text)
+            counts, faults = tags.counts, tags.faults
+        else:
+            counts = Counter(x for value in splits["train"][:][column] for x in labels_in(value))
+        labels, more = _agree(name, task, _order(set(counts)), tags.renamed)
+        faults += more
+        faults += _unlabelled(name, task, splits)
+        if tags.scheme is None and "entity_f1" in (task.metrics or []):
+            faults.append(
+                f"tasks.{name}.metrics: entity_f1 does not fit, the tags in {column!r} have no "
+                "B-, I-, E- or S-; allowed: token_accuracy"
+            )
+    elif task.data.label is not None:
+        known = [v for v in splits["train"][:][column] if v is not None and v == v]
+        if not known:
+            faults = [f"tasks.{name}.data.label: no row of train has a number in {column!r}"]
+    if faults:
+        return None, [], faults
+    try:
+        return task.task_config(labels, tags.scheme, tags.signs), tags.notes, []
+    except ValueError as error:
+        return None, [], [f"tasks.{name}: {error} (labels found in column {column!r} of train)"]
+
+
+def _unlabelled(name: str, task: TaskRecipe, splits: dict[str, datasets.Dataset]) -> list[str]:
+    """Splits to evaluate on in which no row has a label."""
+    column = str(task.data.label)
+    return [
+        f"tasks.{name}.data.label: no row of {split} has a label in {column!r}; leave that split "
+        "out with data.splits or data_files"
+        for split, rows in splits.items()
+        if split != "train" and not any(value is not None for value in rows[:][column])
+    ]
+
+
+def has_classes(task: TaskRecipe) -> bool:
+    """The task's labels are strings from a closed list."""
+    classifies = task.head in ("sequence_classification", "token_classification")
+    return classifies and task.problem_type != "regression"
+
+
+def _agree(
+    name: str, task: TaskRecipe, found: list[str], renamed: dict[str, str]
+) -> tuple[list[str], list[str]]:
+    """The labels in the recipe's order where it gives them; a fault where it leaves some out."""
+    if task.labels is None:
+        return found, []
+    given = list(dict.fromkeys(renamed.get(str(x), str(x)) for x in task.labels))
+    extra = [label for label in found if label not in given]
+    if extra:
+        return given, [
+            f"tasks.{name}.labels: train has {', '.join(map(repr, extra[:5]))}, which the recipe "
+            "does not list; add it, or leave `labels` out to find them in the data"
+        ]
+    return given, []
+
+
+def _order(labels: set[str]) -> list[str]:
+    """O first, then by number where all are numbers, else by name."""
+    numbers = all(label.lstrip("-").isdigit() for label in labels)
+    return sorted(labels, key=lambda x: (x != "O", int(x) if numbers else 0, x))
+
+
+def _ids_to_names(rows: datasets.Dataset, column: str) -> datasets.Dataset:
+    """A ClassLabel column (plain or in lists) as strings; others as they are."""
+    kind = rows.features[column]
+    inner = getattr(kind, "feature", kind)
+    if not isinstance(inner, datasets.ClassLabel):
+        return rows
+
+    def name_of(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name_of(v) for v in value]
+        return None if value is None or value < 0 else inner.int2str(value)
+
+    text = datasets.Value("string")
+    values = [name_of(value) for value in rows[:][column]]
+    feature = text if inner is kind else datasets.List(text)
+    return rows.remove_columns(column).add_column(column, values, feature=feature)
