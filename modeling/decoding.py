@@ -137,6 +137,7 @@ def unit_tags(
     words: list[Span],
     tags: list[str | None],
     scheme: str | None,
+    model_scheme: str | None = None,
 ) -> list[str | None]:
     """The tags of units that are decoded to the tags of given words.
 
@@ -149,7 +150,8 @@ def unit_tags(
         units: character spans of the words of each unit.
         words: character spans of the words of the data.
         tags: their tags; None is no label.
-        scheme: the tag scheme; None for tags that stand alone.
+        scheme: their tag scheme; None for tags that stand alone.
+        model_scheme: the scheme to write, where it is another one.
     """
     stretches = [(unit[0][0], unit[-1][1]) for unit in units]
     overlaps = _overlaps(stretches, words)
@@ -157,7 +159,8 @@ def unit_tags(
         return [
             _plain_tag(text, s, o, words, tags) for s, o in zip(stretches, overlaps, strict=True)
         ]
-    written = write_tags(gold_entities(text, words, tags, scheme), stretches, scheme)
+    entities = gold_entities(text, words, tags, scheme)
+    written = write_tags(entities, stretches, model_scheme or scheme)
     return [
         tag if tag != "O" or (over and all(tags[word] is not None for word in over)) else None
         for tag, over in zip(written, overlaps, strict=True)

@@ -53,6 +53,15 @@ class Source:
         """The data section of the first task; its source and texts are those of all."""
         return next(iter(self.tasks.values())).data
 
+    def scheme_of(self, task: str, config: TaskConfig) -> str | None:
+        """The scheme that a token task's tags are written in; None where the model has none.
+
+        A model may be evaluated on rows in another scheme than that of its training.
+        """
+        if config.scheme is None or task not in self.configs:
+            return config.scheme
+        return self.configs[task].scheme or config.scheme
+
     def texts_of(self, batch: dict[str, list]) -> list[list[str]]:
         """For each text column in turn, the texts of a batch of rows."""
         data = self.data

@@ -158,7 +158,7 @@ def _unit_labels(
     windows: list[list[list[Window]]],
 ) -> list[list[list[int]]]:
     """Tag ids by row, window and token: those of the units that are read there, else IGNORE."""
-    task = source.tasks[name]
+    task, scheme = source.tasks[name], source.scheme_of(name, config)
     ids: dict[str | None, int] = {label: i for i, label in enumerate(config.labels or [])}
     labels = []
     rows = zip(row_words(task, source.text, batch), batch[str(task.data.label)], strict=True)
@@ -166,7 +166,9 @@ def _unit_labels(
         units, reads = units_of(words[i], [window.first_tokens for [window] in windows[i]])
         by_window = [[IGNORE] * len(window.input_ids) for [window] in windows[i]]
         if tags is not None:
-            of_units = unit_tags(text, units, word_spans, tags_in(tags) or [], config.scheme)
+            of_units = unit_tags(
+                text, units, word_spans, tags_in(tags) or [], scheme, config.scheme
+            )
             for of_tokens, pairs in zip(by_window, reads, strict=True):
                 for unit, token in pairs:
                     of_tokens[token] = ids.get(of_units[unit], IGNORE)

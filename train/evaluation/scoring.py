@@ -152,7 +152,7 @@ def _token_answers(task: str, config: TaskConfig, part: EvalSplit, values: Tenso
         values: (N, T, L) logits of the windows, in the order of `part.rows`.
     """
     rows, recipe = part.source.splits[part.split][:], part.source.tasks[task]
-    labels = config.labels or []
+    labels, scheme = config.labels or [], part.source.scheme_of(task, config)
     windows: dict[int, list[int]] = {}
     for i in np.argsort(part.rows["window"][:], kind="stable").tolist():
         windows.setdefault(part.rows["row"][i], []).append(i)
@@ -169,16 +169,16 @@ def _token_answers(task: str, config: TaskConfig, part: EvalSplit, values: Tenso
         for i, pairs in zip(windows[row], reads, strict=True):
             read_scores(scores, values[i], pairs)
         entities = decode_entities(text, units, scores, labels, config.scheme, config.signs)
-        answered = word_tags(entities, word_spans, config.scheme)
+        answered = word_tags(entities, word_spans, scheme)
         labelled = [word for word, tag in enumerate(tags) if tag is not None]
         found.given.append([answered[word] or "" for word in labelled])
         found.wanted.append([tags[word] for word in labelled])
-        of_units = unit_tags(text, units, word_spans, tags, config.scheme)
+        of_units = unit_tags(text, units, word_spans, tags, scheme, config.scheme)
         known = [unit for unit, tag in enumerate(of_units) if tag is not None]
         found.values.append(scores[known])
         found.unit_tags += [str(of_units[unit]) for unit in known]
-        if found.entities is not None:
-            true = gold_entities(text, word_spans, tags, str(config.scheme))
+        if found.entities is not None and scheme is not None:
+            true = gold_entities(text, word_spans, tags, scheme)
             ends = [(start, end) for _, start, end in true]
             unknown = [  # words without a label, and what of an entity goes on from one
                 span
