@@ -198,7 +198,8 @@ def test_packed_and_padded_batches_give_the_same(kind, make_model, tokenizer_of)
 def test_any_iterable_of_texts_is_read(pipe):
     expected = pipe(TEXTS)
     assert_same(list(pipe(text for text in TEXTS)), expected)
-    assert_same(pipe(dict.fromkeys(TEXTS)), expected)
+    assert_same(pipe(collections.deque(TEXTS)), expected)
+    assert_same(pipe(dict(enumerate(TEXTS)).values()), expected)
 
 
 def test_no_texts_give_no_results(pipe):
