@@ -13,14 +13,25 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import cached_file
 
-from .routing import Routed, route
+from .adapter_options import (
+    NAME,
+    check_adapter_options,
+    make_peft_config,
+)
+from .reading import digest, few, read_json
+from .routing import Routed, has_adapter, route
+from .weights import check_finite_tensors, check_float_tensors
 
 try:
     import peft
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 except ImportError:
     peft = None
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def require_peft() -> None:
@@ -55,11 +66,19 @@ def inject(encoder: PreTrainedModel, name: str, config: Any, state: dict | None 
     modules = {part for path, _ in encoder.named_modules() for part in path.split(".")}
     if name in modules:  # its parameters could not be told from the encoder's
         raise ValueError(f"adapter name {name!r} is that of a module in the encoder; take another")
+    check_adapter_options(f"adapter {name!r}", config.to_dict())
+    given, config = config, copy.copy(config)
     trainable = {n for n, p in encoder.named_parameters() if p.requires_grad}
-    with warnings.catch_warnings():  # that there are several adapters is the point
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        peft.inject_adapter_in_model(config, encoder, adapter_name=name)  # pyright: ignore
+    try:
+        with warnings.catch_warnings():  # that there are several adapters is the point
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            peft.inject_adapter_in_model(config, encoder, adapter_name=name)  # pyright: ignore
+    except PEFT_ERRORS as error:
+        route(encoder)
+        remove(encoder, name)
+        raise ValueError(f"adapter {name!r} does not fit this encoder: {error}") from error
     route(encoder)
+    _write_out(encoder, name, given)
     for key, parameter in encoder.named_parameters():
         new = f".{name}." in key or key.endswith(f".{name}")
         parameter.requires_grad_(
@@ -67,15 +86,53 @@ def inject(encoder: PreTrainedModel, name: str, config: Any, state: dict | None 
         )
     if state is not None:
         try:
-            found = peft.set_peft_model_state_dict(encoder, state, adapter_name=name)  # pyright: ignore
-        except RuntimeError as error:
+            _fill(encoder, name, state)
+        except ValueError:
             remove(encoder, name)
-            raise ValueError(f"adapter {name!r} does not fit this encoder: {error}") from error
-        missing = [k for k in found.missing_keys if f".{name}." in k or k.endswith(f".{name}")]
-        if found.unexpected_keys or missing:
-            remove(encoder, name)
-            odd = [*found.unexpected_keys, *missing][:3]
-            raise ValueError(f"adapter {name!r} does not fit this encoder: {', '.join(odd)}")
+            raise
+
+
+def _write_out(encoder: PreTrainedModel, name: str, given: Any) -> None:
+    """Full names of modules instead of patterns: what adapter_config.json then says is matched by
+    nobody, and does not depend on the release of PEFT or the order of a set.
+    """
+    config = encoder.peft_config[name]
+    layers = {path: m for path, m in encoder.named_modules() if has_adapter(m, name)}
+    narrowed = ("exclude_modules", "layers_to_transform", "layers_pattern")
+    if isinstance(given.target_modules, (list, tuple, set)) and not any(
+        getattr(given, option, None) for option in narrowed
+    ):
+        config.target_modules = set(given.target_modules)  # PEFT shortens them
+    else:
+        config.target_modules = set(layers)
+        for option in narrowed:
+            if hasattr(config, option):
+                setattr(config, option, None)
+    if config.peft_type == "IA3":
+        config.feedforward_modules = {p for p, m in layers.items() if m.is_feedforward}
+        config.target_modules = set(layers)
+        return
+    for option, table, usual in (
+        ("rank_pattern", "r", config.r),
+        ("alpha_pattern", "lora_alpha", config.lora_alpha),
+    ):
+        if all(NAME.fullmatch(key) for key in getattr(config, option) or {}):
+            continue
+        values = {path: getattr(layer, table)[name] for path, layer in layers.items()}
+        setattr(config, option, {p: v for p, v in values.items() if v != usual})
+
+
+def _fill(encoder: PreTrainedModel, name: str, state: dict[str, Tensor]) -> None:
+    """Put weights into an adapter that is there; ValueError unless they are all of its weights."""
+    check_finite_tensors(f"adapter {name!r}", state)
+    try:
+        found = peft.set_peft_model_state_dict(encoder, state, adapter_name=name)  # pyright: ignore
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"adapter {name!r} does not fit this encoder: {error}") from error
+    missing = [k for k in found.missing_keys if f".{name}." in k or k.endswith(f".{name}")]
+    for what, keys in (("missing", missing), ("unexpected", found.unexpected_keys)):
+        if keys:
+            raise ValueError(f"adapter {name!r} does not fit this encoder: {what}: {few(keys)}")
 
 
 def remove(encoder: PreTrainedModel, name: str) -> None:
@@ -102,7 +159,10 @@ def adapter_state(
         name: name of the adapter.
         state: the encoder's weights where they are not its own (gathered from several ranks).
     """
-    state = peft.get_peft_model_state_dict(encoder, state, adapter_name=name)  # pyright: ignore
+    # an embedding layer's own weights are the encoder's, adapted or not
+    state = peft.get_peft_model_state_dict(  # pyright: ignore
+        encoder, state, adapter_name=name, save_embedding_layers=False
+    )
     return {f"base_model.model.{key}": value.contiguous() for key, value in state.items()}
 
 
@@ -131,35 +191,99 @@ def load_plain(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) ->
 
 def save_adapter(
     encoder: PreTrainedModel, name: str, folder: str, state: dict[str, Tensor] | None = None
-) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, as PEFT does."""
+) -> str:
+    """Write adapter_config.json and adapter_model.safetensors, as PEFT does.
+
+    Returns:
+        the hash of both files, for config.json.
+    """
     os.makedirs(folder, exist_ok=True)
     weights = {k: v.detach().cpu() for k, v in adapter_state(encoder, name, state).items()}
-    save_file(weights, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+    save_file(weights, os.path.join(folder, WEIGHTS), metadata={"format": "pt"})
     config = copy.copy(encoder.peft_config[name])
     config.inference_mode = True
     config.base_model_name_or_path = encoder.config.name_or_path or None
+    for option, value in vars(config).items():
+        if isinstance(value, set):  # whose order would differ between two processes
+            setattr(config, option, sorted(value))
     config.save_pretrained(folder)
+    return digest(os.path.join(folder, CONFIG), os.path.join(folder, WEIGHTS))
 
 
-def load_adapter(encoder: PreTrainedModel, name: str, repo: str, **hub: Any) -> None:
+def read_adapter_files(
+    repo: str, subfolder: str = "", *, expected: str | None = None, **hub: Any
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An adapter's config, as it is in the file, and its weights; no pickle is ever read.
+
+    Args:
+        repo: folder or Hub id.
+        subfolder: of the adapter in it.
+        expected: hash of both files, as `save_adapter` gave it; None: it is not known.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        ValueError: a file is missing or damaged, or they are not those that were saved.
+    """
+    files = []
+    for name in (CONFIG, WEIGHTS):
+        try:
+            files.append(cached_file(repo, name, subfolder=subfolder, **hub))
+        except OSError as error:
+            where = "/".join(part for part in (repo, subfolder) if part)
+            raise ValueError(
+                f"{where}: {name} cannot be had (adapters are read from safetensors only): "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+    config = read_json(files[0])
+    check_float_tensors(files[1])
+    if expected is not None and digest(*files) != expected:
+        raise ValueError(
+            f"{files[1]} or its {CONFIG} is not the one that was saved with the model (another "
+            "adapter, or changed since). Copy or download the folder again; to use it as it is, "
+            "delete its entry of adapter_hashes in config.json"
+        )
+    return config, load_file(files[1])
+
+
+def load_adapter(
+    encoder: PreTrainedModel, name: str, repo: str, *, expected: str | None = None, **hub: Any
+) -> None:
     """Read `adapters/<name>` of a folder or Hub repository into the encoder.
 
     Args:
         encoder: the encoder.
         name: name of the adapter.
         repo: folder or Hub id.
+        expected: hash of its files, from config.json.
         hub: `revision`, `subfolder` of the model in the repository, and the like.
 
     Raises:
         ImportError: peft is missing.
-        ValueError: the adapter does not fit the encoder.
+        ValueError: a file is missing, damaged or another one, an option is not allowed, or the
+            adapter does not fit the encoder.
     """
     require_peft()
+    hub.pop("code_revision", None)
     place = "/".join(part for part in (hub.pop("subfolder", ""), "adapters", name) if part)
-    config = peft.PeftConfig.from_pretrained(repo, subfolder=place, **hub)  # pyright: ignore
-    state = peft.load_peft_weights(repo, device="cpu", subfolder=place, **hub)  # pyright: ignore
+    options, state = read_adapter_files(repo, place, expected=expected, **hub)
+    check_adapter_options(f"{place}/{CONFIG}", options)
+    config = make_peft_config(resolved_options(options, state))
     if name in getattr(encoder, "peft_config", {}):
-        peft.set_peft_model_state_dict(encoder, state, adapter_name=name)  # pyright: ignore
+        _fill(encoder, name, state)
     else:
         inject(encoder, name, config, state)
+
+
+def resolved_options(options: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
+    """Options of a file with names of modules where the file has patterns: those of its weights."""
+    prefix, sign = "base_model.model.", f".{options['peft_type'].lower()}_"
+    modules = {key.removeprefix(prefix).partition(sign)[0]: value for key, value in state.items()}
+    options = dict(options)
+    if not isinstance(options.get("target_modules"), (list, tuple)):
+        options["target_modules"] = sorted(modules)
+        options["exclude_modules"] = None
+    if options["peft_type"] == "IA3":  # a feed-forward layer scales what goes in: (1, in)
+        forward = [name for name, value in modules.items() if value.shape[0] == 1]
+        options["feedforward_modules"] = sorted(forward)
+        options["target_modules"] = sorted(modules)
+    return options

@@ -31,6 +31,7 @@ from .encoding import (
     Encoded,
     auto_class,
     build_encoder,
+    check_reads_texts,
     joined,
     moved_texts,
     usable_length,
@@ -128,6 +129,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
                 name_or_path, config=encoder_config, **kwargs, **more
             )
         )
+        check_reads_texts(encoder)
         if os.path.isdir(name_or_path):  # a path of this machine is nobody's business
             encoder.config.name_or_path = ""
         config = PolyheadConfig(encoder_config=encoder.config, pooling=pooling, dtype=encoder.dtype)
