@@ -13,10 +13,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
-.PHONY: demo test test-slow test-crash test-all test-hf test-min test-wheel lint types fix bench clean help
+.PHONY: demo test test-slow test-crash test-all test-hf test-min test-wheel lint types fix bench house clean help
 
 demo: $(READY)  ## train four tasks on a support desk's messages, compare, use the model as a stranger
-	$(BIN)/python -m polyhead.train.demo configs/quickstart.yaml
+	$(BIN)/python configs/quickstart/demo.py configs/quickstart.yaml
 
 test: $(READY)  ## unit tests, offline, minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -54,6 +54,9 @@ fix: $(READY)  ## ruff, mending what it can
 
 bench: $(READY)  ## benchmarks that run on a CPU, 20 minutes; POLYHEAD_DATA names the data sets
 	$(BIN)/python benchmarks/bench.py
+
+house: $(READY)  ## measures of the source: sizes, rooms, arrows; AGAINST=REV beside a revision
+	$(BIN)/python benchmarks/house.py $(if $(AGAINST),--against $(AGAINST))
 
 clean:  ## remove environments, builds and runs
 	rm -rf .venv .venv-min build dist runs *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -51,7 +51,7 @@ def main() -> None:
 
 def work(side: str, pairs: int) -> None:
     """Train a step; print MiB, seconds and the loss."""
-    from polyhead.train.preparation import prepare
+    from polyhead.train.commands.setup import prepare
 
     quiet()
     size = pairs if side == PEER else MICRO

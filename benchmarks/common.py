@@ -114,8 +114,9 @@ class Clock(TrainerCallback):
 
 def trainer_of(found: Any) -> Any:
     """The trainer of a `Prepared` recipe over its train rows, without evaluation."""
-    from polyhead.train.features import MultiTaskDataset, tokenize
-    from polyhead.train.preparation import checked_arguments
+    from polyhead.train.commands.setup import checked_arguments
+    from polyhead.train.data.dataset import MultiTaskDataset
+    from polyhead.train.data.tokenization import tokenize
     from polyhead.train.trainer import MultiTaskTrainer
 
     rows = {s.name: tokenize(s, "train", found.tokenizer) for s in found.sources}

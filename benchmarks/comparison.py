@@ -45,7 +45,7 @@ def main() -> None:
 
 def trainer(folder: str, steps: int, interval: int) -> Any:
     """Of the quickstart, for so many steps, comparing in every `interval`-th."""
-    from polyhead.train.preparation import prepare
+    from polyhead.train.commands.setup import prepare
 
     set_seed(SEED)
     found = prepare(

@@ -20,8 +20,8 @@ import torch
 from common import alternate, encoder_folder, keep, quiet, real_texts
 from polyhead.modeling import PolyheadModel, PolyheadPipeline, TaskConfig
 from polyhead.modeling.compute import set_compute
-from polyhead.train.exported import load_any
-from polyhead.train.graph import export_graph
+from polyhead.train.export.graph import export_graph
+from polyhead.train.inference.exported import load_any
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 

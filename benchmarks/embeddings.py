@@ -103,7 +103,7 @@ def theirs(
 
 def our_trainer(rows: dict[str, datasets.Dataset], seed: int, start: str, folder: str) -> Any:
     """Our trainer of the same rows."""
-    from polyhead.train.preparation import prepare
+    from polyhead.train.commands.setup import prepare
 
     tasks = {}
     for name, part in rows.items():

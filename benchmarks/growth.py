@@ -22,7 +22,7 @@ from common import RESULTS, SEED, alternate, encoder_folder, keep, messages, qui
 from matplotlib.figure import Figure
 from polyhead.modeling import PolyheadConfig, PolyheadModel, PolyheadPipeline, TaskConfig
 from polyhead.modeling.packing import cumulative
-from polyhead.train.plots import draw
+from polyhead.train.reports.figures import draw
 from transformers import AutoTokenizer, BertConfig
 
 TASKS = (1, 2, 4, 8, 16, 32, 64)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import torch
 from common import ROOT, SEED, alternate, keep, ratios
-from polyhead.train.collator import MultiTaskCollator, model_inputs
-from polyhead.train.features import MultiTaskDataset, tokenize
-from polyhead.train.preparation import prepare
-from polyhead.train.sampler import MultiTaskBatchSampler
+from polyhead.train.batches.collator import MultiTaskCollator, model_inputs
+from polyhead.train.batches.sampler import MultiTaskBatchSampler
+from polyhead.train.commands.setup import prepare
+from polyhead.train.data.dataset import MultiTaskDataset
+from polyhead.train.data.tokenization import tokenize
 
 STEPS = 8  # batches of 32 rows in a run
 

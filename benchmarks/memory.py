@@ -76,8 +76,8 @@ def table(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def work(side: str, steps: int) -> None:
     """Train; print MiB and the tokens of each step."""
-    from polyhead.train.preparation import prepare
-    from polyhead.train.sampler import MultiTaskBatchSampler
+    from polyhead.train.batches.sampler import MultiTaskBatchSampler
+    from polyhead.train.commands.setup import prepare
 
     quiet()
     tasks = SIDES[side]

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from common import ROOT, Clock, data_folder, keep, trainer_of
-from polyhead.train.preparation import Prepared, prepare
+from polyhead.train.commands.setup import Prepared, prepare
 from polyhead.train.trainer import MultiTaskTrainer
 
 ROWS = 32  # a step and process

@@ -115,7 +115,7 @@ def show(table: dict[str, dict[str, list[float]]]) -> None:
 
 def steps(task: str | None, overrides: list[str], folder: Path) -> tuple[Callable[[], None], int]:
     """A run of some optimizer steps of the trainer, and the number of steps of a whole training."""
-    from polyhead.train.preparation import prepare
+    from polyhead.train.commands.setup import prepare
 
     folder.mkdir(parents=True, exist_ok=True)
     path = recipe_of(task, folder)

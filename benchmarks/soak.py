@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from common import encoder_folder, keep
 from polyhead.modeling import PolyheadModel, TaskConfig
 from polyhead.train.hub import save_folder
-from polyhead.train.prediction import SHARD
+from polyhead.train.inference.files import SHARD
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 

@@ -24,8 +24,8 @@ import datasets
 import torch
 import yaml
 from common import Clock, encoder_folder, keep, quiet, ratio_spread, real_rows, summary, trainer_of
-from polyhead.train.collator import model_inputs
-from polyhead.train.preparation import prepare
+from polyhead.train.batches.collator import model_inputs
+from polyhead.train.commands.setup import prepare
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSequenceClassification,

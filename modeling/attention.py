@@ -6,6 +6,9 @@ On a CPU it runs text by text, texts of equal length that stand together as one 
 half precision by flash attention's kernel for packed texts (torch's `varlen_attn`), else, or with
 dropout in it, on rows padded for attention alone.
 
+Whether a batch is packed is told by what the call passes along (`cu_seq_lens_q`), never by a flag:
+one process may run packed and padded batches at the same time, in several threads.
+
 Shapes: `N` texts, `T` tokens of the longest, `P` tokens of all, `A` heads, `K` key heads,
 `d` head size.
 """
@@ -19,17 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask, sliding_window_bidirectional_mask_function
 
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch before 2.10
     varlen_attn = None
 
-# Of our attention in AttentionInterface. Each copy of this file (the installed one, that of a
-# repository) has a state of its own and must not take another's place there.
+# Of our attention in AttentionInterface. A copy of this file (the installed one, that of a
+# repository) must not take another's place there.
 NAME = __name__.replace(".", "_")
-# packed: set while a packed batch's masks are made; probing: calls are counted
-state = {"packed": False, "probing": False, "calls": 0}
 
 
 Function = TypeVar("Function", bound=Callable)
@@ -43,6 +45,14 @@ def eager(function: Function) -> Function:
     return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
+def no_trace(function: Function) -> Function:
+    """Decorator: torch.compile leaves the function itself, compiles what it calls.
+
+    For what sets a ContextVar, which torch.compile cannot follow.
+    """
+    return torch.compiler.disable(function, recursive=False)  # pyright: ignore[reportReturnType]
+
+
 def places_of(cu_seq_lens: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """(P,) the text of each token, and its place in it; the device is not waited for."""
     count = torch.arange(len(cu_seq_lens) - 1, device=cu_seq_lens.device)
@@ -50,11 +60,51 @@ def places_of(cu_seq_lens: Tensor, total: int) -> tuple[Tensor, Tensor]:
     return text, torch.arange(total, device=text.device) - cu_seq_lens[text]
 
 
-def _mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> Tensor | None:
-    """Packed: no mask, or the reach of a sliding window; padded: what sdpa takes."""
-    if not state["packed"]:
-        return AttentionMaskInterface()["sdpa"](*args, local_size=local_size, **kwargs)
-    return None if local_size is None else torch.tensor(local_size)
+def _mask(
+    *,
+    attention_mask: Tensor | None = None,
+    allow_is_bidirectional_skip: bool = False,
+    local_size: int | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """What sdpa takes; of a batch without padding no mask, or the reach of a sliding window.
+
+    A packed batch has no `attention_mask`; nor has a batch that needs none, whose mask is then made
+    by `_attend`.
+
+    Args:
+        attention_mask: (N, T), false for padding; None where there is none.
+        allow_is_bidirectional_skip: tokens see each other in both directions, without exceptions
+            of the encoder's own.
+        local_size: reach of a sliding window.
+        kwargs: what else `sdpa_mask` takes.
+
+    Returns:
+        None, the reach as a scalar, or (N, 1, T, T).
+    """
+    if attention_mask is None and allow_is_bidirectional_skip:
+        return None if local_size is None else torch.tensor(local_size)
+    return sdpa_mask(
+        attention_mask=attention_mask,
+        allow_is_bidirectional_skip=allow_is_bidirectional_skip,
+        local_size=local_size,
+        **kwargs,
+    )
+
+
+def _window(states: Tensor, reach: int) -> Tensor | None:
+    """(N, 1, T, T), true where a token of (N, A, T, d) sees another; None where all do."""
+    length = states.shape[2]
+    return sdpa_mask(
+        batch_size=len(states),
+        q_length=length,
+        kv_length=length,
+        mask_function=sliding_window_bidirectional_mask_function(reach),
+        local_size=reach,
+        allow_is_causal_skip=False,
+        allow_is_bidirectional_skip=True,
+        device=states.device,
+    )
 
 
 def _attend(
@@ -67,6 +117,7 @@ def _attend(
     scaling: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    layers_reached: list[nn.Module] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention within each text of a packed batch; without `cu_seq_lens_q`, sdpa.
@@ -76,25 +127,33 @@ def _attend(
         query: (1, A, P, d).
         key: (1, K, P, d).
         value: (1, K, P, d).
-        attention_mask: the reach of a sliding window, inclusive, as a scalar; or None.
+        attention_mask: as `_mask` gives it.
         dropout: on the attention weights, in training.
         scaling: of the scores.
         cu_seq_lens_q: (N + 1,).
         max_length_q: tokens of the longest text.
+        layers_reached: gets each layer that calls; how `can_pack` counts them.
         kwargs: what else the layer passes; read by sdpa only.
 
     Returns:
         (1, P, A, d), and no weights.
+
+    Raises:
+        TypeError: the encoder masks tokens of a packed batch in a way of its own.
     """
     if cu_seq_lens_q is None:
+        if attention_mask is not None and attention_mask.dim() == 0:
+            attention_mask = _window(query, int(attention_mask))
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
     groups = query.shape[1] // key.shape[1]
     parts = (query, repeat_kv(key, groups), repeat_kv(value, groups))
+    if attention_mask is not None and attention_mask.dim() > 0:
+        raise TypeError(f"{type(module).__name__} masks tokens of packed texts in its own way")
     reach = None if attention_mask is None else int(attention_mask)
-    if state["probing"]:
-        state["calls"] += 1
+    if layers_reached is not None:
+        layers_reached.append(module)
     if query.device.type == "cpu":
         return _by_runs(*parts, reach, dropout, scaling, cu_seq_lens_q), None
     longest = int(cu_seq_lens_q.diff().max()) if max_length_q is None else max_length_q

@@ -131,10 +131,18 @@ def set_compute(encoder: nn.Module, mode: Mode) -> Compute:
     check_mode(mode)
     linears = [m for m in encoder.modules() if isinstance(m, nn.Linear)]
     layers = [m for m in linears if type(m) in (nn.Linear, OneDNNLinear)]  # no quantized kinds
+    large = [m for m in layers if m.in_features * m.out_features >= WEIGHTS]
+    compute = _choose(mode, large, next(encoder.parameters()))
     for layer in layers:
-        layer.__class__ = nn.Linear
-    layers = [m for m in layers if m.in_features * m.out_features >= WEIGHTS]
-    first = next(encoder.parameters())
+        way = compute.chosen.get((layer.in_features, layer.out_features))
+        kind = OneDNNLinear if way == "onednn" else nn.Linear  # small ones are in no choice
+        if type(layer) is not kind:  # the same choice again changes nothing under a running call
+            layer.__class__ = kind
+    return compute
+
+
+def _choose(mode: Mode, layers: list[nn.Linear], first: Tensor) -> Compute:
+    """How these layers compute; `first` is a weight of the encoder."""
     if mode == "exact":
         return Compute(mode)
     if not layers:
@@ -156,9 +164,6 @@ def set_compute(encoder: nn.Module, mode: Mode) -> Compute:
         shape: "onednn" if found["onednn"] > GAIN * found["torch"] else "torch"
         for shape, found in speed.items()
     }
-    for layer in layers:
-        if chosen[layer.in_features, layer.out_features] == "onednn":
-            layer.__class__ = OneDNNLinear
     faster = sum(way == "onednn" for way in chosen.values())
     reason = f"oneDNN is faster for {faster} of {len(shapes)} shapes"
     if mode == "bf16":

@@ -23,7 +23,7 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from .adapters import inject, load_plain, remove
-from .attention import eager
+from .attention import eager, no_trace
 from .checks import check_task_name
 from .compute import Compute, Mode, set_compute
 from .configuration_polyhead import PolyheadConfig, TaskConfig
@@ -37,6 +37,7 @@ from .encoding import (
     usable_length,
     without_pooler,
 )
+from .first_use import FIRST_USE
 from .heads import HEADS, Head
 from .packing import Texts, can_pack, encode_packed, moved_to, pad_inputs, unpad_output
 
@@ -238,8 +239,9 @@ class PolyheadModel(PolyheadPreTrainedModel):
         Raises:
             ValueError: the mode is unknown.
         """
-        self.compute = set_compute(self.encoder, mode)
-        return self.compute
+        with FIRST_USE:
+            self.compute = set_compute(self.encoder, mode)
+            return self.compute
 
     # ---- the forward pass ----
 
@@ -412,6 +414,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
             found = unpad_output(found, moved)  # pyright: ignore[reportArgumentType]
         return Encoded(found, moved_texts(plan, texts), texts, plan)
 
+    @no_trace
     def _encode_planned(
         self, plan: Plan | None, texts: Texts, inputs: dict[str, Any], width: int
     ) -> BaseModelOutput:
@@ -470,12 +473,13 @@ class PolyheadModel(PolyheadPreTrainedModel):
         given = {k: v for k, v in inputs.items() if v is not None} | {"return_dict": True}
         if "token_type_ids" in given and not self._has_segments:
             given.pop("token_type_ids")
-        with self.compute.context(self.device.type):
+        compute = self.compute  # another may be set while this pass runs
+        with compute.context(self.device.type):
             if texts.cu_seq_lens is None:
                 found = self.encoder(**given)
             else:
                 found = encode_packed(self.encoder, given, texts.cu_seq_lens)
-        return self.compute.restored(found, self.dtype)
+        return compute.restored(found, self.dtype)
 
     @cached_property
     def _has_segments(self) -> bool:
@@ -486,12 +490,14 @@ class PolyheadModel(PolyheadPreTrainedModel):
     def can_pack(self) -> bool:
         """The encoder reads packed batches as they are; found at first use."""
         if self._packs is None:
-            self._packs = can_pack(self.encoder)
-            if not self._packs:
-                logger.warning(
-                    f"{self.encoder.config.model_type} cannot read packed batches (attention of "
-                    "its own); they are padded, with the same results"
-                )
+            with FIRST_USE:
+                if self._packs is None:
+                    self._packs = can_pack(self.encoder)
+                    if not self._packs:
+                        logger.warning(
+                            f"{self.encoder.config.model_type} cannot read packed batches "
+                            "(attention of its own); they are padded, with the same results"
+                        )
         return self._packs
 
     def _labels_of(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .attention import NAME, eager, places_of, state
+from .attention import NAME, eager, places_of
 
 
 @dataclass
@@ -106,20 +106,22 @@ def can_pack(encoder: PreTrainedModel) -> bool:
     if before not in (NAME, "sdpa"):  # eager was asked for (attentions), or a kernel of its own
         return False
     encoder.set_attn_implementation(NAME)
-    state.update(probing=True, calls=0)
     device = encoder.device
     starts = torch.tensor([0, 1, 3], dtype=torch.int32, device=device)
     ids = torch.zeros(1, 3, dtype=torch.long, device=device)
-    training = encoder.training
-    encoder.eval()
+    layers_reached: list[nn.Module] = []
+    training = [module for module in encoder.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         with torch.no_grad():
-            encode_packed(encoder, {"input_ids": ids}, starts)
-    except TypeError:  # does not take position_ids or passes nothing on to attention
+            inputs = {"input_ids": ids, "layers_reached": layers_reached}
+            encode_packed(encoder, inputs, starts)
+    except TypeError:  # does not take position_ids, passes nothing on to attention, masks tokens
         pass
-    encoder.train(training)
-    state["probing"] = False
-    if state["calls"] < encoder.config.num_hidden_layers:
+    for module in training:
+        module.training = True
+    if len(layers_reached) < encoder.config.num_hidden_layers:
         encoder.set_attn_implementation(before)
         return False
     return True
@@ -139,17 +141,13 @@ def encode_packed(encoder: PreTrainedModel, inputs: dict[str, Any], cu_seq_lens:
         given = inputs["input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"]
         offset = position_offset(encoder)
         inputs["position_ids"] = restarting_positions(cu_seq_lens, given.shape[1], offset)
-    state["packed"] = True
-    try:
-        return encoder(
-            **inputs,
-            cu_seq_lens_q=cu_seq_lens,
-            cu_seq_lens_k=cu_seq_lens,
-            max_length_q=longest,
-            max_length_k=longest,
-        )
-    finally:
-        state["packed"] = False
+    return encoder(
+        **inputs,
+        cu_seq_lens_q=cu_seq_lens,
+        cu_seq_lens_k=cu_seq_lens,
+        max_length_q=longest,
+        max_length_k=longest,
+    )
 
 
 def pad_inputs(inputs: dict[str, Any], cu_seq_lens: Tensor) -> dict[str, Any]:

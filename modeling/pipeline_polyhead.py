@@ -5,8 +5,13 @@
 Texts are sorted by length and, on CPUs, packed, so that a batch holds no padding (little, where the
 encoder cannot read packed batches); results come back in the caller's order. Texts longer than the
 encoder takes are read in overlapping windows by token tasks; the other heads read the first window.
+
+One pipeline may be called from any number of threads: a call changes neither the model nor the
+tokenizer. A fast tokenizer holds how it cuts texts, and each call with other lengths would change
+that under the calls of other threads; so the pipeline has copies of its own, one for each way.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -20,6 +25,7 @@ from .attention import has_kernel
 from .compute import Mode, check_mode
 from .configuration_polyhead import TaskConfig
 from .decoding import Window, decode_classes, decode_entities, encode_windows, split_words
+from .first_use import FIRST_USE
 from .packing import cumulative
 
 TextOrPair = str | tuple[str, str]
@@ -33,8 +39,9 @@ class PolyheadPipeline(Pipeline):
 
     Args:
         compute: how the encoder computes: `auto` (default), by what is fastest on this machine for
-            the same numbers, measured at the first call; `exact`, as torch does; `bf16`. What was
-            chosen, and why: `pipe.model.compute`.
+            the same numbers, measured here once a process; `exact`, as torch does; `bf16`. What
+            was chosen, and why: `pipe.model.compute`. It is the model's: pipelines on one model
+            share it.
 
     Args (of a call):
         texts: one text, or a list, a column of a dataset or another iterable of texts; (text, text)
@@ -67,9 +74,11 @@ class PolyheadPipeline(Pipeline):
     model: Any
 
     def __init__(self, *args: Any, compute: Mode = "auto", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         check_mode(compute)
-        self._wanted: Mode | None = compute
+        super().__init__(*args, **kwargs)
+        self.model.eval()
+        self.model.set_compute(compute)
+        self._tokenizers: dict[tuple[int, bool], PreTrainedTokenizerBase] = {}
 
     def __call__(
         self,
@@ -100,9 +109,6 @@ class PolyheadPipeline(Pipeline):
                 raise ValueError(f"text {number} is {text!r}; give a string or a pair of strings")
         if not given:
             return []
-        if self._wanted is not None:
-            self.model.set_compute(self._wanted)
-            self._wanted = None
         chosen = self.choose_tasks(given, tasks)
         results: list[dict[str, Any]] = [{} for _ in given]
         for prompt, own in self._by_prompt(chosen, int(document)).items():
@@ -184,6 +190,7 @@ class PolyheadPipeline(Pipeline):
     def _predict(
         self, texts: list[TextOrPair], tasks: list[str], options: dict[str, Any]
     ) -> list[dict[str, Any]]:
+        model = self._without_dropout()
         results: list[dict[str, Any]] = [{} for _ in texts]
         words = [split_words(text) if isinstance(text, str) else [] for text in texts]
         windows = self._windows(texts, words, tasks)
@@ -197,7 +204,7 @@ class PolyheadPipeline(Pipeline):
         lengths = [len(window.input_ids) for _, _, window in windows]
         for cut in self._batches(lengths, options["batch_tokens"], options["batch_size"]):
             batch = windows[cut]
-            found = self._encode([window for _, _, window in batch], tasks)
+            found = self._encode(model, [window for _, _, window in batch], tasks)
             for name in tasks:
                 task = self.model.config.tasks[name]
                 for values, (row, first, window) in zip(found[name], batch, strict=True):
@@ -220,9 +227,11 @@ class PolyheadPipeline(Pipeline):
         """(row, is its first, window) for each window that the tasks need."""
         # a tokenizer without a limit says 1e30, one of another model may say more than fits
         limit = min(self.tokenizer.model_max_length, self.model.usable_length or 1 << 20)
-        if isinstance(texts[0], tuple):
+        pairs = isinstance(texts[0], tuple)
+        tokenizer = self._tokenizer_for(limit, pairs=pairs)
+        if pairs:
             first, second = zip(*texts, strict=True)
-            encoded = self.tokenizer(list(first), list(second), truncation=True, max_length=limit)
+            encoded = tokenizer(list(first), list(second), truncation=True, max_length=limit)
             types = encoded.get("token_type_ids")
             return [
                 (row, True, Window(ids, types[row] if types else None, []))
@@ -233,14 +242,37 @@ class PolyheadPipeline(Pipeline):
         return [
             (row, number == 0, window)
             for row, found in enumerate(
-                encode_windows(self.tokenizer, [str(t) for t in texts], words, limit)
+                encode_windows(tokenizer, [str(t) for t in texts], words, limit)
             )
             for number, window in enumerate(found)
             if every or number == 0
         ]
 
+    def _tokenizer_for(self, limit: int, *, pairs: bool) -> PreTrainedTokenizerBase:
+        """A tokenizer that cuts texts, or pairs, at `limit` and is never asked for anything else."""
+        key = (limit, pairs)
+        if key not in self._tokenizers:
+            with FIRST_USE:
+                if key not in self._tokenizers:
+                    tokenizer = copy.deepcopy(self.tokenizer)
+                    if pairs:  # the first call sets how it cuts; the later ones find it so
+                        tokenizer(["a"], ["a"], truncation=True, max_length=limit)
+                    else:
+                        encode_windows(tokenizer, ["a"], [[]], limit)
+                    self._tokenizers[key] = tokenizer
+        return self._tokenizers[key]
+
+    def _without_dropout(self) -> Any:
+        """The model, or one of the same weights in eval mode: another thread may be training it."""
+        if not self.model.training:
+            return self.model
+        tensors = chain(self.model.parameters(), self.model.buffers())
+        return copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors}).eval()
+
     @torch.no_grad()
-    def _encode(self, windows: list[Window], tasks: list[str]) -> dict[str, list[Tensor]]:
+    def _encode(
+        self, model: Any, windows: list[Window], tasks: list[str]
+    ) -> dict[str, list[Tensor]]:
         """By task, what it gives for each window: (L,) or (D,), or (its tokens, L)."""
         features: dict[str, list] = {"input_ids": [window.input_ids for window in windows]}
         if windows[0].token_type_ids is not None:
@@ -255,8 +287,7 @@ class PolyheadPipeline(Pipeline):
         else:
             batch = self.tokenizer.pad(features, padding_side="right", return_tensors="pt")
             batch = batch.to(self.model.device)
-        self.model.eval()
-        output = self.model(**batch, tasks=tasks)
+        output = model(**batch, tasks=tasks)
         found = {}
         for name, values in {**(output.logits or {}), **(output.embeddings or {})}.items():
             values = values.float().cpu()

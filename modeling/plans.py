@@ -144,19 +144,28 @@ def parts_of(plan: Plan, texts: Texts, width: int) -> list[Plan]:
     return parts
 
 
-def move(value: Any, plan: Plan) -> Any:
+def move(value: Any, plan: Plan, *, beside: bool = False) -> Any:
     """Sort and copy the texts of a tensor (or of those in a tuple, list or dict).
 
     What has no dimension of texts (rotary tables, a window's reach) is left as it is.
+
+    Args:
+        value: the tensor.
+        plan: where its texts go.
+        beside: it goes to a layer beside the states. For a single text (1, T, T) may then be one
+            for all texts (DeBERTa's relative positions): it is left, since copies of that text
+            share it either way.
     """
     if isinstance(value, (tuple, list)):
-        return type(value)(move(v, plan) for v in value)
+        return type(value)(move(v, plan, beside=beside) for v in value)
     if isinstance(value, dict):
-        return {key: move(v, plan) for key, v in value.items()}
+        return {key: move(v, plan, beside=beside) for key, v in value.items()}
     if not isinstance(value, Tensor) or plan.source is None:
         return value
     if plan.tokens is not None:
         by_token = value.dim() >= 2 and value.shape[:2] == (1, plan.size)
         return value.index_select(1, plan.tokens) if by_token else value
+    if beside and plan.size == 1 and value.dim() >= 3:
+        return value
     by_text = value.dim() >= 3 or (value.dim() == 2 and not value.is_floating_point())
     return value.index_select(0, plan.source) if by_text and len(value) == plan.size else value

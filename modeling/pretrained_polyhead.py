@@ -17,6 +17,7 @@ from transformers.utils.hub import hf_api
 
 from .adapters import load_adapter, plain_state, save_adapter
 from .configuration_polyhead import PolyheadConfig
+from .first_use import FIRST_USE
 from .routing import checkpoint_contexts, line_up
 
 AUTO_MAP = {
@@ -71,6 +72,17 @@ class PolyheadPreTrainedModel(PreTrainedModel):
             ImportError: the model has adapters and peft is missing.
             ValueError: a task is unknown, or an adapter does not fit the encoder.
         """
+        with FIRST_USE:  # transformers exchanges functions of torch while it loads
+            return cls._from_pretrained(pretrained_model_name_or_path, *args, tasks=tasks, **kwargs)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        tasks: Iterable[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         kwargs.setdefault("use_safetensors", True)  # never a pickle
         found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found

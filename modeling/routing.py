@@ -12,9 +12,14 @@ a text wanted by several adapters is copied: the layers below see it once. Plans
 A layer that stretches of LoRA cannot split (DoRA, IA3) runs its own forward stretch by stretch. An
 encoder that applies an adapted layer to something else than the batch's tokens (DeBERTa's relative
 positions) is run once per adapter.
+
+A plan belongs to one call: it lies in a ContextVar, so that calls in other threads, or of other
+models, do not see it. Without a plan (`model.encoder(...)` called by itself) a layer is its base
+layer: the bare encoder.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextvars import ContextVar, Token
 from functools import cache
 from typing import Any
 
@@ -38,7 +43,9 @@ class NotRoutable(RuntimeError):
     """An adapted layer was applied to something else than the tokens of the batch."""
 
 
-_state: dict[str, Plan | None] = {"plan": None}
+_PLAN: ContextVar[Plan | None] = ContextVar("polyhead_plan", default=None)
+# What a PEFT layer that runs its own forward takes for its active adapters.
+_ACTIVE: ContextVar[list[str] | None] = ContextVar("polyhead_active_adapters", default=None)
 
 
 class Routing:
@@ -46,31 +53,39 @@ class Routing:
 
     def __init__(self, plan: Plan | None) -> None:
         self.plan = plan
-        self.before: list[Plan | None] = []
+        self.tokens: list[Token] = []
 
     def __enter__(self) -> None:
-        self.before.append(_state["plan"])
-        _state["plan"] = self.plan
+        self.tokens.append(_PLAN.set(self.plan))
 
     def __exit__(self, *_: object) -> None:
-        _state["plan"] = self.before.pop()
+        _PLAN.reset(self.tokens.pop())
 
 
 def checkpoint_contexts() -> tuple[Routing, Routing]:
     """For torch's checkpointing: the recomputation in backward follows the plan of its forward."""
-    return Routing(_state["plan"]), Routing(_state["plan"])
+    return Routing(_PLAN.get()), Routing(_PLAN.get())
 
 
 class Routed:
-    """Goes before a PEFT layer class: follows the plan, or is that layer where there is none."""
+    """Goes before a PEFT layer class: follows the plan, or is its base layer where there is none."""
+
+    def __reduce__(self) -> tuple:
+        return _unpickled, (type(self).__bases__[1],), self.__dict__
+
+    @property
+    def active_adapter(self) -> Any:
+        """The adapters that PEFT's own forward takes; in a call, those of the plan."""
+        active = _ACTIVE.get()
+        return super().active_adapter if active is None else active  # pyright: ignore
 
     @eager
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., in) -> (..., out); ids for an embedding layer."""
-        plan = _state["plan"]
+        plan = _PLAN.get()
         layer: Any = self
         if plan is None:
-            return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+            return layer.base_layer(x, *args, **kwargs)
         if layer.merged:
             raise ValueError(f"adapters {layer.merged_adapters} are merged; unmerge them to route")
         if not any(has_adapter(layer, name) for name in plan.names):
@@ -85,15 +100,14 @@ class Routed:
         """PEFT's own forward for each stretch: any kind of adapter, one call each."""
         shape = _token_shape(x)
         flat = x.reshape(1, -1, *x.shape[len(shape) :])
-        layer: Any = self
-        before, parts = layer._active_adapter, []
-        try:
-            for name, start, stop in stretches:
-                layer._active_adapter = [] if name is None else [name]
+        parts = []
+        for name, start, stop in stretches:
+            active = _ACTIVE.set([] if name is None else [name])
+            try:
                 part = flat[:, start:stop]
                 parts.append(super().forward(part, *args, **kwargs))  # pyright: ignore
-        finally:
-            layer._active_adapter = before
+            finally:
+                _ACTIVE.reset(active)
         return torch.cat(parts, dim=1).view(*shape, -1)
 
 
@@ -263,6 +277,12 @@ def _routed_class(kind: type) -> type:
     return type(f"Routed{kind.__name__}", (Routed, kind), {})
 
 
+def _unpickled(kind: type) -> nn.Module:
+    """An empty layer of a class that is made, and so cannot be named in a pickle."""
+    layer_class = _routed_class(kind)
+    return layer_class.__new__(layer_class)
+
+
 def route(encoder: PreTrainedModel) -> None:
     """Make the encoder's PEFT layers and its list of layers follow plans; may be called again."""
     for module in encoder.modules():
@@ -271,25 +291,35 @@ def route(encoder: PreTrainedModel) -> None:
     layers = layers_of(encoder, encoder.config.num_hidden_layers)
     for number, layer in enumerate(layers or []):
         if not getattr(layer, "_polyhead_watched", False):
-            layer.register_forward_pre_hook(_mover(number), with_kwargs=True)
+            layer.register_forward_pre_hook(TextMover(number), with_kwargs=True)
             layer._polyhead_watched = True  # pyright: ignore
 
 
-def _mover(number: int) -> Callable:
+class TextMover:
+    """Hook before a layer of the encoder: texts are sorted and copied as planned.
+
+    Args:
+        number: of the layer, from 0.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
     @eager
-    def move_inputs(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def __call__(self, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Move the states once, before the first adapted layer, and all else before every one."""
-        plan = _state["plan"]
-        if plan is None or plan.source is None or plan.first is None or number < plan.first:
+        plan = _PLAN.get()
+        if plan is None or plan.source is None or plan.first is None or self.number < plan.first:
             return None
-        moved = {k: v if k == "hidden_states" else move(v, plan) for k, v in kwargs.items()}
+        moved = {
+            key: value if key == "hidden_states" else move(value, plan, beside=True)
+            for key, value in kwargs.items()
+        }
         if plan.cu_seq_lens is not None:
             moved |= {k: plan.cu_seq_lens for k in kwargs if k.startswith("cu_seq_lens")}
         states = args[0] if args else kwargs["hidden_states"]
-        if number == plan.first:
+        if self.number == plan.first:
             states = move(states, plan)
         if args:
-            return (states, *move(args[1:], plan)), moved
+            return (states, *move(args[1:], plan, beside=True)), moved
         return (), {**moved, "hidden_states": states}
-
-    return move_inputs

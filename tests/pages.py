@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from polyhead.modeling import PolyheadConfig
-from polyhead.train.preparation import prepare
-from polyhead.train.run import fit
+from polyhead.train.commands.setup import prepare
+from polyhead.train.commands.training import fit
 from train_helpers import run_cli, write_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from pages import COMMANDS, ROOT, blocks_of, run_page
 from polyhead.modeling import PolyheadModel, TaskConfig
-from polyhead.train import tasks
-from polyhead.train.data import load_sources
+from polyhead.train.commands import edit_tasks as tasks
+from polyhead.train.data.loading import load_sources
 from polyhead.train.hub import save_folder
-from polyhead.train.proof import fingerprint
+from polyhead.train.hub.proof import fingerprint
 from polyhead.train.recipe import load_recipe
 from safetensors.torch import load_file
 from train_helpers import INTENTS, messages, pairs, private_cache, write_recipe  # noqa: F401

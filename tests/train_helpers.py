@@ -9,12 +9,14 @@ from typing import Any
 import datasets
 import pytest
 import yaml
-from polyhead.train import cli
-from polyhead.train.data import Source, load_sources
-from polyhead.train.schema import DataConfig, Recipe, TaskRecipe
+from polyhead.train.cli import app as cli
+from polyhead.train.data.loading import Source, load_sources
+from polyhead.train.recipe.schema import DataConfig, Recipe, TaskRecipe
 
 INTENTS = ["book", "cancel", "play"]
 CITIES = ["Paris", "New York", "Berlin"]
+SEQUENCE, TOKENS = "sequence_classification", "token_classification"
+MULTI = "multi_label_classification"
 SPLITS = {"train": 12, "validation": 4, "test": 5}
 
 
@@ -118,3 +120,43 @@ def private_cache(tmp_path_factory) -> Iterator[None]:
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     yield
     datasets.config.HF_DATASETS_CACHE = usual
+
+
+def recipe_of(tokenizer: Path) -> dict:
+    """A random encoder and seven tasks, of every kind."""
+    text = {"data_files": files_of("messages"), "text": "text"}
+    pair = {"data_files": files_of("pairs"), "text": "text1", "text_pair": "text2"}
+    config = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64}
+    return {
+        "encoder": {"config": config, "tokenizer": str(tokenizer)},
+        "tasks": {
+            "slots": {"head": TOKENS, "data": {**text, "tokens": "tokens", "label": "tags"}},
+            "intent": {
+                "head": SEQUENCE,
+                "data": {**text, "label": "intent"},
+                "metrics": ["mcc", "accuracy"],
+            },
+            "topics": {
+                "head": SEQUENCE,
+                "problem_type": MULTI,
+                "data": {**text, "label": "topics"},
+            },
+            "urgency": {
+                "head": SEQUENCE,
+                "problem_type": "regression",
+                "data": {**text, "label": "urgency"},
+            },
+            "words": {"head": "masked_lm", "data": text},
+            "same": {"head": SEQUENCE, "data": {**pair, "label": "same"}},
+            "near": {"head": "embedding", "data": {**pair, "label": "score"}},
+        },
+        "training": {
+            "num_train_epochs": 2,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "use_cpu": True,
+        },
+        "output_dir": "${RECIPE_DIR}/out",
+    }

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from polyhead.modeling import TaskConfig
-from polyhead.train.data import Source
-from polyhead.train.evaluation import EvalSplit, eval_splits
-from polyhead.train.features import MultiTaskDataset, tokenize
-from polyhead.train.schema import MultiTaskArguments, Sampling, TaskRecipe
+from polyhead.train.data.dataset import MultiTaskDataset
+from polyhead.train.data.loading import Source
+from polyhead.train.data.tokenization import tokenize
+from polyhead.train.evaluation.scoring import EvalSplit, eval_splits
+from polyhead.train.recipe.schema import MultiTaskArguments, Sampling, TaskRecipe
 from polyhead.train.trainer import MultiTaskTrainer
 from train_helpers import files_of, messages, pairs, sources_of, task, write_splits
 from transformers import TrainingArguments

@@ -58,7 +58,7 @@ assert Path("again/model.safetensors").read_bytes() == Path("saved/model.safeten
 """
 
 USE = """
-import polyhead.modeling, polyhead.train.run
+import polyhead.modeling, polyhead.train.commands, polyhead.train.hub
 from pathlib import Path
 from polyhead.modeling import PolyheadModel, PolyheadPipeline
 from transformers import AutoTokenizer, pipeline

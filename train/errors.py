@@ -5,7 +5,7 @@ import signal
 RESUME = "training.resume_from_checkpoint=true"
 
 
-class RecipeError(ValueError):
+class UserError(ValueError):
     """All faults that a user can mend, in a recipe, its data or a command, in one message.
 
     Args:
@@ -17,6 +17,9 @@ class RecipeError(ValueError):
         self.faults = faults
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         super().__init__(f"{source}: {count}\n" + "\n".join(f"  - {fault}" for fault in faults))
+
+
+RecipeError = UserError  # its earlier name
 
 
 class Left(Exception):

@@ -1,0 +1,112 @@
+"""The model card: metadata as the Hub reads it, what the run says, snippets that work."""
+
+import json
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from polyhead.modeling import TaskConfig
+from polyhead.train.commands import training as run
+from polyhead.train.hub import save_folder
+from polyhead.train.hub.card import render_card
+from train_helpers import files_of, messages, pairs, recipe_of, write_recipe, write_splits
+
+SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
+LIMITS = "The messages are made up; nobody was asked."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer_of):
+    """The model of a recipe that says what the card is to say."""
+    place = tmp_path_factory.mktemp("card")
+    write_splits(place, "messages", messages)
+    write_splits(place, "pairs", pairs)
+    tokenizer_of("wordpiece").save_pretrained(place / "tokenizer")
+    recipe = recipe_of(place / "tokenizer")
+    recipe["card"] = {"language": ["en"], "license": "apache-2.0", "limits": LIMITS}
+    recipe["tasks"]["intent"]["data"] |= {"license": "cc0-1.0", "data_files": files_of("messages")}
+    recipe["balancing"] = {"gradient_steps": 1}
+    run.train(write_recipe(place / "recipe.yaml", recipe))
+    return place / "out" / "model"
+
+
+@pytest.fixture(scope="module")
+def card(folder):
+    return ModelCard.load(folder / "README.md")
+
+
+def test_metadata_is_what_the_run_says(card, folder):
+    data = card.data.to_dict()
+    assert data["language"] == ["en"]
+    assert data["license"] == "apache-2.0"
+    assert data["library_name"] == "transformers"
+    assert data["pipeline_tag"] == "feature-extraction"
+    assert {"polyhead", "token-classification", "sentence-similarity"} <= set(data["tags"])
+    assert "base_model" not in data  # random weights
+    scores = json.loads((folder / "scores.json").read_text())
+    expected = {
+        (task, metric): value
+        for task, values in scores.items()
+        for metric, value in values.items()
+        if isinstance(value, float)
+    }
+    found = {(r.task_name, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert found == expected
+    assert {r.dataset_split for r in card.data.eval_results} == {"test"}
+
+
+def test_text_names_tasks_scores_labels_data_and_limits(card, folder):
+    scores = json.loads((folder / "scores.json").read_text())
+    for name, values in scores.items():
+        lines = [line for line in card.text.splitlines() if line.startswith(f"| `{name}`")]
+        for metric, value in values.items():
+            assert isinstance(value, dict) or f"{metric} {value:.4f}" in lines[0]
+        assert "train 12, validation 4, test 5" in lines[1]
+    assert "- `intent` (3): `book`, `cancel`, `play`" in card.text
+    assert "| `intent` | local files | cc0-1.0 |" in card.text
+    assert f"- {LIMITS}" in card.text
+    assert "- The encoder reads 64 tokens." in card.text
+    assert "## How the tasks relate" in card.text
+    assert "$" not in card.text
+
+
+def test_pictures_are_in_the_folder(card, folder):
+    found = re.findall(r"!\[[^]]*\]\(([^)]*)\)", card.text)
+    assert "plots/intent_confusion.png" in found
+    assert sorted(found) == sorted(f"plots/{path.name}" for path in (folder / "plots").iterdir())
+
+
+def test_recipe_holds_what_was_set_and_no_place_of_this_machine(card, folder):
+    (text,) = re.findall(r"```yaml\n(.*?)```", card.text, re.DOTALL)
+    recipe = yaml.safe_load(text)
+    assert recipe["training"]["learning_rate"] == 0.01
+    assert recipe["tasks"]["intent"] == {
+        "head": "sequence_classification",
+        "data": {"text": "text", "label": "intent", "license": "cc0-1.0"},
+        "metrics": ["mcc", "accuracy"],
+    }
+    for name in ("README.md", "training.json", "config.json"):
+        assert str(folder.parents[1]) not in (folder / name).read_text()
+
+
+def test_snippets_run(card, folder):
+    (snippet,) = SNIPPET.findall(card.text)
+    assert "path/to/this/folder" in snippet
+    known: dict = {}
+    exec(snippet.replace("path/to/this/folder", str(folder)), known)
+    first = next(iter(json.loads((folder / "scores.json").read_text())))
+    last_line = snippet.strip().splitlines()[-1]
+    assert list(eval(last_line, known)) == [first]
+
+
+def test_without_a_run_it_says_what_is_not_known(make_model, tokenizer_of, tmp_path):
+    tasks = {"same": TaskConfig(head="sequence_classification", labels=["no", "yes"], pair=True)}
+    model = make_model("bert", tasks)
+    save_folder(model, tokenizer_of("wordpiece"), tmp_path)
+    text = render_card(model, tmp_path)
+    assert "| `same` | single_label_classification | two texts | - | not measured |" in text
+    assert 'predict(("some text", "another"), tasks=["same"])' in text
+    assert text.count("Nothing is known about the") == 2
+    assert "model-index" not in text
+    exec(SNIPPET.findall(text)[0].replace("path/to/this/folder", str(tmp_path)), {})

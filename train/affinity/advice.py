@@ -1,0 +1,239 @@
+"""What the numbers of `measure.py` say, in sentences and as a picture."""
+
+import math
+from itertools import combinations, permutations
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+FEWEST = 8  # measurements; from fewer, nothing is concluded
+
+
+def conclude(result: dict[str, Any]) -> dict[str, Any]:
+    """What the numbers say, in sentences; a finding is what lies beyond 2 standard errors of 0.
+
+    Args:
+        result: from `measure`, with `scores`.
+
+    Returns:
+        `pairs`: tasks, verdict (help, fight, mixed, unclear, separate) and a sentence for each
+        pair; `advice`: verdict (share, divided, apart, either, separate) and a sentence for each
+        task; `cautions`: sentences.
+    """
+    cosine = {frozenset(found["tasks"]): found for found in result["cosines"]}
+    gains = {(found["follows"], found["gains"]): found for found in result["affinities"]}
+    names = result["tasks"]
+    pairs = [
+        _pair(one, other, cosine.get(frozenset((one, other))), gains)
+        for one, other in combinations(names, 2)
+    ]
+    if result["scores"] is not None:
+        advice = {name: _by_scores(name, found) for name, found in result["scores"].items()}
+    else:
+        advice = {name: _by_run(name, names, cosine, gains) for name in names}
+    return {"pairs": pairs, "advice": advice, "cautions": _cautions(result, cosine, gains)}
+
+
+def _sign(found: dict[str, Any] | None) -> int:
+    """-1 or 1 for what lies beyond 2 standard errors of 0, else 0."""
+    if found is None or found["compared"] < FEWEST:
+        return 0
+    mean = found["mean"]
+    return (mean > 0) - (mean < 0) if abs(mean) > 2 * found["standard_error"] else 0
+
+
+def _said(found: dict[str, Any], *, percent: bool = False) -> str:
+    if found["mean"] is None:
+        return "not measured"
+    scale, sign = (100, " %") if percent else (1, "")
+    mean, error = found["mean"], found["standard_error"]
+    spread = "" if error is None else f" ± {_digits(scale * error)}"
+    return f"{'-' if mean < 0 else '+'}{_digits(abs(scale * mean))}{spread}{sign}"
+
+
+def _digits(value: float) -> str:
+    """Two digits that tell, as 0.0012, 1.2, 120."""
+    places = 1 - math.floor(math.log10(value)) if value else 0
+    return f"{round(value, places):.{max(0, places)}f}"
+
+
+def _pair(
+    one: str, other: str, cosine: dict[str, Any] | None, gains: dict[Any, dict[str, Any]]
+) -> dict[str, Any]:
+    if cosine is None:
+        text = f"{one} and {other} share no weights that train."
+        return {"tasks": [one, other], "verdict": "separate", "sentence": text}
+    to, back = gains[one, other], gains[other, one]
+    signs = [_sign(cosine), _sign(to), _sign(back)]
+    numbers = (
+        f"cosine {_said(cosine)}, negative in {cosine['negative'] or 0:.0%}; a step of {one} takes "
+        f"{_said(to, percent=True)} off the loss of {other}, one of {other} "
+        f"{_said(back, percent=True)} off that of {one}"
+    )
+    if -1 in signs and 1 in signs:
+        verdict, text = "mixed", "the evidence is divided"
+    elif -1 in signs:
+        verdict, text = "fight", "they fight"
+        if signs in ([0, -1, 0], [0, 0, -1]):
+            text = f"{one} harms {other}" if signs[1] else f"{other} harms {one}"
+    elif signs[1:] == [1, 1]:
+        verdict, text = "help", "they help each other"
+    elif 1 in signs[1:]:
+        helper, helped = (one, other) if signs[1] == 1 else (other, one)
+        verdict, text = "help", f"{helper} helps {helped}"
+    elif signs[0] == 1:
+        verdict, text = "help", "they pull the same way"
+    else:
+        verdict, text = "unclear", "nothing beyond 2 standard errors"
+    sentence = f"{one} and {other}: {text} ({numbers})."
+    return {"tasks": [one, other], "verdict": verdict, "sentence": sentence}
+
+
+def _by_run(
+    name: str, names: list[str], cosine: dict[Any, dict], gains: dict[Any, dict]
+) -> dict[str, str]:
+    """What the short run says of a task."""
+    others = [other for other in names if frozenset((name, other)) in cosine]
+    if not others:
+        text = f"{name}: it shares no weights that train with another task."
+        return {"verdict": "separate", "sentence": text}
+    helped = [other for other in others if _sign(gains.get((other, name))) == 1]
+    fought = [
+        other
+        for other in others
+        if _sign(gains.get((other, name))) == -1
+        or (_sign(cosine.get(frozenset((name, other)))) == -1 and other not in helped)
+    ]
+    helpers, rivals = ", ".join(helped), ", ".join(fought)
+    if helped and fought:
+        verdict = "divided"
+        text = f"it gains from {helpers} and fights with {rivals}; share with the former, and let "
+        text += "--full decide about the latter"
+    elif fought:
+        verdict = "apart"
+        text = f"it fights with {rivals} and gains from no task; an adapter of its own on a frozen "
+        text += "encoder, or a model of its own, may serve it better; --full tells"
+    elif helped:
+        verdict, text = "share", f"share; it gains from {helpers} and fights with none"
+    else:
+        verdict = "either"
+        text = "nothing beyond 2 standard errors for or against sharing; sharing is cheaper"
+    return {"verdict": verdict, "sentence": f"{name}: {text}."}
+
+
+def _by_scores(name: str, found: dict[str, Any]) -> dict[str, str]:
+    """What training both ways says of a task."""
+    gain, error = found["gain"], found["standard_error"]
+    if gain is None:
+        text = f"no {found['metric']} to compare"
+        return {"verdict": "either", "sentence": f"{name}: {text}."}
+    numbers = f"{found['metric']} alone {found['single']:.4f}, jointly {found['joint']:.4f}"
+    if error is None:
+        text = f"{numbers}; how far rows of {found['split']} can tell this is not known"
+        return {"verdict": "either", "sentence": f"{name}: {text}."}
+    numbers += f"; {gain:+.4f} ± {error:.4f} over {found['rows']} rows of {found['split']}"
+    if abs(gain) <= 2 * error:
+        verdict, text = "either", "no difference beyond 2 standard errors; sharing is cheaper"
+    elif gain > 0:
+        verdict, text = "share", "share; it scores higher jointly"
+    else:
+        verdict = "apart"
+        text = "an adapter of its own on a frozen encoder, or a model of its own; it scores higher "
+        text += "alone"
+    return {"verdict": verdict, "sentence": f"{name}: {text} ({numbers})."}
+
+
+def _cautions(result: dict[str, Any], cosine: dict[Any, dict], gains: dict[Any, dict]) -> list[str]:
+    numbers = [*cosine.values(), *(f for (one, other), f in gains.items() if one != other)]
+    lines = []
+    if result["measurements"] < FEWEST:
+        lines.append(
+            f"{result['measurements']} measurements are too few for a finding; {FEWEST} or more "
+            "need more --steps."
+        )
+    elif not any(map(_sign, numbers)):
+        lines.append(
+            "Nothing in the short run is beyond 2 standard errors: it gives no reason to part the "
+            "tasks, and does not show that they help each other."
+        )
+    else:
+        lines.append(
+            f"Of {len(numbers)} numbers about {math.ceil(0.05 * len(numbers))} may lie beyond 2 "
+            "standard errors by chance alone."
+        )
+    weak = [one for one, other in gains if one == other and _sign(gains[one, one]) < 1]
+    if weak and result["measurements"] >= FEWEST:
+        lines.append(
+            f"A step of {', '.join(weak)} does not surely lower its own loss: what it does to "
+            "others tells little."
+        )
+    if result["scores"] is None:
+        lines.append(
+            f"{result['steps']} steps show the beginning of training only, and tasks that fight "
+            "there may score as high in the end; --full trains each task alone and all jointly, "
+            "and compares scores."
+        )
+    else:
+        lines.append(
+            "The scores decide, not the short run. They are of one seed; ± counts the scored rows "
+            "alone."
+        )
+    return lines
+
+
+# ---- the picture ----
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Heat maps of cosines and affinities, centred at 0; bold: beyond 2 standard errors.
+
+    Args:
+        result: from `measure`.
+    """
+    names = result["tasks"]
+    cosine = {place: f for f in result["cosines"] for place in permutations(f["tasks"])}
+    gains = {(f["follows"], f["gains"]): f for f in result["affinities"]}
+    side = max(2.2, 0.55 * len(names)) + 0.08 * max(map(len, names)) + 0.5
+    figure = Figure(figsize=(2 * side + 0.3, side + 1), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _heat_map(left, names, cosine)
+    left.set_title("cosine of the gradients\n(red: they pull apart)")
+    _heat_map(right, names, gains, percent=True)
+    right.set(ylabel="a step of", xlabel="takes off the loss of")
+    right.set_title("affinity, % of the loss\n(red: it rises)")
+    count, steps = result["measurements"], result["steps"]
+    figure.suptitle(f"{count} measurements in {steps} steps; bold: beyond 2 standard errors")
+    return figure
+
+
+def _heat_map(
+    axes: Axes,
+    names: list[str],
+    found: dict[tuple[str, ...], dict[str, Any]],
+    *,
+    percent: bool = False,
+) -> None:
+    """Means by (row, column); the colours end at the largest off the diagonal.
+
+    They end no lower than at a tenth of the largest gain of a task from its own step, or at 0.1.
+    """
+    matrix = np.full((len(names), len(names)), np.nan)
+    for (row, column), values in found.items():
+        if values["mean"] is not None:
+            matrix[names.index(row), names.index(column)] = values["mean"]
+    diagonal = np.eye(len(names), dtype=bool)
+    size = np.abs(np.nan_to_num(matrix))
+    limit = max(size[~diagonal].max(), 0.1 * (size[diagonal].max() or 1))
+    axes.set_facecolor("0.85")
+    axes.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(visible=False)
+    for i, j in np.argwhere(np.isfinite(matrix)):
+        color = "white" if abs(matrix[i, j]) > 0.6 * limit else "black"
+        weight = "bold" if _sign(found[names[i], names[j]]) else "normal"
+        style = {"ha": "center", "va": "center", "fontsize": 8, "color": color, "weight": weight}
+        number = _said({**found[names[i], names[j]], "standard_error": None}, percent=percent)
+        axes.text(j, i, number.removesuffix(" %"), **style)

@@ -1,0 +1,147 @@
+"""How much each task counts: the methods of a recipe's `balancing`, and what a recipe gets wrong.
+
+`METHODS` has the class of each method; its docstring names the paper, its `needs` what the trainer
+hands in and with that what it costs:
+
+    none, size, classes, random   nothing
+    uncertainty, dwa              nothing but the step's losses on the CPU
+    geometric                     where a step has several micro-batches, their forward pass twice
+    famo                          as geometric, and one more forward pass after the step
+    gradnorm                      a backward pass of each task through the last encoder layer
+    pcgrad, cagrad, mgda,         a backward pass of each task through the encoder and, for K tasks,
+    upgrad, aligned_mtl,          K copies of the shared weights' gradients
+    nash_mtl
+
+The interface is in `base.py`, the methods over losses in `by_loss.py`, those over gradients in
+`by_gradient.py`.
+"""
+
+from collections import Counter
+
+from ...modeling.configuration_polyhead import TaskConfig
+from ..adapters import adapter_name
+from ..recipe.schema import Balancing, Recipe
+from .base import Balancer
+from .by_gradient import WEIGHTINGS, GradientBalancer, missing_packages
+from .by_loss import (
+    ClassWeights,
+    DynamicAverage,
+    Famo,
+    GeometricMean,
+    GradNorm,
+    RandomWeights,
+    SizeWeights,
+    Uncertainty,
+)
+
+METHODS: dict[str, type[Balancer]] = {
+    "none": Balancer,
+    "size": SizeWeights,
+    "classes": ClassWeights,
+    "random": RandomWeights,
+    "uncertainty": Uncertainty,
+    "dwa": DynamicAverage,
+    "geometric": GeometricMean,
+    "famo": Famo,
+    "gradnorm": GradNorm,
+    **dict.fromkeys(WEIGHTINGS, GradientBalancer),
+}
+BY_TASK = ("gradients", "last_layer")  # what methods need that read each task's gradient
+# torch 2.13's inductor: the second backward pass over one graph gives other numbers than the first
+COMPILED = "training.torch_compile does not go with gradients by task"
+OPTIONS = {  # what each method reads beside gradient_steps, which all do
+    "uncertainty": ("learning_rate",),
+    "dwa": ("temperature",),
+    "famo": ("learning_rate",),
+    "gradnorm": ("learning_rate", "alpha"),
+    "cagrad": ("c",),
+}
+INSTALL = 'type: pip install "polyhead[balancing]"'
+
+
+def make_balancer(
+    options: Balancing, tasks: dict[str, TaskConfig], rows: dict[str, int], seed: int
+) -> Balancer:
+    """The balancer of a recipe.
+
+    Args:
+        options: the recipe's, without faults.
+        tasks: by name; their order changes nothing.
+        rows: of each task in the training data.
+        seed: together with the step it decides what is left to chance.
+
+    Raises:
+        ValueError: a package that the method needs is not installed.
+    """
+    missing = missing_packages(options.method)
+    if missing:
+        raise ValueError(_missing(options.method, missing))
+    return METHODS[options.method](options, tasks, rows, seed)
+
+
+def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
+    """What is wrong with `balancing`, and with other keys of the recipe that it cannot do with.
+
+    Args:
+        recipe: the recipe.
+        sources: of its data; tasks that share their rows have one source.
+    """
+    method, training = recipe.balancing.method, recipe.training
+    needs, faults = METHODS[method].needs, _option_faults(recipe.balancing)
+    missing = missing_packages(method)
+    if missing:
+        faults.append(f"balancing.method: {_missing(method, missing)}")
+    if method != "none" and sum(task.loss_weight > 0 for task in recipe.tasks.values()) < 2:
+        faults.append(f"balancing.method: {method} needs two tasks with a loss_weight; write none")
+    together = needs not in ("nothing", "totals")
+    if together and recipe.sampling.batches == "pure" and sources > 1:
+        faults.append(
+            f"sampling.batches: pure has one task in a step, {method} needs several; write mixed"
+        )
+    if needs == "gradients" and training.get("fp16"):
+        faults.append(f"training.fp16: does not fit {method}; write bf16: true instead")
+    if needs.startswith("losses"):
+        faults += [
+            f"tasks.{name}.cached: {method} reads the losses of micro-batches; take one of them out"
+            for name, task in recipe.tasks.items()
+            if task.cached
+        ]
+    faults += _compile_faults(recipe)
+    if needs not in BY_TASK:
+        return faults
+    for key in ("fsdp", "deepspeed"):
+        if training.get(key):
+            faults.append(f"training.{key}: {method} needs whole gradients; take it out")
+    adapters = Counter(adapter_name(name, task.adapter) for name, task in recipe.tasks.items())
+    del adapters[None]
+    if recipe.freeze.encoder and max(adapters.values(), default=0) < 2:
+        faults.append(
+            f"freeze.encoder: true leaves no weights that tasks share and train, {method} needs "
+            "some; take it out, or give two tasks the same adapter"
+        )
+    return faults
+
+
+def _compile_faults(recipe: Recipe) -> list[str]:
+    options, faults = recipe.balancing, []
+    if not any(recipe.training.get(f"torch_compile{part}") for part in ("", "_backend", "_mode")):
+        return faults
+    if options.gradient_steps:
+        faults.append(f"balancing.gradient_steps: {COMPILED}; write 0")
+    if METHODS[options.method].needs in BY_TASK:
+        faults.append(f"balancing.method: {options.method}: {COMPILED}; take another method")
+    return faults
+
+
+def _option_faults(options: Balancing) -> list[str]:
+    own = (*OPTIONS.get(options.method, ()), "gradient_steps")
+    return [
+        f"balancing.{key}: {options.method} does not read it; allowed: {', '.join(own)}"
+        for key in sorted({key for keys in OPTIONS.values() for key in keys} - set(own))
+        if getattr(options, key) is not None
+    ]
+
+
+def _missing(method: str, packages: list[str]) -> str:
+    verb = "is" if len(packages) == 1 else "are"
+    return f"{method} needs {', '.join(packages)}, which {verb} not installed; {INSTALL}"

@@ -1,0 +1,160 @@
+"""Rows of any sources to one batch: pad to the longest, sort labels by task.
+
+Padding is on the right: with absolute positions, padding on the left changes the results.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+
+from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.heads import IGNORE
+from ...modeling.packing import cumulative
+
+
+@dataclass
+class MultiTaskCollator:
+    """Batches tokenized rows (see `tokenization.py`) of one or several sources.
+
+    Keys in: `source`, `input_ids`, `row`, `window`, perhaps `token_type_ids`, and `labels_<task>`.
+    Keys out, with N texts and T tokens:
+        input_ids, attention_mask, perhaps token_type_ids: (N, T)
+            or, packed: input_ids (1, P), perhaps token_type_ids, cu_seq_lens_q (N + 1,)
+            and max_length_q, a number
+        task_ids: (N, K), the tasks of each text, -1 fills
+        labels: by task, of its own texts only: (n,) ids or numbers, (n, L) multi-label, (n, T) or
+            packed (1, tokens) token tasks and masked LM, (groups,) embeddings
+        rows: (examples,), the number of each example in its dataset
+        sources: (examples,), its source, as counted in `sources`
+        seen: (tasks, 2), examples and tokens that each task of the model has in the batch
+
+    Args:
+        tokenizer: pads, and masks for masked LM.
+        configs: the model's tasks.
+        task_names: the model's order of them, which `task_ids` counts.
+        sources: source name to its tasks.
+        mlm_probability: share of tokens to predict (arXiv:1810.04805: 0.15).
+        mask_seed: masks the same tokens each time (with `epoch`), so that evaluation repeats and a
+            resumed run goes on as it was; None draws anew.
+        packed: lay the texts end to end instead of padding them; those of like length side by side.
+        epoch: set by the trainer.
+        stopped: tasks that train no more; their labels are left out.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    configs: dict[str, TaskConfig]
+    task_names: list[str]
+    sources: dict[str, list[str]]
+    mlm_probability: float = 0.15
+    mask_seed: int | None = None
+    packed: bool = False
+    epoch: int = 0
+    stopped: set[str] = field(default_factory=set)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """See the class."""
+        if self.packed:
+            rows = sorted(rows, key=lambda row: len(row["input_ids"][0]))
+        members = [self._tasks_of(row) for row in rows]
+        batch = self._pack(rows) if self.packed else self._pad(rows)
+        batch["task_ids"] = self._task_ids(rows, members)
+        labels = {}
+        for name in self.task_names:
+            if any(name in tasks for tasks in members):
+                own = [row for row, tasks in zip(rows, members, strict=True) if name in tasks]
+                labels[name] = self._labels(name, own, batch)
+        batch["labels"] = labels
+        batch["rows"] = torch.tensor([row["row"] for row in rows])
+        names = list(self.sources)
+        batch["sources"] = torch.tensor([names.index(row["source"]) for row in rows])
+        batch["seen"] = self._seen(rows, members)
+        return batch
+
+    def _seen(self, rows: list[dict[str, Any]], members: list[list[str]]) -> Tensor:
+        seen = torch.zeros(len(self.task_names), 2, dtype=torch.long)
+        for row, tasks in zip(rows, members, strict=True):
+            tokens = sum(map(len, row["input_ids"]))
+            for name in tasks:
+                seen[self.task_names.index(name)] += torch.tensor([1, tokens])
+        return seen
+
+    def _tasks_of(self, row: dict[str, Any]) -> list[str]:
+        """The tasks that read a row; windows after the first are for token tasks only."""
+        every = self.sources[row["source"]]
+        per_token = ("token_classification", "masked_lm")
+        return [
+            name
+            for name in every
+            if name not in self.stopped
+            and (row["window"] == 0 or self.configs[name].head in per_token)
+        ]
+
+    def _pad(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        ids = [text for row in rows for text in row["input_ids"]]
+        features: dict[str, Any] = {"input_ids": ids}
+        if "token_type_ids" in rows[0]:
+            features["token_type_ids"] = [t for row in rows for t in row["token_type_ids"]]
+        return dict(self.tokenizer.pad(features, padding_side="right", return_tensors="pt"))
+
+    def _pack(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = {
+            key: torch.tensor([[token for row in rows for text in row[key] for token in text]])
+            for key in ("input_ids", "token_type_ids")
+            if key in rows[0]
+        }
+        lengths = [len(text) for row in rows for text in row["input_ids"]]
+        batch["cu_seq_lens_q"] = cumulative(torch.tensor(lengths))
+        return {**batch, "max_length_q": max(lengths)}
+
+    def _task_ids(self, rows: list[dict[str, Any]], members: list[list[str]]) -> Tensor:
+        width = max(len(tasks) for tasks in members)
+        ids = []
+        for row, tasks in zip(rows, members, strict=True):
+            own = [self.task_names.index(t) for t in tasks]
+            ids += [own + [-1] * (width - len(own))] * len(row["input_ids"])
+        return torch.tensor(ids)
+
+    def _labels(self, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
+        config = self.configs[name]
+        if config.head == "masked_lm":
+            return self._mask(name, rows, batch)
+        values = [row[f"labels_{name}"] for row in rows]
+        if config.head == "token_classification":
+            width = 0 if self.packed else batch["input_ids"].shape[1]
+            values = [tags + [IGNORE] * (width - len(tags)) for tags in values]
+            if self.packed:
+                values = [[tag for tags in values for tag in tags]]
+        return torch.tensor(values)
+
+    def _mask(self, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
+        """Mask tokens of the task's rows in `batch`; labels are the tokens that stood there."""
+        number = self.task_names.index(name)
+        own = (batch["task_ids"] == number).any(1)
+        if self.packed:
+            place: Any = (0, torch.repeat_interleave(own, batch["cu_seq_lens_q"].diff()))
+            ids = batch["input_ids"][place].unsqueeze(0)
+        else:
+            place, ids = own, batch["input_ids"][own]
+        seed = None
+        if self.mask_seed is not None:
+            seed = self.mask_seed + 1_000_003 * self.epoch + int(rows[0]["row"])
+        masker = DataCollatorForLanguageModeling(
+            self.tokenizer, mlm_probability=self.mlm_probability, seed=seed
+        )
+        if seed is not None:
+            masker.create_rng()
+        special = [
+            self.tokenizer.get_special_tokens_mask(row, already_has_special_tokens=True)
+            for row in ids.tolist()
+        ]
+        masked, labels = masker.torch_mask_tokens(ids, torch.tensor(special))
+        batch["input_ids"][place] = masked.view_as(batch["input_ids"][place])
+        return labels
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch without what the collator tells the trainer alone."""
+    return {key: value for key, value in batch.items() if key not in ("rows", "seen", "sources")}

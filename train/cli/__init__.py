@@ -1,0 +1,5 @@
+"""The `polyhead` command: its arguments, and what it prints."""
+
+from .app import main
+
+__all__ = ["main"]

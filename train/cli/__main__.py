@@ -1,0 +1,5 @@
+"""`torchrun -m polyhead.train.cli predict ...`."""
+
+from .app import main
+
+main()

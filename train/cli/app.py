@@ -1,0 +1,281 @@
+"""The `polyhead` command. Exit codes: 0 done, 2 the user's mistake (one message), 1 our bug.
+
+Commands import what they need themselves: `polyhead --help` answers without loading torch.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from ..errors import Left, UserError
+from .console import (
+    err,
+    is_first_rank,
+    note,
+    out,
+    print_affinity,
+    print_export,
+    print_json,
+    print_model,
+    print_push,
+    print_recipe,
+    print_scores,
+    show_fault,
+)
+from .predict import AsJson, ModelPath, embed, predict
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe, a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, as tasks.intent.loss_weight=2")
+]
+
+
+@app.callback()
+def quiet() -> None:
+    """One transformer encoder, many tasks."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of loading and saving; training and tokenizing show theirs
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train a recipe; the finished model is saved in output_dir/model."""
+    from ..commands.training import train as run
+
+    scores = run(recipe, overrides, notify=note)
+    _show_run(scores, as_json=as_json)
+    _leave_ranks()
+
+
+@app.command("add-task")
+def add_task(
+    model: ModelPath, recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Train new tasks onto a finished model; prove that the others stay the same."""
+    from ..commands.edit_tasks import add_task as run
+
+    scores = run(model, recipe, overrides, notify=note)
+    _show_run(scores, as_json=as_json)
+    if is_first_rank() and not as_json:
+        out.print("proven: the encoder and all other tasks are the same to the bit")
+
+
+@app.command("remove-task")
+def remove_task(
+    model: ModelPath,
+    tasks: Annotated[list[str], typer.Argument(help="Tasks to remove.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+) -> None:
+    """Save a model without some tasks; prove that the others are the same."""
+    from ..commands.edit_tasks import remove_task as run
+
+    run(model, tasks, output)
+    err.print(f"{output}: proven, the encoder and all other tasks are the same to the bit")
+
+
+@app.command()
+def export(
+    model: ModelPath,
+    kind: Annotated[str, typer.Argument(help="onnx, openvino, or hf: a plain transformers model.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for --int8.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Tasks, joined by commas; default all. hf takes one.")
+    ] = None,
+    int8: Annotated[
+        Path | None, typer.Option(help="Quantise to int8; a recipe with rows to calibrate, score.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write tasks for ONNX Runtime or OpenVINO, or one as a plain transformers model."""
+    from ..export.graph import export_graph
+    from ..export.int8 import export_int8
+    from ..export.plain import export_hf
+    from ..inference.load import load_model
+
+    faults = []
+    if kind not in ("onnx", "openvino", "hf"):
+        faults.append(f"{kind!r}; allowed: onnx, openvino, hf")
+    if kind == "hf" and task is None:
+        faults.append("hf writes one task: name it by --task")
+    if kind == "hf" and int8 is not None:
+        faults.append("--int8 is for onnx and openvino")
+    if overrides and int8 is None:
+        faults.append(f"{overrides[0]!r} is for the recipe of --int8, and there is none")
+    if faults:
+        raise UserError("export", faults)
+    loaded, tokenizer = load_model(model)
+    if kind == "hf":
+        name = export_hf(loaded, tokenizer, task=str(task), folder=output)
+        err.print(f"{output}: {name}, the same logits as task {task}")
+        return
+    tasks = loaded.task_names if task is None else task.split(",")
+    if int8 is None:
+        about = export_graph(loaded, tokenizer, kind, tasks=tasks, folder=output)
+    else:
+        about = export_int8(
+            loaded, tokenizer, kind, tasks=tasks, folder=output, recipe=int8, overrides=overrides
+        )
+    if as_json:
+        print_json(about)
+    else:
+        print_export(about, output)
+
+
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(help="Folder of a saved Polyhead.")],
+    repo: Annotated[str, typer.Argument(help="user/model on the Hub; made when it is not there.")],
+    private: Annotated[bool, typer.Option("--private/--public", help="Of a new one.")] = True,
+    revision: Annotated[str | None, typer.Option(help="Branch; made when not there.")] = None,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload model",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, upload nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a model to the Hub in one commit."""
+    from ..hub.push import HUB_ERRORS
+    from ..hub.push import push as run
+
+    options: dict[str, Any] = {"revision": revision, "message": message, "dry_run": dry_run}
+    try:
+        found = run(model, repo, private=private, **options)
+    except HUB_ERRORS as error:
+        raise UserError("push", [str(error).strip().splitlines()[0]]) from error
+    if as_json:
+        print_json(found)
+    else:
+        print_push(found)
+
+
+@app.command()
+def evaluate(
+    model: ModelPath,
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on the data of a recipe."""
+    from ..commands.training import evaluate as run
+
+    scores = run(model, recipe, overrides, split=split)
+    if not is_first_rank():
+        return
+    if as_json:
+        print_json(scores)
+    else:
+        print_scores(scores, f"Scores ({split})")
+
+
+app.command()(predict)
+app.command()(embed)
+
+
+@app.command()
+def inspect(
+    what: Annotated[str, typer.Argument(help="Recipe (YAML), or folder of a model.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    check: Annotated[bool, typer.Option("--verify", help="Recompute a model's proof.")] = False,
+) -> None:
+    """Show what a recipe trains on, or what a model can do."""
+    from ..commands.edit_tasks import verify
+    from ..commands.inspection import inspect_model, inspect_recipe
+    from ..commands.setup import prepare
+    from ..inference.load import load_model
+
+    if check:
+        found = verify(what)
+        if as_json:
+            print_json(found)
+            return
+        out.print(f"{', '.join(found['tasks'])}: weights as the proof says")
+        same = found["logits_compared"]
+        out.print(f"logits: {'as the proof says' if same else 'made elsewhere, not compared'}")
+        return
+    if what.endswith((".yaml", ".yml")):
+        report = inspect_recipe(prepare(what, overrides), what)
+        show = print_recipe
+    else:
+        report = inspect_model(load_model(what)[0])
+        show = print_model
+    if as_json:
+        print_json(report)
+    else:
+        show(report)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, the recipe's output_dir.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a run: scores, confusions, entity types, calibration, which tasks fight; one page."""
+    from ..reports.page import report as make
+
+    found = make(run)
+    if as_json:
+        print_json(found)
+        return
+    if found["scores"]:
+        print_scores(found["scores"], "Scores")
+    out.print(Text(f"page with pictures: {found['page']}"), soft_wrap=True)
+
+
+@app.command()
+def affinity(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of the short run.")] = 120,
+    full: Annotated[bool, typer.Option("--full", help="Train each task alone, and all.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Should these tasks share a model? A short joint run compares them."""
+    from ..affinity.measure import affinity as run
+
+    result = run(recipe, overrides, steps=steps, full=full, notify=note)
+    if as_json:
+        print_json(result)
+    else:
+        print_affinity(result)
+
+
+def _show_run(scores: dict[str, Any], *, as_json: bool) -> None:
+    """The scores of a training, once; none where no task has rows to score."""
+    if not is_first_rank():
+        return
+    if as_json:
+        print_json(scores)
+    elif scores:
+        print_scores(scores, f"Scores ({', '.join(sorted(set(scores['splits'].values())))})")
+
+
+def _leave_ranks() -> None:
+    """End the process group, where there is one: its threads abort an interpreter that ends."""
+    from accelerate import PartialState
+
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a mistake of the user ends in one message and exit code 2."""
+    try:
+        app(arguments)
+    except UserError as error:
+        show_fault(str(error))
+        sys.exit(2)
+    except Left as left:
+        note(str(left))
+        sys.exit(left.exit_code)

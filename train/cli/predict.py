@@ -1,0 +1,192 @@
+"""The commands `predict` and `embed`: answers for a few texts, or for every row of a file."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from ..errors import UserError
+from .console import err, note, print_answer, print_json, show_fault
+
+if TYPE_CHECKING:
+    from ...modeling.pipeline_polyhead import PolyheadPipeline
+
+ModelPath = Annotated[str, typer.Argument(help="Folder or Hub id of a Polyhead.")]
+InputPath = Annotated[
+    Path | None, typer.Option("--input", help="parquet, CSV, JSONL, or folder of parquet files.")
+]
+OutputPath = Annotated[Path | None, typer.Option("--output", help="parquet, CSV or JSONL.")]
+BatchTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens in one pass; 1024 on a CPU.", show_default=False)
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Texts in one pass, instead.")]
+ComputeMode = Annotated[str, typer.Option(help="How to compute: auto, exact or bf16.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def predict(  # noqa: PLR0913 - each is an option of the command line
+    model: ModelPath,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to read.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Task names, joined by commas.")] = None,
+    source: InputPath = None,
+    target: OutputPath = None,
+    text: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
+    text_pair: Annotated[str | None, typer.Option(help="Column with the second texts.")] = None,
+    pair: Annotated[bool, typer.Option("--pair", help="The two texts given are a pair.")] = False,
+    batch_tokens: BatchTokens = None,
+    batch_size: BatchSize = None,
+    compute: ComputeMode = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Predict for texts, or for every row of a file."""
+    from ..inference.files import plain
+
+    files = _files("predict", texts, source, target)
+    if pair and (not texts or len(texts) != 2):
+        raise UserError("predict", ["--pair takes two texts"])
+    chosen = tasks.split(",") if tasks else None
+    options = _sizes("predict", batch_tokens, batch_size)
+    if files is None:
+        pipe = _pipeline(model, compute)
+        given: list = [tuple(texts or [])] if pair else list(texts or [])
+        chosen = _choose(pipe, given, chosen)
+        answers = pipe(given, chosen, **options)
+        if as_json:
+            print_json(plain(answers))
+        else:
+            for one, answer in zip(given, answers, strict=True):
+                print_answer(one, answer)  # pyright: ignore[reportArgumentType]
+        return
+    example = ("", "") if text_pair else ""
+    _predict_rows(
+        model,
+        lambda pipe: _choose(pipe, [example], chosen),
+        files=files,
+        columns=(text, text_pair),
+        compute=compute,
+        options=options,
+    )
+
+
+def embed(  # noqa: PLR0913 - each is an option of the command line
+    model: ModelPath,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to read.")] = None,
+    task: Annotated[str | None, typer.Option(help="Embedding task; needed if several.")] = None,
+    source: InputPath = None,
+    target: OutputPath = None,
+    text: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
+    document: Annotated[bool, typer.Option("--document", help="Documents, not queries.")] = False,
+    batch_tokens: BatchTokens = None,
+    batch_size: BatchSize = None,
+    compute: ComputeMode = "auto",
+) -> None:
+    """Vectors of an embedding task, for texts (JSON) or for every row of a file."""
+    from ..inference.files import plain
+
+    files = _files("embed", texts, source, target)
+
+    def choose(pipe: "PolyheadPipeline") -> list[str]:
+        try:
+            return [pipe.model.config.embedding_task(task)]
+        except ValueError as error:
+            raise UserError("embed", [f"--task: {error}"]) from error
+
+    options = {**_sizes("embed", batch_tokens, batch_size), "document": document}
+    if files is None:
+        pipe = _pipeline(model, compute)
+        (name,) = choose(pipe)
+        answers: Any = pipe(list(texts or []), [name], **options)
+        print_json([plain(answer[name]) for answer in answers])
+        return
+    columns = (text, None)
+    _predict_rows(model, choose, files=files, columns=columns, compute=compute, options=options)
+
+
+def _files(
+    command: str, texts: list[str] | None, source: Path | None, target: Path | None
+) -> tuple[Path, Path] | None:
+    """The files to read and to write; None where texts are given."""
+    if (source is None) != (target is None) or (source is None) == (not texts):
+        raise UserError(command, ["give texts, or both --input and --output"])
+    return None if source is None or target is None else (source, target)
+
+
+def _sizes(command: str, batch_tokens: int | None, batch_size: int | None) -> dict[str, Any]:
+    if batch_tokens is not None and batch_size is not None:
+        raise UserError(command, ["give --batch-tokens or --batch-size, not both"])
+    return {"batch_tokens": batch_tokens, "batch_size": batch_size}
+
+
+def _pipeline(model: str, compute: str, device: Any = None) -> "PolyheadPipeline":
+    from ...modeling.pipeline_polyhead import PolyheadPipeline
+    from ..inference.exported import ExportedModel, load_any
+
+    loaded, tokenizer = load_any(model)
+    parts: Any = {"model": loaded, "tokenizer": tokenizer}
+    try:
+        loaded.set_compute(compute)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        raise UserError("--compute", [str(error)]) from error
+    if isinstance(loaded, ExportedModel):
+        device = -1  # its engine knows where it runs
+    elif device is not None:
+        loaded.to(device)  # beside other processes a Pipeline takes the model's device
+    return PolyheadPipeline(**parts, device=device, compute=compute)  # pyright: ignore
+
+
+def _predict_rows(
+    model: str,
+    choose: Callable[["PolyheadPipeline"], list[str]],
+    *,
+    files: tuple[Path, Path],
+    columns: tuple[str, str | None],
+    compute: str,
+    options: dict[str, Any],
+) -> None:
+    """`predict_file` on all ranks, with a bar of rows on the first."""
+    import datasets
+
+    # oneDNN keeps what it compiled for each shape, 1024 of them, and packed batches have ever new
+    # shapes: among buffers of all sizes these let the heap grow by some MiB a shard
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+
+    from ..distributed import Ranks
+    from ..inference.files import FileJob, predict_file
+
+    ranks = Ranks(show_fault)
+    if not ranks.is_first:
+        datasets.disable_progress_bars()
+
+    def load() -> tuple["PolyheadPipeline", list[str]]:
+        pipe = _pipeline(model, compute, ranks.device)
+        return pipe, list(dict.fromkeys(choose(pipe)))
+
+    pipe, tasks = ranks.together(load)
+    (source, target), (text, text_pair) = files, columns
+    places: dict[str, Any] = {"model": model, "source": source, "target": target}
+    job = FileJob(**places, tasks=tasks, text=text, text_pair=text_pair, options=options)
+    shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress("rows", *shown, console=err, disable=not ranks.is_first)
+    task = bar.add_task("rows")
+
+    def progress(done: int, total: int) -> None:
+        bar.start()  # not before the file has been read and found good
+        bar.update(task, completed=done, total=total)
+
+    try:
+        rows = predict_file(pipe, job, ranks=ranks, notify=note, progress=progress)
+    finally:
+        bar.stop()
+    if ranks.is_first:
+        err.print(f"{rows} rows written to {target}")
+    ranks.leave()
+
+
+def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> list[str]:
+    try:
+        return pipe.choose_tasks(texts, tasks)
+    except ValueError as error:
+        raise UserError("predict", [str(error)]) from error

@@ -1,0 +1,17 @@
+"""The verbs: what the command line and notebooks call."""
+
+from .edit_tasks import add_task, remove_task, verify
+from .inspection import inspect_model, inspect_recipe
+from .setup import prepare
+from .training import evaluate, train
+
+__all__ = [
+    "add_task",
+    "evaluate",
+    "inspect_model",
+    "inspect_recipe",
+    "prepare",
+    "remove_task",
+    "train",
+    "verify",
+]

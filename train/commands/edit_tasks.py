@@ -1,0 +1,186 @@
+"""Tasks in and out of a finished model, with proof that the other tasks stay as they are.
+
+The model is read from one folder and written to another, beside it and renamed once the proof
+holds: neither a mistake nor a failed proof leaves anything at the place asked for.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ...modeling.modeling_polyhead import PolyheadModel
+from ..artifacts import RUNS, SCORES, read_json, write_json
+from ..errors import UserError
+from ..hub.card import pictures_of
+from ..hub.folder import save_folder, write_card
+from ..hub.proof import FILE, compare, fresh_fingerprint, read_proofs
+from ..inference.load import load_model
+from .setup import prepare
+from .training import about, describe, fit
+
+
+def add_task(
+    model_path: str | Path,
+    recipe_path: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    notify: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train the tasks of a recipe on top of a model in which all else is frozen.
+
+    Saves `output_dir/model` and `output_dir/scores.json`; the given model is not touched. The proof
+    is written to `proof.json` and to the card.
+
+    Args:
+        model_path: folder of the finished model.
+        recipe_path: a recipe without `encoder`, with new tasks only.
+        overrides: `key=value` with dotted keys.
+        notify: called with each line worth knowing before training starts.
+
+    Returns:
+        scores of the new tasks, as `run.train` gives them.
+
+    Raises:
+        UserError: faults of model, recipe or data; nothing has been written then.
+        RuntimeError: another task changed; no model has been written.
+    """
+    _check_folder(model_path)
+    source = Path(model_path)
+    found = prepare(recipe_path, overrides, onto=model_path)
+    folder = Path(found.recipe.output_dir)
+    if _would_touch(Path(model_path), folder, folder / "model"):
+        raise UserError(str(recipe_path), ["output_dir: the model lies there; name another"])
+    before = fresh_fingerprint(model_path)
+    trainer, scores, reports = fit(found, str(recipe_path), notify)
+    if trainer.is_world_process_zero():
+        _save_proven(
+            trainer.model_for_tasks,
+            found.tokenizer,
+            folder / "model",
+            source=source,
+            before=before,
+            change=("added", sorted(found.recipe.tasks)),
+            metrics={**read_json(source / SCORES, {}), **scores.get("tasks", {})},
+            runs=[*read_json(source / RUNS, []), about(trainer, found, scores)],
+        )
+        write_json(folder / "scores.json", scores)
+        pictures = describe(trainer, reports, folder)
+        write_card(trainer.model_for_tasks, folder / "model", pictures)
+    return scores
+
+
+def remove_task(model_path: str | Path, tasks: list[str], output: str | Path) -> None:
+    """Save a model without some of its tasks, their heads and the adapters that only they read.
+
+    Args:
+        model_path: folder of the model; it is not touched.
+        tasks: what to remove.
+        output: folder to write.
+
+    Raises:
+        UserError: a task is unknown, none would be left, or `output` is taken.
+        RuntimeError: another task changed; no model has been written.
+    """
+    _check_folder(model_path)
+    model, tokenizer = load_model(model_path)
+    tasks = list(dict.fromkeys(tasks))
+    faults = [
+        f"there is no task {name!r}; the model has: {', '.join(model.task_names)}"
+        for name in tasks
+        if name not in model.task_names
+    ]
+    if not set(model.task_names) - set(tasks):
+        faults.append("no task would be left")
+    if Path(output).exists():
+        faults.append(f"--output: {output} exists; name a new folder")
+    elif _would_touch(Path(model_path), Path(output), Path(output)):
+        faults.append("--output: the model lies there; name another")
+    if faults:
+        raise UserError("remove-task", faults)
+    source, before = Path(model_path), fresh_fingerprint(model_path)
+    for name in tasks:
+        model.remove_task(name)
+    _save_proven(
+        model,
+        tokenizer,
+        Path(output),
+        source=source,
+        before=before,
+        change=("removed", sorted(tasks)),
+        metrics={k: v for k, v in read_json(source / SCORES, {}).items() if k not in tasks},
+        runs=read_json(source / RUNS, []),
+    )
+
+
+def verify(model_path: str | Path) -> dict[str, Any]:
+    """Compute the hashes of a model's latest proof again, in a fresh process.
+
+    Returns:
+        `{"tasks": [...], "logits_compared": whether versions and machine are those of the proof}`.
+
+    Raises:
+        UserError: there is no proof, or the model is not what it says.
+    """
+    proofs = read_proofs(model_path)
+    if not proofs:
+        raise UserError(str(model_path), [f"has no {FILE}; add-task and remove-task write one"])
+    said, found = proofs[-1], fresh_fingerprint(model_path)
+    same_machine = said["made_with"] == found["made_with"]
+    if not same_machine:  # weights alone are the same anywhere
+        for hashes in (*said["tasks"].values(), *found["tasks"].values()):
+            hashes.pop("logits")
+    faults = compare(said, found, said["tasks"])
+    if faults:
+        raise UserError(str(model_path), faults)
+    return {"tasks": list(said["tasks"]), "logits_compared": same_machine}
+
+
+def _check_folder(model_path: str | Path) -> None:
+    if not Path(model_path).is_dir():
+        raise UserError(str(model_path), ["is no folder; download a Hub model first"])
+
+
+def _would_touch(model: Path, run: Path, target: Path) -> bool:
+    """Whether writing a run's files to `run` and its model to `target` would change `model`."""
+    model, aside = model.resolve(), _aside(target).resolve()
+    return model in (target.resolve(), aside) or run.resolve().is_relative_to(model)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.unproven")
+
+
+def _save_proven(
+    model: PolyheadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    source: Path,
+    before: dict[str, Any],
+    change: tuple[str, list[str]],
+    metrics: dict[str, Any],
+    runs: list[dict[str, Any]],
+) -> None:
+    """Write the folder aside, prove it in a fresh process, then give it its name."""
+    aside = _aside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    save_folder(model, tokenizer, aside, metrics=metrics, runs=runs)
+    after = fresh_fingerprint(aside)
+    others = [name for name in before["tasks"] if name in after["tasks"]]
+    faults = compare(before, after, others)
+    if faults:
+        raise RuntimeError(f"{'; '.join(faults)}; the model is left at {aside}")
+    proof = {
+        "change": change[0],
+        "changed": change[1],
+        "encoder": after["encoder"],
+        "tasks": {name: after["tasks"][name] for name in others},
+        "made_with": after["made_with"],
+    }
+    write_json(aside / FILE, [*read_proofs(source), proof])
+    write_card(model, aside, [p for name in model.task_names for p in pictures_of(name, source)])
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)

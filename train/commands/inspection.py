@@ -1,0 +1,136 @@
+"""What `polyhead inspect` shows: a recipe's rows as the model will see them, or a saved model."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from ...modeling.modeling_polyhead import PolyheadModel
+from ..batches.sampler import epochs_of, make_sampler
+from ..data.labels import labels_in
+from ..data.loading import Source, unseen_labels
+from ..data.tokenization import tokenize
+from ..optimization.parameter_groups import parameter_table
+from .setup import Prepared, checked_arguments
+
+SAMPLES = 3
+
+
+def inspect_recipe(found: Prepared, path: str) -> dict[str, Any]:
+    """Rows, label counts, lengths and three decoded rows of each task; what is drawn and trained.
+
+    Returns:
+        `{"tasks": {task: {...}}, "draws": [...], "parameters": [...], "notes": [...]}`, ready for
+        JSON; see `parameter_table`.
+
+    Raises:
+        UserError: training arguments that do not fit the data or the model.
+    """
+    args = checked_arguments(found, path)
+    tasks, sizes = {}, {}
+    for source in found.sources:
+        rows = tokenize(source, "train", found.tokenizer)
+        sizes[source.name] = len(rows)
+        lengths = [len(text) for texts in rows["input_ids"] for text in texts]
+        for name in source.tasks:
+            tasks[name] = {
+                "head": found.configs[name].head,
+                "source": source.name,
+                "rows": {split: len(part) for split, part in source.splits.items()},
+                "windows": len(rows),
+                "tokens": _summary(lengths),
+                "cut": sum(n >= found.tokenizer.model_max_length for n in lengths),
+                "labels": _label_counts(source, name),
+                "samples": [_decoded(found, source, name, rows[i]) for i in _spread(len(rows))],
+            }
+    ranges = {name: range(size) for name, size in sizes.items()}
+    sampler = make_sampler(ranges, found.tasks_by_source, found.multitask, args)
+    recipe = found.recipe
+    return {
+        "tasks": dict(sorted(tasks.items())),
+        "draws": sampler.summary(epochs_of(args, sampler)),
+        "parameters": parameter_table(found.model, recipe.freeze, recipe.optimizer, args),
+        "notes": unseen_labels(found.sources),
+    }
+
+
+def _spread(rows: int) -> list[int]:
+    """A few row numbers from all over the split: files are often sorted by label."""
+    return sorted({int(i) for i in np.linspace(0, rows - 1, SAMPLES)})
+
+
+def _summary(lengths: list[int]) -> dict[str, float]:
+    return {
+        "mean": round(float(np.mean(lengths)), 1),
+        "median": int(np.median(lengths)),
+        "p95": int(np.percentile(lengths, 95)),
+        "max": max(lengths),
+        "total": sum(lengths),
+    }
+
+
+def _label_counts(source: Source, name: str) -> dict[str, Any]:
+    """Class counts of train, or the spread of its numbers."""
+    data, config = source.tasks[name].data, source.configs[name]
+    if data.label is None:
+        return {}
+    values = source.splits["train"][:][data.label]
+    if config.labels:
+        counts = Counter(label for value in values for label in labels_in(value))
+        return {label: counts[label] for label in config.labels}
+    numbers = np.array([np.nan if v is None else v for v in values], dtype=float)
+    return {
+        "mean": round(float(np.nanmean(numbers)), 3),
+        "min": float(np.nanmin(numbers)),
+        "max": float(np.nanmax(numbers)),
+        "missing": int(np.isnan(numbers).sum()),
+    }
+
+
+def _decoded(found: Prepared, source: Source, name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A tokenized row back to text, with the label that the head is trained on."""
+    tokenizer, config = found.tokenizer, found.configs[name]
+    texts = [tokenizer.decode(ids) for ids in row["input_ids"]]
+    label: Any = row.get(f"labels_{name}")
+    names = config.labels or []
+    if config.head == "token_classification":
+        tokens = tokenizer.convert_ids_to_tokens(row["input_ids"][0])
+        label = " ".join(
+            f"{token}/{names[i]}" for token, i in zip(tokens, label, strict=True) if i >= 0
+        )
+    elif config.problem_type == "multi_label_classification":
+        label = [name for name, value in zip(names, label, strict=True) if value == 1]
+    elif config.problem_type == "single_label_classification":
+        label = names[label] if label >= 0 else None
+    return {"row": row["row"], "text": texts[0] if len(texts) == 1 else texts, "label": label}
+
+
+def inspect_model(model: PolyheadModel) -> dict[str, Any]:
+    """Tasks, labels and parameters of a saved model.
+
+    Returns:
+        `{"encoder": {...}, "tasks": {task: {...}}, "parameters": total}`, ready for JSON.
+    """
+    config = model.encoder.config
+    tasks = {}
+    for name in model.task_names:
+        task = model.config.tasks[name]
+        tasks[name] = {
+            "head": task.head,
+            "problem_type": task.problem_type,
+            "pooling": task.pooling or model.config.pooling,
+            "pair": task.pair,
+            "scheme": task.scheme,
+            "labels": task.labels or [],
+            "parameters": sum(p.numel() for p in model.heads[name].parameters()),
+        }
+    return {
+        "encoder": {
+            "model_type": config.model_type,
+            "layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "parameters": model.encoder.num_parameters(),
+        },
+        "tasks": tasks,
+        "parameters": model.num_parameters(),
+    }

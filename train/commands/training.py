@@ -1,0 +1,231 @@
+"""From a recipe to a finished model on disk, and from a model and a recipe to scores."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from ..artifacts import HISTORY, write_json
+from ..batches.sampler import epochs_of
+from ..data.dataset import MultiTaskDataset
+from ..data.loading import load_sources, unseen_labels
+from ..data.tokenization import tokenize
+from ..errors import Left, UserError
+from ..evaluation.scoring import eval_splits, macro
+from ..hub.card import about_run
+from ..hub.folder import save_folder, write_card
+from ..hub.push import HUB_ERRORS
+from ..inference.exported import load_any
+from ..recipe.reader import load_recipe
+from ..reports.curves import training_plots
+from ..reports.task_report import write_reports
+from ..trainer.checkpoints import clean_up, latest_intact, write_aside
+from ..trainer.fsdp import own_class
+from ..trainer.trainer import MultiTaskTrainer
+from .setup import Prepared, checked_arguments, prepare
+
+
+def train(
+    path: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    notify: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train a recipe, save `output_dir/model` and `output_dir/scores.json`.
+
+    Args:
+        path: the recipe.
+        overrides: `key=value` with dotted keys.
+        notify: called with each line worth knowing before training starts.
+
+    Returns:
+        `{"tasks": {task: {metric: value}}, "macro": value, "splits": {task: split}}`, over test, or
+        validation for tasks without test rows.
+
+    Raises:
+        UserError: faults of the recipe, its data or its encoder; nothing has been written then.
+    """
+    found = prepare(path, overrides)
+    trainer, scores, reports = fit(found, str(path), notify)
+    state = trainer.gathered_state()  # by all ranks
+    if trainer.is_world_process_zero():
+        folder = Path(found.recipe.output_dir)
+        model, metrics = trainer.model_for_tasks, scores.get("tasks")
+        runs = [about(trainer, found, scores)]
+        with write_aside(folder / "model") as aside, own_class(model):
+            save_folder(model, found.tokenizer, aside, metrics=metrics, runs=runs, state_dict=state)
+        with write_aside(folder / "scores.json") as aside:
+            write_json(aside, scores)
+        write_card(model, folder / "model", describe(trainer, reports, folder))
+        if trainer.args.push_to_hub:
+            _push(trainer, folder / "model", notify)
+    return scores
+
+
+def _push(trainer: MultiTaskTrainer, folder: Path, notify: Callable[[str], None]) -> None:
+    """Push the finished model; where that fails, say where it is and what to type."""
+    try:
+        notify(f"pushed to {trainer.push_folder(folder)['repo']}")
+    except HUB_ERRORS as error:
+        line = str(error).strip().splitlines()[0]
+        again = f"polyhead push {folder} {trainer.hub_model_id}"
+        raise UserError("push", [f"{line}; the model is saved, type: {again}"]) from error
+
+
+def about(trainer: MultiTaskTrainer, found: Prepared, scores: dict[str, Any]) -> dict[str, Any]:
+    """What `training.json` says of a finished training."""
+    took = [line["train_runtime"] for line in trainer.state.log_history if "train_runtime" in line]
+    device = trainer.args.device
+    return about_run(
+        found.recipe,
+        found.sources,
+        trainer.state,
+        splits=scores.get("splits", {}),
+        seconds=sum(took),
+        resumed=bool(trainer.args.resume_from_checkpoint),
+        processes=trainer.args.world_size,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    )
+
+
+def fit(
+    found: Prepared, path: str, notify: Callable[[str], None]
+) -> tuple[MultiTaskTrainer, dict[str, Any], dict[str, Any]]:
+    """Train what was prepared and score it; the finished model is not saved yet.
+
+    Returns:
+        trainer, scores as `train` gives them, and a report of each task for `describe`.
+
+    Args:
+        found: recipe, data and model.
+        path: the recipe, for errors.
+        notify: called with each line worth knowing before training starts.
+
+    Raises:
+        UserError: arguments that training would stumble over; nothing has been written then.
+    """
+    tokenizer, model = found.tokenizer, found.model
+    args = checked_arguments(found, path)
+    for line in unseen_labels(found.sources):  # after the arguments: they say which rank this is
+        notify(line)
+    options: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "tokenizer": tokenizer,
+        "sources": found.tasks_by_source,
+        "train_dataset": MultiTaskDataset(
+            {source.name: tokenize(source, "train", tokenizer) for source in found.sources}
+        ),
+        "eval_dataset": eval_splits(found.sources, "validation", tokenizer, found.configs)
+        if found.evaluates
+        else None,
+        "multitask": found.multitask,
+    }
+    try:
+        trainer = MultiTaskTrainer(**options)
+    except ValueError as error:  # what only the tokenized rows and the number of ranks tell
+        raise UserError(path, [str(error)]) from error
+    assert trainer.sampler is not None
+    for line in trainer.sampler.summary(epochs_of(args, trainer.sampler)):
+        notify(line)
+    if found.recipe.compute != "exact":
+        notify(f"compute: {model.set_compute(found.recipe.compute).reason}")
+    try:
+        with trainer.leaving:
+            trainer.train(resume_from_checkpoint=_checkpoint(args))
+    except (Left, UserError):  # what HF does after a whole run only: close the bar and trackers
+        trainer.callback_handler.on_train_end(args, trainer.state, trainer.control)
+        raise
+    return trainer, *_final_scores(trainer, found)
+
+
+def describe(trainer: MultiTaskTrainer, reports: dict[str, Any], folder: Path) -> list[Path]:
+    """Write the log, a report of each task, and their pictures; after the model is saved.
+
+    Returns:
+        the pictures of the tasks.
+    """
+    write_json(folder / HISTORY, trainer.state.log_history)
+    training_plots(trainer.state.log_history, trainer.model_for_tasks.task_names, folder)
+    return write_reports(folder, reports)
+
+
+def evaluate(
+    model_path: str | Path,
+    recipe_path: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    split: str = "test",
+) -> dict[str, Any]:
+    """Score a saved or exported model on a recipe's data.
+
+    Returns:
+        `{"tasks": {task: {metric: value}}, "macro": value}`.
+
+    Raises:
+        UserError: faults of the recipe or data, a task that the model lacks, no rows in `split`.
+    """
+    model, tokenizer = load_any(model_path)
+    recipe = load_recipe(recipe_path, overrides, scored=model.config)
+    sources = load_sources(recipe, str(recipe_path))
+    faults = []
+    for source in sources:
+        for name, config in source.configs.items():
+            own = model.config.tasks.get(name)
+            if own is None:
+                faults.append(
+                    f"tasks.{name}: the model has no such task; it has: "
+                    f"{', '.join(model.task_names)}"
+                )
+            elif (own.head, own.problem_type) != (config.head, config.problem_type):
+                faults.append(f"tasks.{name}.head: the model's is {own.head}, {own.problem_type}")
+        if split not in source.splits:
+            faults.append(f"tasks.{source.name}.data: has no split {split}")
+    if faults:
+        raise UserError(str(recipe_path), faults)
+    found = Prepared(recipe, sources, model, tokenizer)
+    with tempfile.TemporaryDirectory() as folder:  # a Trainer makes its output_dir
+        args = TrainingArguments(
+            output_dir=folder,
+            remove_unused_columns=False,
+            per_device_eval_batch_size=recipe.training.get("per_device_eval_batch_size", 32),
+            seed=recipe.training.get("seed", 42),
+            dataloader_pin_memory=torch.accelerator.is_available(),
+        )
+        trainer = MultiTaskTrainer(
+            model=model, args=args, tokenizer=tokenizer, sources=found.tasks_by_source
+        )
+        parts = eval_splits(sources, split, tokenizer, found.configs)
+        scores, _ = trainer.evaluate_tasks(parts, split)
+    return {"tasks": scores, "macro": macro(scores)}
+
+
+def _final_scores(trainer: MultiTaskTrainer, found: Prepared) -> tuple[dict[str, Any], dict]:
+    """Scores and reports on test, and on validation for the sources without test rows."""
+    scores: dict[str, Any] = {}
+    reports: dict[str, dict[str, Any]] = {}
+    splits: dict[str, str] = {}
+    for split in ("test", "validation"):
+        chosen = [s for s in found.sources if split in s.splits and s.name not in splits]
+        parts = eval_splits(chosen, split, found.tokenizer, found.configs)
+        values, _ = trainer.evaluate_tasks(parts, split, reports=reports)
+        scores |= values
+        splits |= {source.name: split for source in chosen}
+    if not scores:
+        return {}, {}
+    by_task = {task: splits[s.name] for s in found.sources if s.name in splits for task in s.tasks}
+    found_scores = {"tasks": dict(sorted(scores.items())), "macro": macro(scores)}
+    return {**found_scores, "splits": by_task}, reports
+
+
+def _checkpoint(args: TrainingArguments) -> str | None:
+    """The checkpoint to resume from: the one named, or for `true` the latest intact one."""
+    output_dir, wanted = str(args.output_dir), args.resume_from_checkpoint
+    with args.main_process_first(local=args.save_on_each_node):
+        clean_up(output_dir)  # what a killed process left
+    if wanted in (None, False):
+        return None
+    return latest_intact(output_dir) if wanted is True else str(wanted)

@@ -1,0 +1,62 @@
+"""The tokenized rows of all sources as one dataset."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+
+class MultiTaskDataset(torch.utils.data.Dataset):
+    """Tokenized rows of several sources, one after the other.
+
+    Args:
+        parts: tokenized rows by source name.
+    """
+
+    def __init__(self, parts: dict[str, datasets.Dataset]) -> None:
+        self.parts = parts
+        self.names = list(parts)
+        self.ends = list(accumulate(len(part) for part in parts.values()))
+
+    @property
+    def ranges(self) -> dict[str, range]:
+        """Row numbers of each source."""
+        starts = [0, *self.ends[:-1]]
+        return {n: range(s, e) for n, s, e in zip(self.names, starts, self.ends, strict=True)}
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row's longest text."""
+        texts = (row for part in self.parts.values() for row in part[:]["input_ids"])
+        return [max(map(len, row)) for row in texts]
+
+    @property
+    def texts(self) -> list[frozenset[int]]:
+        """The texts of each row as numbers, where it is a group of texts; else nothing."""
+        rows = (row for part in self.parts.values() for row in part[:]["input_ids"])
+        return [
+            frozenset(hash(tuple(text)) for text in row) if len(row) > 1 else frozenset()
+            for row in rows
+        ]
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows by number, in the order asked for, each with the name of its `source`."""
+        places = np.searchsorted(self.ends, indices, side="right")
+        found: dict[int, dict[str, Any]] = {}
+        for place in np.unique(places):
+            name = self.names[place]
+            start = self.ranges[name].start
+            chosen = [i for i, p in zip(indices, places, strict=True) if p == place]
+            batch = self.parts[name][[i - start for i in chosen]]
+            for k, i in enumerate(chosen):
+                found[i] = {"source": name, **{key: batch[key][k] for key in batch}}
+        return [found[i] for i in indices]

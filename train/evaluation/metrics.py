@@ -1,0 +1,271 @@
+"""Metrics as `evaluate.Metric`s that need no download, and which of them fit which task.
+
+Each takes plain Python values (label strings, numbers, lists of tags), so the same classes serve
+the trainer, `polyhead evaluate` and anybody with two lists in hand. A reference that the model
+cannot know, a label unseen in training, is just a string that differs.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.decoding import spans_of
+
+TEXT = datasets.Value("string")
+NUMBER = datasets.Value("float64")
+LISTS = datasets.List(TEXT)
+
+
+class _Metric(evaluate.Metric):
+    """An `evaluate.Metric` over values of one kind."""
+
+    feature: Any = TEXT
+    about = ""
+    source = ""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(keep_in_memory=True, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.about,
+            citation=self.source,
+            inputs_description=f"predictions, references: {self.feature}",
+            features=datasets.Features({"predictions": self.feature, "references": self.feature}),
+        )
+
+
+class Accuracy(_Metric):
+    """Share of predictions equal to their reference."""
+
+    about = "Share of predictions equal to their reference."
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        hits = sum(p == r for p, r in zip(predictions, references, strict=True))
+        return {"accuracy": hits / len(references)}
+
+
+class _F1(_Metric):
+    """F1 over lists of labels: one label a row, or any number (multi-label).
+
+    Macro is the mean over the labels that occur in the references or the predictions.
+    """
+
+    feature = LISTS
+    average = ""
+    source = "scikit-learn, f1_score"
+
+    def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict:
+        labels = sorted({label for row in [*predictions, *references] for label in row})
+        if not labels:  # nothing to find and nothing found
+            return {f"f1_{self.average}": 1.0}
+        binary = MultiLabelBinarizer(classes=labels)
+        score = sklearn_metrics.f1_score(
+            binary.fit_transform(references),
+            binary.fit_transform(predictions),
+            average=self.average,
+            zero_division=0.0,  # pyright: ignore[reportArgumentType]
+        )
+        return {f"f1_{self.average}": float(score)}
+
+
+class F1Macro(_F1):
+    """Mean over labels of each label's F1."""
+
+    average = "macro"
+    about = "Mean over labels of each label's F1."
+
+
+class F1Micro(_F1):
+    """F1 over all label decisions together."""
+
+    average = "micro"
+    about = "F1 over all label decisions together."
+
+
+class MCC(_Metric):
+    """Matthews correlation coefficient, 0 when predictions or references hold one class only."""
+
+    about = "Matthews correlation coefficient (Matthews 1975)."
+    source = "scikit-learn, matthews_corrcoef"
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        return {"mcc": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
+
+
+class _Correlation(_Metric):
+    """A correlation of two lists of numbers, 0 where one of them is constant."""
+
+    feature = NUMBER
+    name_ = ""
+
+    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
+        function = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[self.name_]
+        if len(references) < 2 or len(set(predictions)) < 2 or len(set(references)) < 2:
+            return {self.name_: 0.0}
+        with warnings.catch_warnings():  # nearly constant input: the value is still the answer
+            warnings.simplefilter("ignore")
+            return {self.name_: float(function(predictions, references).statistic)}
+
+
+class Pearson(_Correlation):
+    """Pearson's r."""
+
+    name_ = "pearson"
+    about = "Pearson's r; 0 where a list is constant."
+
+
+class Spearman(_Correlation):
+    """Spearman's rank correlation."""
+
+    name_ = "spearman"
+    about = "Spearman's rank correlation; 0 where a list is constant."
+
+
+class MSE(_Metric):
+    """Mean squared error."""
+
+    feature = NUMBER
+    about = "Mean squared error."
+
+    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
+        return {"mse": float(sklearn_metrics.mean_squared_error(references, predictions))}
+
+
+class TokenAccuracy(_Metric):
+    """Share of words with the right tag, over all words of all rows."""
+
+    feature = LISTS
+    about = "Share of words with the right tag."
+
+    def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict:
+        pairs = [
+            (p, r)
+            for row, wanted in zip(predictions, references, strict=True)
+            for p, r in zip(row, wanted, strict=True)
+        ]
+        hits = sum(p == r for p, r in pairs)
+        return {"token_accuracy": hits / max(1, len(pairs))}
+
+
+class EntityF1(_Metric):
+    """F1 over entities whose kind and both ends are right (strict; CoNLL-2003).
+
+    Takes rows of tags. Gives `entity_f1`, `precision`, `recall`, and `per_type` with the same and
+    `support` for each kind of entity. Equal to seqeval in strict mode.
+    """
+
+    feature = LISTS
+    about = "F1 over entities, strict: kind and both ends."
+    source = "Tjong Kim Sang and De Meulder 2003 (CoNLL-2003 shared task)"
+
+    def __init__(self, scheme: str = "iob2", **kwargs: Any) -> None:
+        self.scheme = scheme
+        super().__init__(**kwargs)
+
+    def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict:
+        found = [
+            {(row, *span) for row, tags in enumerate(rows) for span in spans_of(tags, self.scheme)}
+            for rows in (predictions, references)
+        ]
+        kinds = sorted({span[1] for spans in found for span in spans})
+        per_type = {
+            kind: _f1(*({span for span in spans if span[1] == kind} for spans in found))
+            for kind in kinds
+        }
+        total = _f1(*found)
+        return {
+            "entity_f1": total["f1"],
+            "precision": total["precision"],
+            "recall": total["recall"],
+            "per_type": per_type,
+        }
+
+
+def _f1(found: set, wanted: set) -> dict[str, float]:
+    hits = len(found & wanted)
+    precision = hits / len(found) if found else 0.0
+    recall = hits / len(wanted) if wanted else 0.0
+    f1 = 2 * hits / (len(found) + len(wanted)) if found or wanted else 0.0
+    return {"precision": precision, "recall": recall, "f1": f1, "support": len(wanted)}
+
+
+METRICS: dict[str, type[_Metric]] = {
+    "accuracy": Accuracy,
+    "f1_macro": F1Macro,
+    "f1_micro": F1Micro,
+    "mcc": MCC,
+    "pearson": Pearson,
+    "spearman": Spearman,
+    "mse": MSE,
+    "entity_f1": EntityF1,
+    "token_accuracy": TokenAccuracy,
+}
+LOWER_IS_BETTER = ("mse",)
+
+
+def metrics_for(task: TaskConfig, *, scored: bool = True) -> tuple[str, ...]:
+    """The metrics that fit a task.
+
+    Args:
+        task: the task.
+        scored: for embeddings, whether pairs carry scores (texts, for the loss mse, a teacher's
+            vectors: `cosine` is the mean cosine to them); without, `accuracy` is the share of
+            anchors whose nearest candidate is their own positive.
+    """
+    if task.head == "embedding" and task.loss == "mse":
+        return ("cosine",)
+    if task.head == "embedding":
+        return ("spearman", "pearson") if scored else ("accuracy",)
+    if task.head == "masked_lm":
+        return ("token_accuracy",)
+    if task.head == "token_classification":
+        return ("entity_f1", "token_accuracy") if task.scheme else ("token_accuracy",)
+    return {
+        "single_label_classification": ("accuracy", "f1_macro", "f1_micro", "mcc"),
+        "multi_label_classification": ("f1_micro", "f1_macro"),
+        "regression": ("pearson", "spearman", "mse"),
+    }[str(task.problem_type)]
+
+
+def default_metrics(task: TaskConfig, *, scored: bool = True) -> list[str]:
+    """The metrics of a task that names none, the one for the macro score first."""
+    if task.problem_type == "single_label_classification":
+        return ["accuracy", "f1_macro"]
+    fitting = metrics_for(task, scored=scored)
+    return [fitting[0]] if task.scheme else list(fitting)
+
+
+def main_metric(names: Sequence[str]) -> str:
+    """The first metric for which higher is better: the one that enters the macro score."""
+    return next((name for name in names if name not in LOWER_IS_BETTER), names[0])
+
+
+def compute(
+    names: Sequence[str], task: TaskConfig, predictions: list, references: list
+) -> dict[str, Any]:
+    """All metrics of one task.
+
+    Args:
+        names: metric names.
+        task: the task.
+        predictions: label strings, lists of them (multi-label), numbers, or lists of tags.
+        references: the same.
+
+    Returns:
+        metric name to value; `entity_f1` brings `precision`, `recall` and `per_type` along.
+    """
+    values: dict[str, Any] = {}
+    for name in names:
+        metric = EntityF1(str(task.scheme)) if name == "entity_f1" else METRICS[name]()
+        lists = isinstance(metric, _F1) and task.problem_type != "multi_label_classification"
+        given = [[[x] for x in side] if lists else side for side in (predictions, references)]
+        values.update(metric.compute(predictions=given[0], references=given[1]) or {})
+    return values

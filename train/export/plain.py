@@ -1,0 +1,156 @@
+"""One task of a Polyhead as a plain transformers model: adapter merged, head in HF's own class.
+
+HF's classes differ in how they pool and what stands before the output layer, so not every head has
+one. Layers are matched by kind and shape, and the written model is read again and must give the
+task's logits: what does not fit is refused, not approximated.
+"""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.modeling_polyhead import PolyheadModel
+from ..adapters import merged_encoder
+from ..errors import UserError
+from ..hub.proof import probe_rows
+from ..hub.sentence_transformers import save_sentence_transformers
+
+AUTO = {
+    "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+    "masked_lm": AutoModelForMaskedLM,
+    "embedding": AutoModel,
+}
+TOLERANCE = 1e-4  # of logits: merging rounds the sum of two weights once, instead of two products
+
+
+def export_hf(
+    model: PolyheadModel, tokenizer: PreTrainedTokenizerBase, *, task: str, folder: str | Path
+) -> str:
+    """Write a task as a folder that stock transformers loads, without peft and without remote code.
+
+    An embedding task becomes its encoder, with the files that sentence-transformers reads.
+
+    Args:
+        model: the model; it stays as it is.
+        tokenizer: its tokenizer.
+        task: name of the task.
+        folder: folder to write; must not be there.
+
+    Returns:
+        name of the class that loads it.
+
+    Raises:
+        UserError: the task is unknown, `folder` is taken, or HF's class cannot hold the head.
+    """
+    folder, aside = Path(folder), unchecked(folder)
+    faults = target_faults(model, [task], folder)
+    if faults:
+        raise UserError("export", faults)
+    config, head = model.config.tasks[task], model.heads[task]
+    if config.head == "embedding" and config.projection:
+        raise UserError("export", [f"{task}: a plain encoder has no place for its projection"])
+    plain = merged_encoder(model, config.adapter)
+    found = plain if config.head == "embedding" else _with_head(plain, config, head)
+    found.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    if config.head == "embedding":
+        pooled = replace(config, pooling=config.pooling or model.config.pooling)
+        width = model.config.hidden_size
+        save_sentence_transformers(tokenizer, aside, plain=(pooled, width))
+    difference = _difference(model, task, aside)
+    if difference > TOLERANCE:
+        shutil.rmtree(aside)
+        raise UserError("export", [_misfit(type(found).__name__, task, config, difference)])
+    aside.rename(folder)
+    return type(found).__name__
+
+
+def unchecked(folder: str | Path) -> Path:
+    """Where an export lies until it has been compared with the model."""
+    return Path(folder).with_name(f"{Path(folder).name}.unchecked")
+
+
+def target_faults(model: PolyheadModel, tasks: list[str], folder: str | Path) -> list[str]:
+    """Tasks that the model lacks, and folders that stand where an export is to be written."""
+    known = ", ".join(model.task_names)
+    faults = [
+        f"--task: there is no task {name!r}; there are: {known}"
+        for name in tasks
+        if name not in model.task_names
+    ]
+    places = (Path(folder), unchecked(folder))
+    return faults + [f"--output: {p} exists; name a new folder" for p in places if p.exists()]
+
+
+def _with_head(encoder: PreTrainedModel, task: TaskConfig, head: nn.Module) -> PreTrainedModel:
+    """HF's class for this kind of task on the encoder's weights, with the head's in it."""
+    config = encoder.config
+    if task.labels:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: number for number, label in enumerate(task.labels)}
+    elif task.problem_type == "regression":
+        config.num_labels = 1
+    config.problem_type = task.problem_type  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        found = AUTO[task.head].from_config(config)
+    except ValueError as error:
+        reason = f"transformers has no {task.head} model for {config.model_type}"
+        raise UserError("export", [reason]) from error
+    found.base_model.load_state_dict(encoder.state_dict(), strict=False)
+    own = {id(parameter) for parameter in found.base_model.parameters()}
+    known = dict(encoder.named_parameters())
+    added = {id(p) for name, p in found.base_model.named_parameters() if name not in known}
+    places = [
+        module
+        for module in found.modules()
+        if isinstance(module, (nn.Linear, nn.LayerNorm))
+        and (id(module.weight) not in own - added or module is found.get_output_embeddings())
+    ]
+    parts = [m for m in head.children() if isinstance(m, (nn.Linear, nn.LayerNorm))]
+    for place, part in zip(places, parts, strict=False):
+        if place.weight.shape == part.weight.shape:  # else the check of the logits tells
+            place.load_state_dict(part.state_dict(), strict=False)
+    return found.eval()
+
+
+@torch.no_grad()
+def _difference(model: PolyheadModel, task: str, folder: Path) -> float:
+    """Largest difference of the task's logits (token states for embeddings) on the probe."""
+    config = model.config.tasks[task]
+    probe, found = probe_rows(model), AUTO[config.head].from_pretrained(folder).eval()
+    training = model.training
+    output, expected = found(**probe), model.eval()(**probe, tasks=[task])
+    model.train(training)
+    real = probe["attention_mask"].bool()
+    pairs: tuple[Tensor, Tensor] = (
+        (output.last_hidden_state[real], expected.last_hidden_state[real])
+        if config.head == "embedding"
+        else (output.logits, expected.logits[task])
+    )
+    if pairs[0].shape != pairs[1].shape:
+        return float("inf")
+    if config.head in ("token_classification", "masked_lm"):
+        pairs = (pairs[0][real], pairs[1][real])
+    return float((pairs[0] - pairs[1]).abs().max())
+
+
+def _misfit(name: str, task: str, config: TaskConfig, difference: float) -> str:
+    head = f"pooling {config.pooling or 'of the model'}, activation {config.activation}"
+    return (
+        f"{task}: {name} cannot hold this head ({head}): its logits would differ by "
+        f"{difference:.2g}. It has a pooling and layers of its own; a task trained with those "
+        "(BERT: pooling: cls, activation: tanh) can be exported"
+    )

@@ -1,0 +1,342 @@
+"""The model card: README.md of a saved model, made of its config and of what its training left.
+
+Nothing in it is typed by hand: scores come from `scores.json`, data, recipe and time from
+`training.json`, the proof from `proof.json`, pictures from `plots/`. `model_card.md` is the
+template. The metadata is what the Hub reads (`model-index` holds every task's scores).
+"""
+
+import platform
+from dataclasses import asdict
+from importlib import metadata, resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from transformers import TrainerState
+
+from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.modeling_polyhead import PolyheadModel
+from ..artifacts import PLOTS, RUNS, SCORES, read_json
+from ..data.loading import Source
+from ..recipe.schema import DataConfig, Recipe
+from ..reports.curves import training_curves
+from .proof import read_proofs
+
+LOCAL = ("parquet", "csv", "json", "jsonl", "text", "arrow")  # `path` of data that is no Hub id
+HUB_TASKS = {  # head to the Hub's name of the task
+    "sequence_classification": "text-classification",
+    "token_classification": "token-classification",
+    "embedding": "sentence-similarity",
+    "masked_lm": "fill-mask",
+}
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
+FIGHT = -0.1  # mean cosine of gradients below which two tasks are said to pull apart
+
+
+def about_run(
+    recipe: Recipe,
+    sources: list[Source],
+    state: TrainerState,
+    *,
+    splits: dict[str, str],
+    seconds: float,
+    resumed: bool,
+    processes: int,
+    device: str,
+) -> dict[str, Any]:
+    """What the card says of a training; JSON-ready, without paths of this machine.
+
+    Args:
+        recipe: the recipe.
+        sources: its data.
+        state: of the trainer, after training.
+        splits: task to the split that its scores were made on.
+        seconds: wall time of the training.
+        resumed: the time is that since it was resumed.
+        processes: how many trained together.
+        device: kind of device, as `cpu` or `NVIDIA H100`.
+    """
+    tasks = {}
+    for source in sources:
+        for name, task in source.tasks.items():
+            tasks[name] = {
+                "data": dataset_of(task.data),
+                "license": task.data.license,
+                "rows": {split: len(rows) for split, rows in source.splits.items()},
+                "scored_on": splits.get(name),
+            }
+    names = sorted(tasks)
+    cosines = training_curves(state.log_history, names)["cosines"]
+    return {
+        "encoder": _hub_id(recipe.encoder),
+        "tasks": dict(sorted(tasks.items())),
+        "card": asdict(recipe.card),
+        "recipe": _published(recipe),
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "seconds": round(seconds),
+        "resumed": resumed,
+        "processes": processes,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "gradient_cosines": cosines,
+    }
+
+
+def dataset_of(data: DataConfig) -> str | None:
+    """The Hub id of a dataset; None for local files."""
+    local = data.path is None or data.path in LOCAL or Path(data.path).exists()
+    return None if local else data.path
+
+
+def _hub_id(encoder: Any) -> str | None:
+    """An encoder's Hub id; None for a folder, a package, or random weights."""
+    if not isinstance(encoder, str) or encoder.startswith("package:") or Path(encoder).exists():
+        return None
+    return encoder
+
+
+def _published(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's keys that differ from their defaults, without places of files."""
+    found = _without_defaults(asdict(recipe), _defaults(recipe))
+    for key in ("output_dir", "card"):
+        found.pop(key, None)
+    if _hub_id(recipe.encoder) is None:
+        found.pop("encoder", None)
+    for name, task in found["tasks"].items():
+        own = ["data_files", "data_dir"]
+        own += ["path"] if dataset_of(recipe.tasks[name].data) is None else []
+        for key in own:
+            task["data"].pop(key, None)
+        if isinstance(task.get("adapter"), dict):
+            task["adapter"].pop("path", None)
+    for key in ("resume_from_checkpoint", "hub_token", "logging_dir", "run_name"):
+        found.get("training", {}).pop(key, None)
+    return found
+
+
+def _defaults(recipe: Recipe) -> dict[str, Any]:
+    plain = Recipe(encoder="", tasks=recipe.tasks, output_dir="")
+    found = asdict(plain)
+    for name, task in found["tasks"].items():
+        blank = type(recipe.tasks[name])(head=task["head"], data=DataConfig())
+        found["tasks"][name] = asdict(blank) | {"head": None}
+    return found
+
+
+def _without_defaults(value: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, own in value.items():
+        if isinstance(own, dict) and isinstance(default.get(key), dict):
+            own = _without_defaults(own, default[key])
+            if not own:
+                continue
+        elif key in default and own == default[key]:
+            continue
+        found[key] = list(own) if isinstance(own, tuple) else own
+    return found
+
+
+# ---- the card ----
+
+
+def render_card(model: PolyheadModel, folder: str | Path) -> str:
+    """README.md of a saved model, from the files that lie in its folder.
+
+    Args:
+        model: the model.
+        folder: where it is saved; scores, runs, proofs and pictures may be missing.
+    """
+    folder = Path(folder)
+    scores, runs = read_json(folder / SCORES, {}), read_json(folder / RUNS, [])
+    every = {name: about for run in runs for name, about in run["tasks"].items()}
+    data = {name: every[name] for name in model.task_names if name in every}
+    template = resources.files("polyhead.train.hub").joinpath("model_card.md")
+    first = model.task_names[0] if model.task_names else ""
+    text = '("some text", "another")' if first and model.config.tasks[first].pair else '"some text"'
+    return Template(template.read_text(encoding="utf-8")).substitute(
+        metadata=_metadata(model, scores, runs, data).to_yaml(),
+        encoder=model.encoder.config.model_type,
+        count=len(model.task_names),
+        first=first,
+        text=text,
+        tasks="".join(
+            _task_row(name, model.config.tasks[name], scores) for name in model.task_names
+        ),
+        labels="".join(_labels(name, model.config.tasks[name]) for name in model.task_names),
+        data=_data(data),
+        results=_results(model, scores, data, folder),
+        training="".join(map(_run, runs)) or "Nothing is known about the training.\n",
+        relations=_relations(runs),
+        limits=_limits(model, runs),
+        proofs="".join(map(_proof, read_proofs(folder))),
+    )
+
+
+def _metadata(
+    model: PolyheadModel, scores: dict[str, Any], runs: list[dict], data: dict[str, Any]
+) -> ModelCardData:
+    """The block at the head of the card."""
+    results = [
+        EvalResult(
+            task_type=HUB_TASKS[model.config.tasks[name].head],
+            task_name=name,
+            dataset_type=data.get(name, {}).get("data") or name,
+            dataset_name=data.get(name, {}).get("data") or f"{name} (local files)",
+            dataset_split=data.get(name, {}).get("scored_on"),
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=value,
+        )
+        for name in model.task_names
+        for metric, value in scores.get(name, {}).items()
+        if isinstance(value, float)
+    ]
+    cards = [run["card"] for run in runs]
+    sets = sorted({about["data"] for about in data.values() if about["data"]})
+    kinds = {HUB_TASKS[task.head] for task in model.config.tasks.values()}
+    return ModelCardData(
+        language=sorted({tongue for card in cards for tongue in card["language"]}) or None,
+        license=next((card["license"] for card in reversed(cards) if card["license"]), None),
+        base_model=next((run["encoder"] for run in runs if run["encoder"]), None),
+        datasets=sets or None,
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=["polyhead", "multi-task", *sorted(kinds)],
+        model_name=f"Polyhead, {len(model.task_names)} tasks" if results else None,
+        eval_results=results or None,
+    )
+
+
+def _task_row(name: str, task: TaskConfig, scores: dict[str, Any]) -> str:
+    found = ", ".join(
+        f"{metric} {value:.4f}"
+        for metric, value in scores.get(name, {}).items()
+        if isinstance(value, float)
+    )
+    reads = "two texts" if task.pair else "a text"
+    adapter = f"`{task.adapter}`" if task.adapter else "-"
+    kind = task.problem_type or task.head
+    return f"| `{name}` | {kind} | {reads} | {adapter} | {found or 'not measured'} |\n"
+
+
+def _labels(name: str, task: TaskConfig) -> str:
+    """The labels of a task, in the order of its logits."""
+    shown = ", ".join(f"`{label}`" for label in task.labels or [])
+    return f"- `{name}` ({len(task.labels or [])}): {shown}\n" if shown else ""
+
+
+def _data(data: dict[str, Any]) -> str:
+    if not data:
+        return "Nothing is known about the data.\n"
+    lines = ["| task | data | licence | rows |", "|---|---|---|---|"]
+    for name, about in data.items():
+        rows = ", ".join(f"{split} {count:,}" for split, count in about["rows"].items())
+        source, licence = about["data"] or "local files", about["license"] or "not stated"
+        lines.append(f"| `{name}` | {source} | {licence} | {rows} |")
+    return "\n".join(lines) + "\n"
+
+
+def _results(
+    model: PolyheadModel, scores: dict[str, Any], data: dict[str, Any], folder: Path
+) -> str:
+    """Scores by entity type, and the pictures of each task."""
+    parts = []
+    for name in model.task_names:
+        split = data.get(name, {}).get("scored_on")
+        types = scores.get(name, {}).get("per_type", {})
+        pictures = pictures_of(name, folder)
+        if not types and not pictures:
+            continue
+        parts.append(f"### {name}{f', on {split} rows' if split else ''}\n")
+        if types:
+            parts.append("| type | precision | recall | F1 | entities |\n|---|---|---|---|---|")
+        for kind, row in types.items():
+            cells = " | ".join(f"{row[key]:.4f}" for key in ("precision", "recall", "f1"))
+            parts.append(f"| {kind} | {cells} | {row['support']} |")
+        shown = [f"![{path.stem.replace('_', ' ')}]({PLOTS}/{path.name})" for path in pictures]
+        parts.append("\n" + "\n".join(shown) + "\n" if shown else "")
+    return "\n".join(parts)
+
+
+def pictures_of(task: str, folder: Path) -> list[Path]:
+    """The pictures of a task in a model's folder, `plots/<task>_<what>.png`."""
+    return sorted(
+        path for path in (folder / PLOTS).glob("*.png") if path.stem.rpartition("_")[0] == task
+    )
+
+
+def _run(run: dict[str, Any]) -> str:
+    """One training: time, place, recipe."""
+    minutes = f"{run['seconds'] / 60:.1f} minutes" + " since it was resumed" * run["resumed"]
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    recipe = yaml.safe_dump(run["recipe"], sort_keys=False, width=100)
+    lines = [
+        f"{', '.join(f'`{name}`' for name in run['tasks'])}: {run['steps']:,} steps, "
+        f"{run['epochs']:g} epochs, {minutes} in {run['processes']} process(es) of "
+        f"{run['threads']} thread(s) on {run['device']} ({run['machine']}; {versions}).",
+        "The energy was not measured.\n",
+        f"```yaml\n{recipe}```\n\n",
+    ]
+    return "\n".join(lines)
+
+
+def _relations(runs: list[dict[str, Any]]) -> str:
+    """How the tasks' gradients on the shared encoder agreed in training."""
+    pairs = [pair for run in runs for pair in run["gradient_cosines"]]
+    if not pairs:
+        return ""
+    rows = "".join(
+        f"| `{pair['tasks'][0]}`, `{pair['tasks'][1]}` | {pair['mean']:+.3f} "
+        f"| {pair['negative']:.0%} of {pair['compared']} |\n"
+        for pair in pairs
+    )
+    apart = [" and ".join(pair["tasks"]) for pair in pairs if pair["mean"] < FIGHT]
+    said = f"Pulling apart: {', '.join(apart)}." if apart else "No two tasks pull apart."
+    return f"""
+## How the tasks relate
+
+Cosine between the tasks' gradients on the shared weights, mean over the training. {said}
+
+| tasks | mean | below 0 |
+|---|---|---|
+{rows}"""
+
+
+def _limits(model: PolyheadModel, runs: list[dict[str, Any]]) -> str:
+    length = model.usable_length
+    lines = []
+    if length is not None:
+        lines.append(
+            f"- The encoder reads {length} tokens. Longer texts are cut for all tasks but token "
+            "classification, which reads them in overlapping windows."
+        )
+    lines.append("- Scores hold for rows like those of the data above; other texts may fare worse.")
+    lines.append("- A classifier always answers with one of its labels, whatever the text.")
+    lines += [f"- {run['card']['limits']}" for run in runs if run["card"]["limits"]]
+    return "\n".join(lines)
+
+
+def _proof(entry: dict[str, Any]) -> str:
+    """What a change of tasks left as it was, with the hashes that say so."""
+    made = ", ".join(f"{what} {value}" for what, value in entry["made_with"].items())
+    rows = "".join(
+        f"| `{name}` | `{hashes['weights'][:16]}` | `{hashes['logits'][:16]}` |\n"
+        for name, hashes in entry["tasks"].items()
+    )
+    return f"""
+## {entry["change"].capitalize()}: {", ".join(f"`{name}`" for name in entry["changed"])}
+
+The encoder (`{entry["encoder"][:16]}`) and the tasks below were the same to the bit before and
+after, each side computed by a fresh process: SHA-256 of weights, and of logits on a fixed probe
+({made}; logits can be compared under the same). `proof.json` holds the full hashes;
+`polyhead inspect FOLDER --verify` computes them again.
+
+| task | weights | logits |
+|---|---|---|
+{rows}"""

@@ -1,0 +1,95 @@
+"""A saved model to the Hub, in one commit."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import httpx
+
+from ...modeling.configuration_polyhead import PolyheadConfig
+from ..errors import UserError
+from .folder import CARD, THIS_FOLDER
+
+# What a trainer leaves beside a model in a checkpoint; and hidden folders.
+STATE = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|rng_state\w*)\.(pt|pth|bin)"
+    r"|trainer_state\.json|\..*|(.*/)?__pycache__/.*"
+)
+HUB_ERRORS = (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError)
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+def push(
+    folder: str | Path,
+    repo: str,
+    *,
+    private: bool | None = True,
+    revision: str | None = None,
+    message: str = "Upload model",
+    token: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Upload a saved model in one commit; files of an earlier version that it lacks are deleted.
+
+    The card goes up with the repository's name in its snippet.
+
+    Called again after it was cut off, it uploads what is missing: large files that the Hub has
+    already are not sent twice, and nothing shows before the commit.
+
+    Args:
+        folder: a saved Polyhead, or a checkpoint of one; the trainer's state is left out.
+        repo: name of the repository, `user/model` or `model`; made when it is not there.
+        private: whether only you may see a repository that is made; None: the Hub's default.
+        revision: branch; made when it is not there.
+        message: of the commit.
+        token: for the Hub; default the one of `hf auth login`.
+        dry_run: upload nothing.
+
+    Returns:
+        `{"repo": ..., "files": {path: bytes}, "commit": hash or None}`.
+
+    Raises:
+        UserError: `folder` holds no Polyhead, or files that no model needs.
+        HfHubHTTPError: the Hub refuses.
+    """
+    files = _files_to_push(Path(folder))
+    found = {"repo": repo, "files": files, "commit": None}
+    if dry_run:
+        return found
+    api = HfApi(token=token)
+    made = api.create_repo(repo, private=private, exist_ok=True)
+    if revision is not None:
+        api.create_branch(made.repo_id, branch=revision, exist_ok=True)
+    card = (Path(folder) / CARD).read_text(encoding="utf-8").replace(THIS_FOLDER, made.repo_id)
+    kept = {*files, ".gitattributes"}  # the Hub's own
+    gone = [n for n in api.list_repo_files(made.repo_id, revision=revision) if n not in kept]
+    added = [(n, card.encode() if n == CARD else str(Path(folder) / n)) for n in files]
+    commit = api.create_commit(
+        made.repo_id,
+        [
+            *(CommitOperationDelete(name) for name in gone),
+            *(CommitOperationAdd(name, content) for name, content in added),
+        ],
+        commit_message=message,
+        revision=revision,
+    )
+    return {**found, "repo": made.repo_id, "commit": commit.oid}
+
+
+def _files_to_push(folder: Path) -> dict[str, int]:
+    """Size by path of what belongs to the model."""
+    if not (folder / "config.json").is_file() or not (folder / CARD).is_file():
+        raise UserError("push", [f"{folder} is no folder of a saved Polyhead"])
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != PolyheadConfig.model_type:
+        raise UserError("push", [f"{folder} holds a {kind} model, not a Polyhead"])
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    files = {name: size for name, size in files.items() if not STATE.fullmatch(name)}
+    pickled = [name for name in files if Path(name).suffix in PICKLED]
+    if pickled:
+        raise UserError("push", [f"{name}: weights are safetensors only" for name in pickled])
+    return files

@@ -1,0 +1,204 @@
+"""An exported graph, run by ONNX Runtime or OpenVINO in the place of the model it was made of.
+
+The folder holds the graph (`model.onnx`, or `model.xml` and `model.bin`), the tokenizer, the tasks'
+config and `export.json`: what goes in, what comes out, what made it. `export/graph.py` writes it.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ...modeling.compute import Compute, Mode
+from ...modeling.configuration_polyhead import PolyheadConfig
+from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
+from ..errors import UserError
+from .load import load_model
+
+FILE = "export.json"
+PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "int8": ("nncf",),
+}
+
+
+def missing_packages(kind: str) -> list[str]:
+    """What to type when a package that `kind` needs is not there."""
+    absent = [name for name in PACKAGES[kind] if importlib.util.find_spec(name) is None]
+    return (
+        [f'{kind} needs {", ".join(absent)}; type: pip install "polyhead[{kind}]"']
+        if absent
+        else []
+    )
+
+
+# Runs a graph: arrays by input name in, arrays by task out.
+Engine = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def onnx_engine(folder: Path, mode: Mode = "exact") -> Engine:
+    """ONNX Runtime on as many threads as torch has, in the graph's own precision."""
+    import onnxruntime
+
+    if mode == "bf16":
+        raise ValueError("compute is 'bf16'; ONNX Runtime runs the graph in its own precision")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session: Any = onnxruntime.InferenceSession(
+        folder / "model.onnx", options, providers=onnxruntime.get_available_providers()
+    )
+    names = [output.name for output in session.get_outputs()]
+    return lambda given: dict(zip(names, session.run(names, given), strict=True))
+
+
+def openvino_engine(folder: Path, mode: Mode = "exact") -> Engine:
+    """OpenVINO on as many threads as torch has, in fp32 unless bf16 is asked for."""
+    import openvino
+
+    options = {
+        "INFERENCE_PRECISION_HINT": "bf16" if mode == "bf16" else "f32",  # else it chooses
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", options)
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = compiled.create_infer_request().infer(given)  # compiled(...) is for one thread
+        return {name: found[name] for name in names}
+
+    return run
+
+
+ENGINES = {"onnx": onnx_engine, "openvino": openvino_engine}
+
+
+class ExportedModel(nn.Module):
+    """An exported graph in the place of a `PolyheadModel`, for the pipeline and for evaluation.
+
+    Args:
+        folder: what `export_graph` wrote.
+
+    Raises:
+        UserError: a package is missing that runs the graph.
+    """
+
+    can_pack = False
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.about = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+        faults = missing_packages(self.about["kind"])
+        if faults:
+            raise UserError(str(folder), faults)
+        self.config = PolyheadConfig.from_pretrained(folder)
+        self.folder, self.low, self.dtype = Path(folder), False, torch.float32
+        self.compute = Compute("exact")
+        self.engine = ENGINES[self.about["kind"]](self.folder)
+        self.device = torch.device("cpu")
+        with torch.device("meta"):  # what to run and its losses; no weights, and no part of this
+            self.__dict__["shell"] = PolyheadModel(self.config)
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks in the order that `task_ids` counts them."""
+        return self.about["tasks"]
+
+    @property
+    def usable_length(self) -> int | None:
+        """Number of tokens that the graph takes; None where it has no limit."""
+        return self.about["usable_length"]
+
+    def set_compute(self, mode: Mode) -> Compute:
+        """As `PolyheadModel.set_compute`; OpenVINO alone knows bf16.
+
+        Raises:
+            ValueError: bf16 is asked of ONNX Runtime.
+        """
+        if (mode == "bf16") != self.low:
+            self.engine = ENGINES[self.about["kind"]](self.folder, mode)
+            self.low = mode == "bf16"
+        self.compute = Compute(mode, reason=f"as {self.about['kind']} computes")
+        return self.compute
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        tasks: Iterable[str] | None = None,
+        task_ids: Tensor | None = None,
+        labels: dict[str, Tensor] | None = None,
+    ) -> PolyheadOutput:
+        """As `PolyheadModel.forward`; the encoder runs once for each adapter of the rows."""
+        shell: PolyheadModel = self.__dict__["shell"]
+        names = shell._names_to_run(tasks, labels)
+        rows = shell._rows_by_task(names, task_ids, len(input_ids))
+        names = [name for name in names if (own := rows[name]) is None or len(own)]
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+        }
+        found = self._outputs(names, rows, given)
+        losses = {}
+        for name in labels or {}:
+            target = shell._labels_of(name, labels, rows[name], len(input_ids))
+            losses[name] = shell._head(name).loss(found[name], target)  # pyright: ignore
+        weights = self.config.tasks
+        embeds = [name for name in found if self.config.tasks[name].head == "embedding"]
+        return PolyheadOutput(
+            loss=sum(weights[n].loss_weight * x for n, x in losses.items()) if losses else None,  # pyright: ignore
+            logits={name: found[name] for name in found if name not in embeds} or None,
+            embeddings={name: found[name] for name in embeds} or None,
+            losses=losses or None,
+        )
+
+    def _outputs(
+        self, names: list[str], rows: dict[str, Tensor | None], given: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Outputs of each task's own rows, one run for each adapter among the tasks."""
+        adapters, found = self.about["adapters"], {}
+        for adapter in dict.fromkeys(adapters[name] for name in names):
+            group = [name for name in names if adapters[name] == adapter]
+            wanted = [rows[name] for name in group]
+            every = torch.arange(len(given["input_ids"]))
+            taken = every if None in wanted else torch.cat(wanted).unique()  # pyright: ignore
+            feed = {
+                name: given[name][taken].numpy() for name in given if name in self.about["inputs"]
+            }
+            if "task_ids" in self.about["inputs"]:
+                number = self.task_names.index(group[0])
+                feed["task_ids"] = np.full(len(taken), number, dtype=np.int64)
+            output = self.engine(feed)
+            for name in group:
+                own = rows[name]
+                values = torch.from_numpy(output[name])
+                found[name] = values if own is None else values[torch.searchsorted(taken, own)]
+        return found
+
+    def count_items(self, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As `PolyheadModel.count_items`."""
+        return self.__dict__["shell"].count_items(labels)
+
+
+def load_any(path: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A saved Polyhead, or an exported one, and its tokenizer.
+
+    Raises:
+        UserError: there is neither at `path`, or a package is missing that runs it.
+    """
+    if not (Path(path) / FILE).is_file():
+        return load_model(path)
+    return ExportedModel(path), AutoTokenizer.from_pretrained(path)

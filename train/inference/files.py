@@ -1,0 +1,251 @@
+"""Files in, files out: `polyhead predict --input` over parquet, CSV or JSONL of any size.
+
+Rows are cut in shards of `SHARD`; each is read from a memory-mapped Arrow file, predicted by one
+call of the pipeline and kept by `OutputParts`, so memory does not grow with the number of rows, a
+call goes on after the shards that an earlier one has finished, and several processes share them.
+"""
+
+import glob
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import datasets
+import datasets.exceptions
+import numpy as np
+import pyarrow as pa
+
+from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.pipeline_polyhead import PolyheadPipeline
+from ..data.loading import reason
+from ..distributed import Ranks
+from ..errors import UserError
+from .shards import OutputParts
+
+READERS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
+SHARD = 2048  # rows
+SIZES = ("batch_tokens", "batch_size")  # smaller ones may go on where memory was short
+FORMAT = 1  # of a shard; another one cannot go on with it
+WEIGHTS = (".safetensors", ".json", ".onnx", ".data", ".xml", ".bin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileJob:
+    """What to predict.
+
+    Args:
+        model: folder or Hub id that the pipeline's model was loaded from.
+        source: .parquet, .csv or .jsonl; or a folder whose .parquet files are read in name order.
+        target: a file of the same kinds; in CSV lists and dicts are written as JSON. Appears when
+            complete.
+        tasks: names.
+        text: column with the texts.
+        text_pair: column with the second texts, for pair tasks.
+        options: further arguments of the pipeline's call.
+    """
+
+    model: str
+    source: Path
+    target: Path
+    tasks: list[str]
+    text: str
+    text_pair: str | None
+    options: dict[str, Any]
+
+
+def predict_file(
+    pipe: PolyheadPipeline,
+    job: FileJob,
+    *,
+    ranks: Ranks,
+    notify: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Predict for every row of a file; the output holds its columns and one per task.
+
+    Args:
+        pipe: the model and its tokenizer.
+        job: what to predict.
+        ranks: the processes that share the work.
+        notify: called with how the model computes and what an earlier call has left done.
+        progress: called with rows done, as far as this process knows, and rows in all.
+
+    Returns:
+        number of rows.
+
+    Raises:
+        UserError: a file kind or a column is wrong, a text is missing, or shards of another call
+            are there, and nothing is written; or the disk is full.
+    """
+    rows = ranks.together(lambda: _read(job))
+    features = datasets.Features({**rows.features, **answer_features(pipe, job.tasks)})
+    schema = features.arrow_schema
+    parts = OutputParts(job.target, _plan(pipe, job, rows), schema)
+    ranks.together(parts.claim if ranks.is_first else parts.find)
+    notify(f"compute: {pipe.model.compute.reason}")
+    found = parts.finished()
+    if found:
+        notify(f"{len(found)} of {parts.count} shards were there")
+    progress(parts.finished_rows(), len(rows))
+    table = rows.with_format("arrow")
+    for number in range(ranks.rank, parts.count, ranks.count):
+        if number not in found:
+            given: Any = table[number * SHARD : (number + 1) * SHARD]
+            parts.write(number, _answered(pipe, job, given, schema))
+            progress(parts.finished_rows(), len(rows))
+    ranks.wait()
+    if ranks.is_first:
+        parts.join()
+    return len(rows)
+
+
+def answer_features(pipe: PolyheadPipeline, tasks: Iterable[str]) -> datasets.Features:
+    """The columns that the pipeline's answers make: the same for every shard, even an empty one."""
+    return datasets.Features({name: _feature(pipe.model.config.tasks[name]) for name in tasks})
+
+
+def _feature(task: TaskConfig) -> Any:
+    score, string, place = (datasets.Value(kind) for kind in ("float64", "string", "int64"))
+    if task.head == "embedding":
+        return datasets.List(datasets.Value("float32"))
+    if task.head == "token_classification":
+        entity = {"entity_group": string, "score": score, "word": string}
+        return datasets.List({**entity, "start": place, "end": place})
+    if task.problem_type == "regression":
+        return {"score": score}
+    label = {"label": string, "score": score}
+    several = task.head == "masked_lm" or task.problem_type == "multi_label_classification"
+    return datasets.List(label) if several else label
+
+
+def _answered(pipe: PolyheadPipeline, job: FileJob, given: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows of one shard with their answers."""
+    texts = given.column(job.text).to_pylist()
+    if job.text_pair is not None:
+        texts = list(zip(texts, given.column(job.text_pair).to_pylist(), strict=True))
+    answers: Any = pipe(texts, job.tasks, **job.options)
+    columns = [
+        pa.array([answer[name] for answer in answers], schema.field(name).type)
+        for name in job.tasks
+    ]
+    return pa.Table.from_arrays([*given.columns, *columns], schema=schema)
+
+
+def _plan(pipe: PolyheadPipeline, job: FileJob, rows: datasets.Dataset) -> dict[str, Any]:
+    """All that decides what a shard holds but for rounding, as JSON keeps it."""
+    folder = Path(job.model)
+    if folder.is_dir():
+        model = _stamps(p for p in sorted(folder.rglob("*")) if p.suffix in WEIGHTS)
+    else:
+        model = {job.model: pipe.model.config._commit_hash}
+    return {
+        "format": FORMAT,
+        "model": model,
+        "input": _stamps(_files(job.source)),
+        "rows": len(rows),
+        "columns": rows.column_names,
+        "tasks": job.tasks,
+        "text": job.text,
+        "text_pair": job.text_pair,
+        "compute": pipe.model.compute.mode,
+        **{key: value for key, value in job.options.items() if key not in SIZES},
+        "shard": SHARD,
+    }
+
+
+def _stamps(paths: Iterable[Path]) -> dict[str, str]:
+    """What tells a changed file."""
+    found = ((path.resolve(), path.stat()) for path in paths)
+    return {
+        str(path): f"{stat.st_size} bytes of {datetime.fromtimestamp(stat.st_mtime, UTC)}"
+        for path, stat in found
+    }
+
+
+# ---- reading ----
+
+
+def _files(source: Path) -> list[Path]:
+    return sorted(source.glob("[!.]*.parquet")) if source.is_dir() else [source]
+
+
+def _read(job: FileJob) -> datasets.Dataset:
+    faults = _path_faults(job.source, job.target)
+    if faults:
+        raise UserError("predict", faults)
+    rows = _load(job.source)
+    faults = _column_faults(rows, job.text, "--text")
+    if job.text_pair is not None:
+        faults += _column_faults(rows, job.text_pair, "--text-pair")
+    faults += [
+        f"column {name!r} has the name of a task, whose answers would replace it; rename the "
+        "column, or choose other --tasks"
+        for name in job.tasks
+        if name in rows.column_names
+    ]
+    if faults:
+        raise UserError(str(job.source), faults)
+    return rows
+
+
+def _path_faults(source: Path, target: Path) -> list[str]:
+    faults, allowed = [], f"allowed endings: {', '.join(READERS)}"
+    if source.is_dir():
+        if not _files(source):
+            faults.append(f"--input: there is no .parquet file in folder {source}")
+    elif source.suffix not in READERS:
+        faults.append(f"--input: {source.name}: {allowed}; or give a folder of .parquet files")
+    elif not source.is_file():
+        faults.append(f"--input: there is no file {source}")
+    if target.suffix not in READERS:
+        faults.append(f"--output: {target.name}: {allowed}")
+    if not target.parent.is_dir():
+        faults.append(f"--output: there is no folder {target.parent}")
+    if target.is_dir():
+        faults.append(f"--output: {target} is a folder")
+    if source.resolve() in (target.resolve(), target.resolve().parent):
+        faults.append(f"--output: {target} would change what --input names; write it elsewhere")
+    return faults
+
+
+def _load(source: Path) -> datasets.Dataset:
+    """Rows of all files, in order, from an Arrow file in the cache of `datasets`."""
+    kind = "parquet" if source.is_dir() else READERS[source.suffix]
+    # by itself the reader of parquet holds a whole row group in memory
+    names = [glob.escape(str(path)) for path in _files(source)]
+    more: dict[str, Any] = {"batch_size": SHARD} if kind == "parquet" else {}
+    try:
+        rows = datasets.load_dataset(kind, data_files=names, split="train", **more)
+    except (datasets.exceptions.DatasetsError, ValueError, OSError, StopIteration) as error:
+        raise UserError(str(source), [f"cannot be read: {reason(error)}"]) from error
+    assert isinstance(rows, datasets.Dataset)
+    return rows
+
+
+def _column_faults(rows: datasets.Dataset, column: str, option: str) -> list[str]:
+    if column not in rows.column_names:
+        names = ", ".join(rows.column_names)
+        return [f"{option}: no column {column!r}; the file has: {names}"]
+    values = rows.data.column(column)
+    first, count = 0, len(rows)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        count = values.null_count
+        if count:
+            missing = (chunk.is_null().index(pa.scalar(True)).as_py() for chunk in values.chunks)
+            for chunk, place in zip(values.chunks, missing, strict=True):
+                if place >= 0:
+                    first += place
+                    break
+                first += len(chunk)
+    return [f"{option}: column {column!r}: no text in row {first} ({count} rows)"] if count else []
+
+
+def plain(value: Any) -> Any:
+    """Vectors as lists, for JSON."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value

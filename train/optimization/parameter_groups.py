@@ -1,0 +1,171 @@
+"""Learning rates of parts of the model, and what of them does not fit a model."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import Trainer, TrainingArguments
+from transformers.utils import logging
+
+from ...modeling.modeling_polyhead import PolyheadModel
+from ..recipe.schema import Freeze, OptimizerOptions
+from .freezing import EPSILON, checked_schedule, layer_count, misfits, schedule_of, trained_weights
+from .model_parts import Part, model_parts
+
+logger = logging.get_logger(__name__)
+
+
+# ---- learning rates ----
+
+
+def _rate(part: Part, options: OptimizerOptions, args: TrainingArguments, count: int) -> float:
+    """Its learning rate.
+
+    A layer's is that of the layer above times `layer_decay`, the embeddings' one step below layer 0
+    (arXiv:1801.06146, arXiv:2003.10555). Adapters have one rate whatever their layer.
+    """
+    steps = 0
+    if part.kind == "embeddings":
+        steps = count
+    elif part.kind == "layer":
+        steps = count - 1 - part.layers[0]
+    elif part.kind == "head" and options.head_lr is not None:
+        return options.head_lr
+    elif part.kind == "adapter" and options.adapter_lr is not None:
+        return options.adapter_lr
+    return args.learning_rate * (options.layer_decay or 1.0) ** steps
+
+
+def _decay_names(model: PolyheadModel) -> list[str]:
+    """What `Trainer.get_decay_parameter_names` gives: all but biases and norms."""
+    return Trainer.get_decay_parameter_names(None, model)  # pyright: ignore - reads only the model
+
+
+def optimizer_groups(
+    model: PolyheadModel,
+    freeze: Freeze,
+    options: OptimizerOptions,
+    args: TrainingArguments,
+    decay_names: Iterable[str],
+) -> list[dict[str, Any]]:
+    """Parameter groups for a torch optimizer: each weight that trains, now or later, in one.
+
+    Up to two for each part, with and without weight decay: from the top of the encoder down, so
+    that the rate that the trainer logs, the first group's, is `learning_rate`; then heads and
+    adapters by name. A checkpoint's optimizer state fits as long as `freeze` is the same.
+
+    Args:
+        model: the model, not wrapped.
+        freeze: what does not train.
+        options: learning rates of parts of the model.
+        args: for `learning_rate` and `weight_decay`.
+        decay_names: the weights that decay, as `Trainer.get_decay_parameter_names(model)` gives.
+
+    Returns:
+        `{"name": "layer 3", "params": [...], "lr": ..., "weight_decay": ...}`; the name of a group
+        without weight decay ends with `, no decay`.
+
+    Raises:
+        ValueError: `freeze` or `options` do not fit the model, or `decay_names` has names that are
+            not the model's.
+    """
+    decayed = set(decay_names)
+    strange = decayed - {n for n, _ in model.named_parameters(remove_duplicate=False)}
+    if strange:
+        raise ValueError(f"decay_names: {min(strange)!r} is no weight of the model; unwrap it")
+    scheduled = checked_schedule(model, freeze, options)
+    count = layer_count(part for part, _ in scheduled)
+    encoder = [entry for entry in scheduled if entry[0].of_encoder]
+    groups = []
+    for part, start in [*reversed(encoder), *scheduled[len(encoder) :]]:
+        trained = trained_weights(part, start)
+        for title, value, wanted in (
+            (part.title, args.weight_decay, True),
+            (f"{part.title}, no decay", 0.0, False),
+        ):
+            weights = [w for name, w in trained.items() if (name in decayed) == wanted]
+            rate = _rate(part, options, args, count)
+            group = {"name": title, "params": weights, "lr": rate, "weight_decay": value}
+            groups += [group] if weights else []
+    return groups
+
+
+def parameter_table(
+    model: PolyheadModel, freeze: Freeze, options: OptimizerOptions, args: TrainingArguments
+) -> list[dict[str, Any]]:
+    """What trains, how fast and from when: a row for each part, from the bottom up.
+
+    Returns:
+        by row: `name`; `layers`, those that hold its weights; `trainable` and `frozen`, numbers of
+        parameters (those that join later are trainable); `learning_rate`; `weight_decay` and
+        `decayed`, the number of parameters that it pulls on; `from_epoch`. Rate and epoch are None
+        for what never trains. Ready for JSON.
+
+    Raises:
+        ValueError: `freeze` or `options` do not fit the model.
+    """
+    scheduled, decayed = checked_schedule(model, freeze, options), set(_decay_names(model))
+    count = layer_count(part for part, _ in scheduled)
+    rows = []
+    for part, start in scheduled:
+        trained = trained_weights(part, start)
+        trainable = sum(p.numel() for p in trained.values())
+        pulled = sum(p.numel() for name, p in trained.items() if name in decayed)
+        rows.append(
+            {
+                "name": part.title,
+                "layers": part.layers,
+                "trainable": trainable,
+                "frozen": sum(p.numel() for p in part.weights.values()) - trainable,
+                "learning_rate": _rate(part, options, args, count) if trained else None,
+                "weight_decay": args.weight_decay if pulled else 0.0,
+                "decayed": pulled,
+                "from_epoch": start if trained else None,
+            }
+        )
+    return rows
+
+
+# ---- faults of a recipe ----
+
+
+def freeze_faults(
+    model: PolyheadModel,
+    freeze: Freeze,
+    options: OptimizerOptions,
+    args: TrainingArguments | None = None,
+) -> list[str]:
+    """What of a recipe's `freeze` and `optimizer` does not fit the model, by dotted key.
+
+    Args:
+        model: the model, with all its heads and adapters.
+        freeze: what does not train.
+        options: learning rates of parts of the model.
+        args: with them, layers that would join after the end are found too.
+    """
+    parts = model_parts(model)
+    faults = misfits(model, parts, freeze, options)
+    if faults:  # what would follow from them says nothing
+        return faults
+    scheduled = schedule_of(parts, freeze)
+    epochs = args.num_train_epochs if args is not None and args.max_steps <= 0 else float("inf")
+    faults += [
+        f"freeze.unfreeze.every: {part.title} would join at epoch {start:g}; the last ends at "
+        f"{epochs:g}"
+        for part, start in scheduled
+        if start and start >= epochs - EPSILON
+    ]
+    trains = {
+        "encoder" if p.of_encoder else p.kind for p, at in scheduled if trained_weights(p, at)
+    }
+    if not trains:
+        return [*faults, "freeze: nothing is left to train; take something out"]
+    given = {
+        "layer_decay": ("encoder", options.layer_decay),
+        "head_lr": ("head", options.head_lr),
+        "adapter_lr": ("adapter", options.adapter_lr),
+    }
+    return faults + [
+        f"optimizer.{key}: no weight of any {kind} trains; take it out"
+        for key, (kind, value) in given.items()
+        if value is not None and kind not in trains
+    ]

@@ -1,0 +1,111 @@
+"""What is wrong with a recipe whose keys and types are right: which of them go together."""
+
+from pathlib import Path
+
+from ...modeling.checks import check_task_name
+from ..evaluation.metrics import METRICS, metrics_for
+from .schema import COMPARING, TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe, compares
+
+
+def task_faults(name: str, task: TaskRecipe) -> list[str]:
+    """What is wrong with one task: its name, options, columns, files, metrics."""
+    faults = []
+    key = f"tasks.{name}"
+    try:
+        check_task_name(name)
+    except ValueError as error:
+        faults.append(f"{key}: {error}")
+    try:
+        labels = None if task.labels is None else [str(label) for label in task.labels]
+        config = task.task_config(labels or _stand_in_labels(task))
+    except ValueError as error:
+        return [*faults, f"{key}: {error}"]
+    faults += [f"{key}.data.{fault}" for fault in _column_faults(task)]
+    faults += [f"{key}.data.{fault}" for fault in _file_faults(task.data)]
+    if task.cached and not compares(config):
+        faults.append(
+            f"{key}.cached: only for embedding losses {', '.join(COMPARING)}; take it out"
+        )
+    allowed = metrics_for(config, scored=task.data.label is not None)
+    for metric in task.metrics or []:
+        if metric not in (*METRICS, *allowed):
+            faults.append(f"{key}.metrics: {metric!r} is unknown; allowed: {', '.join(METRICS)}")
+        elif metric not in allowed and not (metric == "entity_f1" and not task.labels):
+            faults.append(f"{key}.metrics: {metric} does not fit; allowed: {', '.join(allowed)}")
+    return faults
+
+
+def _stand_in_labels(task: TaskRecipe) -> list[str] | None:
+    """Labels to check a task with before its own are found in the data."""
+    if task.head == "token_classification":
+        return ["O", "B-x", "I-x"] if task.scheme else ["x", "y"]
+    classes = task.head == "sequence_classification" and task.problem_type != "regression"
+    return ["x", "y"] if classes else None
+
+
+def _columns_of(task: TaskRecipe) -> tuple[set[str], set[str]]:
+    """The columns that a task needs beside its text, and those that it can read."""
+    if task.head == "embedding":
+        by_loss = {
+            "contrastive": ({"text", "text_pair"}, {"negative"}),
+            "triplet": ({"text", "text_pair", "negative"}, set()),
+            "margin_mse": ({"text", "text_pair", "negative", "label"}, set()),
+            "mse": ({"text", "label"}, set()),
+        }
+        return by_loss.get(str(task.loss), ({"text", "text_pair", "label"}, set()))
+    return {
+        "sequence_classification": ({"label"}, {"text_pair"}),
+        "token_classification": ({"tokens", "label"}, set()),
+        "masked_lm": (set(), set()),
+    }[task.head]
+
+
+def _column_faults(task: TaskRecipe) -> list[str]:
+    data, faults = task.data, []
+    given = {column for column in (*TEXT_COLUMNS, "label") if getattr(data, column) is not None}
+    needed, optional = _columns_of(task)
+    for column in sorted(needed - given):
+        faults.append(f"{column}: missing; {task.head} needs the name of this column")
+    for column in sorted(given - needed - optional - {"text", "tokens"}):
+        faults.append(f"{column}: {task.head} does not read it; take it out")
+    if not given & {"text", "tokens"} and "text" not in needed | {"tokens"} & needed:
+        faults.append("text: missing; name the column with the text, or tokens")
+    if {"text_pair", "tokens"} <= given:
+        faults.append("tokens: a pair task reads text and text_pair; take it out")
+    if data.label_range is not None:
+        numbers = task.problem_type == "regression" or task.head == "embedding"
+        if not numbers:
+            faults.append("label_range: only for tasks with numbers as labels")
+        elif data.label_range[0] >= data.label_range[1]:
+            faults.append(f"label_range: {list(data.label_range)}; write [lowest, highest]")
+    return faults
+
+
+def _file_faults(data: DataConfig) -> list[str]:
+    if data.path is None and data.data_files is None:
+        return ["path: missing; give path, data_files or both"]
+    files = data.data_files if isinstance(data.data_files, dict) else {"": data.data_files or []}
+    faults = []
+    for split, names in files.items():
+        for name in [names] if isinstance(names, str) else names:
+            if not any(sign in name for sign in "*?[{:$") and not Path(name).is_file():
+                place = f"data_files.{split}".strip(".")
+                faults.append(f"{place}: there is no file {name} (seen from {Path.cwd()})")
+    if isinstance(data.data_files, dict):
+        for split in data.data_files:
+            if split not in ("train", "validation", "test") and data.splits is None:
+                faults.append(f"data_files.{split}: allowed: train, validation, test")
+    return faults
+
+
+def stopping_faults(recipe: Recipe) -> list[str]:
+    """What `stopping` and `training` say against each other."""
+    if recipe.stopping is None:
+        return []
+    faults, training = [], recipe.training
+    if recipe.stopping.by == "macro":
+        if training.get("load_best_model_at_end") is False:
+            faults.append("stopping.by: macro needs training.load_best_model_at_end")
+        if training.get("metric_for_best_model", "macro") != "macro":
+            faults.append("stopping.by: macro, but training.metric_for_best_model is another")
+    return faults

@@ -1,0 +1,382 @@
+"""The keys of a recipe, as dataclasses; `reader.py` reads the file."""
+
+from dataclasses import fields
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from ...modeling.compute import Mode
+from ...modeling.configuration_polyhead import TaskConfig
+
+STRICT = ConfigDict(extra="forbid")
+TEXT_COLUMNS = ("text", "text_pair", "negative", "tokens")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class DataConfig:
+    """Where rows come from and which columns a task reads.
+
+    Args:
+        path: what `datasets.load_dataset` takes: a Hub id, or parquet, csv, json with `data_files`.
+            May be left out when the ending of `data_files` tells.
+        name: configuration of the dataset.
+        data_files: split to file, files or pattern; relative to where the command runs.
+        data_dir: folder given to `load_dataset`.
+        revision: revision of a Hub dataset.
+        splits: our split (train, validation, test) to the dataset's own name or slice.
+        text: column with the text.
+        text_pair: column with the second text of a pair, or the positive of an embedding task.
+        negative: column with a hard negative, for contrastive, triplet and margin_mse embedding
+            tasks.
+        tokens: column with lists of words, instead of `text` or beside it.
+        label: column with the label: a string or id, a list (multi-label), a number (regression,
+            scored pairs, a teacher's margin), a list of tags (token classification) or of numbers
+            (a teacher's embedding).
+        label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
+        license: of the data, for the model card.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    data_files: str | list[str] | dict[str, str | list[str]] | None = None
+    data_dir: str | None = None
+    revision: str | None = None
+    splits: dict[Literal["train", "validation", "test"], str] | None = None
+    text: str | None = None
+    text_pair: str | None = None
+    negative: str | None = None
+    tokens: str | None = None
+    label: str | None = None
+    label_range: tuple[float, float] | None = None
+    license: str | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class TaskRecipe:
+    """One task of a recipe: `TaskConfig`'s options, its data and its metrics.
+
+    Args:
+        data: where its rows come from.
+        metrics: names from `METRICS`; the first stands for the task in the macro score. Default:
+            the usual ones of the kind of head.
+        adapter: `{r: 8, ...}`, fields of peft's LoraConfig, for an adapter of its own (`layers:
+            top 2` for the last two layers, `type: ia3` for IA3, `name` for another name than the
+            task's, `path` of a folder in PEFT's format to start from its weights); or the name of
+            one that another task defines; default none.
+        max_rows: train on a random sample of so many rows, the same each time.
+        epochs: passes over its rows in an epoch of the run; 0.5 leaves out half of them, the other
+            half next time. Tasks that share their rows share it.
+        loss_weight: this task's factor in the total loss.
+        cached: an embedding loss that compares texts (contrastive, cosent, angle) does so over all
+            micro-batches of an optimizer step (GradCache, arXiv:2101.06983): 32 x 32 is then one
+            batch of 1,024 in the memory of 32, for one more forward pass.
+
+    The other options are `TaskConfig`'s.
+    """
+
+    head: Literal["embedding", "sequence_classification", "token_classification", "masked_lm"]
+    data: DataConfig
+    labels: list[str | int | bool] | None = None
+    problem_type: (
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    ) = None
+    pooling: str | None = None
+    activation: str | None = None
+    dropout: float = 0.1
+    scheme: str | None = None
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    loss: str | None = None
+    temperature: float = 0.05
+    symmetric: bool = False
+    false_negative_margin: float | None = None
+    margin: float = 0.5
+    prompts: list[str] | None = None
+    matryoshka: list[int] | None = None
+    projection: int | None = Field(default=None, gt=0)
+    normalize: bool = True
+    loss_weight: float = Field(default=1.0, ge=0)
+    cached: bool = False
+    adapter: dict[str, Any] | str | None = None
+    metrics: list[str] | None = None
+    max_rows: int | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+
+    def task_config(self, labels: list[str] | None = None, scheme: str | None = None) -> TaskConfig:
+        """The model's side of this task, with the labels and tag scheme found in the data."""
+        options = {
+            f.name: getattr(self, f.name)
+            for f in fields(TaskConfig)
+            if f.name not in ("labels", "scheme", "pair", "adapter")
+        }
+        pair = self.head == "sequence_classification" and self.data.text_pair is not None
+        return TaskConfig(labels=labels, scheme=scheme or self.scheme, pair=pair, **options)
+
+
+@dataclass(config=STRICT, kw_only=True)
+class ScratchEncoder:
+    """An encoder with random weights: `config` names its model_type and sizes."""
+
+    config: dict[str, Any]
+    tokenizer: str
+
+
+@dataclass(config=STRICT, kw_only=True)
+class SchedulePoint:
+    """The shares of the tasks at an epoch; between two points they change evenly.
+
+    Args:
+        epoch: counted from 0.
+        weights: uniform, proportional, or a weight for each task.
+    """
+
+    epoch: float = Field(ge=0)
+    weights: Literal["uniform", "proportional"] | dict[str, float]
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Sampling:
+    """How rows of the tasks are mixed. Tasks that share their rows count as one here.
+
+    Args:
+        strategy: proportional takes each row once an epoch (`epochs` of a task: more or less
+            often). uniform: as many rows of each task. temperature: in proportion to
+            rows^(1 / temperature) (arXiv:1907.05019). weights: in proportion to `weights`.
+            schedule: to weights that change from epoch to epoch. round_robin: tasks take turns.
+            sequential: all batches of one task, then those of the next.
+        temperature: 1 is proportional, large values near uniform.
+        size_cap: rows beyond this number do not count for a task's share (arXiv:1910.10683).
+        weights: by task.
+        schedule: points of `{epoch: 0, weights: uniform}`, in order.
+        until: round_robin ends when the shortest task is through (default), or the longest (the
+            others begin anew).
+        order_of_tasks: sequential: the tasks in the order that they come.
+        rows_per_epoch: rows of an epoch for uniform, temperature, weights and schedule; default
+            the rows there are. Pure batches fill whole optimizer steps.
+        batches: mixed puts rows of several tasks into a batch; pure one task at a time.
+        batch_tokens: tokens in a batch of a rank, about, instead of
+            `training.per_device_train_batch_size` rows: long rows then come in smaller batches.
+        packing: batches without padding, where the encoder can read them: the same losses, faster.
+        order: shuffled; length: rows of like length share a batch, which saves padding;
+            no_duplicates: rows of text groups (embedding tasks) that have a text in common do not
+            share an optimizer step, where it would be a false negative of a contrastive loss.
+    """
+
+    strategy: Literal[
+        "proportional",
+        "uniform",
+        "temperature",
+        "weights",
+        "schedule",
+        "round_robin",
+        "sequential",
+    ] = "proportional"
+    temperature: float | None = Field(default=None, gt=0)
+    size_cap: int | None = Field(default=None, gt=0)
+    weights: dict[str, float] | None = None
+    schedule: list[SchedulePoint] | None = Field(default=None, min_length=1)
+    until: Literal["shortest", "longest"] | None = None
+    order_of_tasks: list[str] | None = None
+    rows_per_epoch: int | None = Field(default=None, gt=0)
+    batches: Literal["mixed", "pure"] = "mixed"
+    batch_tokens: int | None = Field(default=None, ge=8)
+    packing: bool = True
+    order: Literal["shuffled", "length", "no_duplicates"] = "shuffled"
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Balancing:
+    """How the losses, or the gradients, of the tasks are weighed against each other.
+
+    The weights come on top of each task's own `loss_weight`.
+
+    Args:
+        method: see `balancing/methods.py`, which names the paper of each.
+        learning_rate: of the weights that uncertainty, famo and gradnorm learn.
+        temperature: dwa: large values near equal weights.
+        alpha: gradnorm: how strongly tasks that learn slowly are favoured.
+        c: cagrad: how far from the mean gradient, 0 to 1.
+        gradient_steps: every so many optimizer steps the gradients of the tasks are compared and
+            logged, 0 for never; default 16 times the number of tasks, which costs some 4 %.
+    """
+
+    method: Literal[
+        "none",
+        "size",
+        "classes",
+        "random",
+        "uncertainty",
+        "dwa",
+        "geometric",
+        "famo",
+        "gradnorm",
+        "pcgrad",
+        "cagrad",
+        "mgda",
+        "upgrad",
+        "aligned_mtl",
+        "nash_mtl",
+    ] = "none"
+    learning_rate: float | None = Field(default=None, gt=0)
+    temperature: float | None = Field(default=None, gt=0)
+    alpha: float | None = Field(default=None, ge=0)
+    c: float | None = Field(default=None, ge=0, lt=1)
+    gradient_steps: int | None = Field(default=None, ge=0)
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Unfreeze:
+    """Frozen layers that join one after the other (ULMFiT, arXiv:1801.06146).
+
+    Args:
+        every: epochs between one layer and the next; the first joins after this time.
+        from_: `from` in the recipe: top or bottom, the layer that joins first.
+        layers: those of `freeze.layers` that join; default all.
+    """
+
+    every: float = Field(gt=0)
+    from_: Literal["top", "bottom"] = Field(default="top", alias="from")
+    layers: list[int] | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Freeze:
+    """What does not train.
+
+    Args:
+        encoder: the encoder's own weights; heads and adapters train.
+        embeddings: all of the encoder below its first layer.
+        layers: numbers of layers, from 0 at the bottom; negative ones count from the top.
+        heads: tasks whose head keeps its first weights.
+        unfreeze: when frozen layers join.
+    """
+
+    encoder: bool = False
+    embeddings: bool = False
+    layers: list[int] = Field(default_factory=list)
+    heads: list[str] = Field(default_factory=list)
+    unfreeze: Unfreeze | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class OptimizerOptions:
+    """Learning rates that differ from `training.learning_rate`.
+
+    Args:
+        layer_decay: each layer's rate is that of the layer above times this (arXiv:1801.06146).
+        head_lr: of the heads.
+        adapter_lr: of the adapters.
+    """
+
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    head_lr: float | None = Field(default=None, gt=0)
+    adapter_lr: float | None = Field(default=None, gt=0)
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Stopping:
+    """When training, or a task, ends early.
+
+    Args:
+        by: macro ends the run when the macro score stops improving. task freezes a task whose own
+            main metric stops improving and takes its rows out; the others go on.
+        patience: evaluations without improvement.
+        threshold: what counts as an improvement.
+    """
+
+    by: Literal["macro", "task"] = "macro"
+    patience: int = Field(gt=0)
+    threshold: float = Field(default=0.0, ge=0)
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Card:
+    """What the model card says that no file knows.
+
+    Args:
+        language: codes of the languages of the texts, as [en, de].
+        license: of the model, by the Hub's name for it, as apache-2.0.
+        limits: what users should know: whom the data leaves out, what it was not tried on.
+    """
+
+    language: list[str] = Field(default_factory=list)
+    license: str | None = None
+    limits: str | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Recipe:
+    """All that a training run needs.
+
+    Args:
+        encoder: Hub id, folder, `package:NAME/FOLDER` (a folder inside an installed Python
+            package), or a `ScratchEncoder`.
+        tasks: by name; read in alphabetical order, so that their order in the file changes nothing.
+        output_dir: checkpoints go here, the finished model to `output_dir/model`.
+        pooling: pooling of every task that names none; default that of a sentence-transformers
+            model, where the encoder is one, else mean.
+        max_length: tokens in a text; default what encoder and tokenizer take.
+        sampling: how rows of the tasks are mixed.
+        balancing: how the tasks are weighed against each other.
+        freeze: what does not train.
+        optimizer: learning rates of parts of the model.
+        stopping: when training, or a task, ends early; default never.
+        nan_loss: stop ends the run when a loss is not finite, naming task and rows; skip leaves
+            that task out of the batch and counts it.
+        compute: how the encoder's linear layers compute: exact, as torch does; auto, by what is
+            fastest on this machine for the same numbers; bf16 where that is faster.
+        card: for the model card.
+        training: fields of TrainingArguments.
+    """
+
+    encoder: str | ScratchEncoder
+    tasks: dict[str, TaskRecipe] = Field(min_length=1)
+    output_dir: str
+    pooling: Literal["mean", "cls", "max", "last_token", "mean_last_4"] | None = None
+    max_length: int | None = Field(default=None, ge=8)
+    sampling: Sampling = Field(default_factory=Sampling)
+    balancing: Balancing = Field(default_factory=Balancing)
+    freeze: Freeze = Field(default_factory=Freeze)
+    optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
+    stopping: Stopping | None = None
+    nan_loss: Literal["stop", "skip"] = "stop"
+    compute: Mode = "exact"
+    card: Card = Field(default_factory=Card)
+    training: dict[str, Any] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tasks = dict(sorted(self.tasks.items()))
+
+
+@dataclass(config=STRICT, kw_only=True)
+class MultiTaskArguments:
+    """What a training of several tasks has beside TrainingArguments; see `Recipe`.
+
+    Args:
+        sampling: how rows of the tasks are mixed.
+        passes: by source, passes over its rows in an epoch.
+        balancing: how the tasks are weighed against each other.
+        freeze: what does not train.
+        optimizer: learning rates of parts of the model.
+        stopping: when training, or a task, ends early.
+        nan_loss: what to do with a loss that is not finite.
+        cached: embedding tasks whose texts are compared over all micro-batches of a step.
+    """
+
+    sampling: Sampling = Field(default_factory=Sampling)
+    passes: dict[str, float] = Field(default_factory=dict)
+    balancing: Balancing = Field(default_factory=Balancing)
+    freeze: Freeze = Field(default_factory=Freeze)
+    optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
+    stopping: Stopping | None = None
+    nan_loss: Literal["stop", "skip"] = "stop"
+    cached: set[str] = Field(default_factory=set)
+
+
+# Embedding losses that compare the groups of a batch with each other.
+COMPARING = ("contrastive", "cosent", "angle")
+
+
+def compares(task: TaskConfig) -> bool:
+    """The loss of the task compares the groups of a batch with each other."""
+    return task.head == "embedding" and task.loss in COMPARING

@@ -1,0 +1,256 @@
+"""The course of a run by task, from the trainer's log: numbers and pictures.
+
+Losses of tasks are of different sizes, so each task has a panel of its own; what can be compared
+(weights, norms of gradients) shares one.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from ..artifacts import REPORTS
+from ..evaluation.metrics import METRICS
+from .figures import draw
+
+NUMBERED = 20  # a heat map of more tasks has no numbers
+# The pictures of a run, and what of its curves each shows.
+NEEDS = {
+    "losses": ("losses", "weights", "rows", "tokens"),
+    "scores": ("scores",),
+    "gradients": ("gradient_norms", "cosines"),
+}
+
+
+def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]) -> dict[str, Any]:
+    """The trainer's log by task.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+        task_names: the tasks.
+
+    Returns:
+        JSON-ready; lists of [step, value], value None where it was no number:
+        `losses` by task: train, evaluation; `scores` by task and metric, `macro` among the tasks;
+        `weights`, `rows`, `tokens`, `skipped`, `gradient_norms` by task; and `cosines`, one entry
+        per pair of tasks: tasks, mean, share of comparisons below 0 (`negative`), `compared`; those
+        that pull apart first.
+    """
+    names = sorted(task_names)
+
+    def by_task(prefix: str) -> dict[str, list]:
+        found = {name: _series(log_history, f"{prefix}_{name}") for name in names}
+        return {name: points for name, points in found.items() if points}
+
+    metrics = (*METRICS, "precision", "recall")
+    scores = {
+        name: {m: _series(log_history, f"eval_{name}_{m}") for m in metrics} for name in names
+    }
+    scores.setdefault("macro", {})["macro"] = _series(log_history, "eval_macro")
+    losses = {"train": by_task("loss")}
+    losses["evaluation"] = {
+        name: points for name in names if (points := _series(log_history, f"eval_{name}_loss"))
+    }
+    return {
+        "losses": {
+            name: {kind: found[name] for kind, found in losses.items() if name in found}
+            for name in names
+            if any(name in found for found in losses.values())
+        },
+        "scores": {
+            name: {metric: points for metric, points in found.items() if points}
+            for name, found in scores.items()
+            if any(found.values())
+        },
+        "weights": by_task("weight"),
+        "rows": by_task("rows"),
+        "tokens": by_task("tokens"),
+        "skipped": by_task("skipped"),
+        "gradient_norms": by_task("grad_norm"),
+        "cosines": _cosines(log_history, names),
+    }
+
+
+def _series(log_history: list[dict[str, Any]], key: str) -> list[list]:
+    return [
+        [line["step"], line[key] if math.isfinite(line[key]) else None]
+        for line in log_history
+        if key in line
+    ]
+
+
+def _cosines(log_history: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
+    """Pairs of tasks by the mean cosine of their gradients; a gradient of 0 has none."""
+    found = []
+    for one, other in combinations(names, 2):
+        points = _series(log_history, f"cosine_{one}-{other}")
+        values = [value for _, value in points if value is not None]
+        if values:
+            found.append(
+                {
+                    "tasks": [one, other],
+                    "mean": sum(values) / len(values),
+                    "negative": sum(value < 0 for value in values) / len(values),
+                    "compared": len(values),
+                }
+            )
+    return sorted(found, key=lambda pair: pair["mean"])
+
+
+def training_plots(
+    log_history: list[dict[str, Any]], task_names: Sequence[str], folder: str | Path
+) -> list[Path]:
+    """Draw `reports/losses.png`, `scores.png` and `gradients.png`, those with something to show.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+        task_names: the tasks.
+        folder: of the run.
+
+    Returns:
+        paths of the pictures.
+    """
+    place = Path(folder) / REPORTS
+    place.mkdir(parents=True, exist_ok=True)
+    return draw_training(training_curves(log_history, task_names), place)
+
+
+def draw_training(curves: dict[str, Any], folder: Path) -> list[Path]:
+    """`losses.png`, `scores.png` and `gradients.png`, those for which something was logged.
+
+    Args:
+        curves: from `training_curves`.
+        folder: where to write; exists.
+
+    Returns:
+        paths of the pictures.
+    """
+    wanted = [name for name, keys in NEEDS.items() if any(curves[key] for key in keys)]
+    makers = {"losses": _losses, "scores": _scores, "gradients": _gradients}
+    return draw(folder, makers, wanted, curves)
+
+
+def _losses(curves: dict[str, Any]) -> Figure:
+    """A panel for each task, whose losses are of different sizes; then weights, rows and tokens."""
+    losses, weights = curves["losses"], curves["weights"]
+    totals = [key for key in ("rows", "tokens") if curves[key]]
+    figure, panels = _grid(len(losses) + bool(weights) + len(totals), "losses by task")
+    left = iter(panels)
+    for task, found in losses.items():
+        axes = next(left)
+        axes.set(title=task, ylabel="loss", xlabel="optimizer step")
+        if "train" in found:
+            _line(axes, _smooth(axes, found["train"]), "tab:blue", "train")
+        if "evaluation" in found:
+            _line(axes, found["evaluation"], "tab:red", "evaluation", marked=True)
+        axes.legend(fontsize=7)
+    if weights:
+        axes = next(left)
+        axes.set(title="weight of the loss", ylabel="weight", xlabel="optimizer step")
+        _by_task(figure, axes, weights)
+    for key, axes in zip(totals, left, strict=True):
+        last = {task: points[-1][1] for task, points in curves[key].items()}
+        axes.barh(list(last), list(last.values()), color="lightsteelblue")
+        axes.invert_yaxis()
+        axes.set(title=f"{key} seen", xlabel=key)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    return figure
+
+
+def _scores(curves: dict[str, Any]) -> Figure:
+    figure, panels = _grid(len(curves["scores"]), "scores by task, at each evaluation")
+    for axes, (task, metrics) in zip(panels, curves["scores"].items(), strict=True):
+        for number, (metric, points) in enumerate(metrics.items()):
+            _line(axes, points, f"C{number}", metric, marked=True)
+        axes.set(title=task, ylabel="score", xlabel="optimizer step")
+        axes.legend(fontsize=7)
+    return figure
+
+
+def _gradients(curves: dict[str, Any]) -> Figure:
+    """Norms by task, and the mean cosine of each pair: red where two tasks pull apart."""
+    norms, pairs = curves["gradient_norms"], curves["cosines"]
+    names = sorted({name for pair in pairs for name in pair["tasks"]})
+    side = 2.5 + 0.5 * len(names)
+    widths = [width for width, drawn in ((4.5, norms), (side, pairs)) if drawn]
+    figure = Figure(figsize=(sum(widths), max(4.5, side - 0.5)), layout="constrained")
+    panels = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    if norms:
+        axes = panels[0]
+        axes.set(title="gradients of the tasks", ylabel="norm", yscale="log")
+        axes.set_xlabel("optimizer step")
+        _by_task(figure, axes, norms)
+    if pairs:
+        _heat_map(figure, panels[-1], names, pairs)
+    return figure
+
+
+def _heat_map(figure: Figure, axes: Axes, names: list[str], pairs: list[dict[str, Any]]) -> None:
+    matrix = np.full((len(names), len(names)), np.nan)
+    for pair in pairs:
+        i, j = (names.index(name) for name in pair["tasks"])
+        matrix[i, j] = matrix[j, i] = pair["mean"]
+    limit = max(0.05, float(np.nanmax(np.abs(matrix))))  # cosines of tasks are small numbers
+    axes.set_facecolor("0.85")
+    image = axes.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit)
+    figure.colorbar(image, ax=axes, shrink=0.8).set_label("mean cosine (red: they pull apart)")
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(visible=False)
+    axes.set_title("cosine of the gradients of two tasks")
+    if len(names) <= NUMBERED:
+        for i, j in np.argwhere(~np.isnan(matrix)):
+            color = "white" if abs(matrix[i, j]) > 0.6 * limit else "black"
+            text = f"{matrix[i, j]:+.2f}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
+
+
+def _grid(count: int, title: str) -> tuple[Figure, list[Axes]]:
+    """Panels in rows of three."""
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(4.5, 3.6 * columns), 0.6 + 2.5 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.remove()
+    figure.suptitle(title)
+    return figure, panels[:count]
+
+
+def _by_task(figure: Figure, axes: Axes, series: dict[str, list]) -> None:
+    """A line for each task; their names under the figure."""
+    palette = colormaps["tab10" if len(series) <= 10 else "tab20"]
+    for number, (task, points) in enumerate(series.items()):
+        _line(axes, points, palette(number % palette.N), task)
+    handles, names = axes.get_legend_handles_labels()
+    title = axes.get_title()
+    figure.legend(handles, names, loc="outside lower center", ncols=5, title=title)
+
+
+def _smooth(axes: Axes, points: list) -> list:
+    """The running mean of a long noisy line, which itself is drawn thin."""
+    window = len(points) // 25
+    if window < 3:
+        return points
+    steps, values = np.array(points, dtype=float).T
+    axes.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=0.6)
+    means = np.convolve(values, np.full(window, 1 / window), mode="valid")
+    middle = steps[(window - 1) // 2 :][: len(means)]
+    return np.stack([middle, means], axis=1).tolist()
+
+
+def _line(axes: Axes, points: list, color: Any, label: str, *, marked: bool = False) -> None:
+    """Points [step, value]; None is a gap."""
+    steps, values = np.array(points, dtype=float).T
+    marker = "o" if marked or len(points) == 1 else None
+    style: dict[str, Any] = {"color": color, "label": label, "linewidth": 1.2}
+    axes.plot(steps, values, marker=marker, markersize=3, **style)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

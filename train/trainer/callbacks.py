@@ -1,0 +1,199 @@
+"""What happens beside the training step: the sampler's epoch, the progress bar."""
+
+import math
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import ProgressCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from ..batches.collator import MultiTaskCollator
+from ..batches.sampler import MultiTaskBatchSampler
+from ..recipe.schema import Stopping
+
+if TYPE_CHECKING:
+    from ..balancing.methods import Balancer
+
+
+class SetEpoch(TrainerCallback):
+    """Tells sampler and collator the epoch; when several processes resume, nothing else does."""
+
+    def __init__(self, sampler: MultiTaskBatchSampler, collator: MultiTaskCollator) -> None:
+        self.sampler = sampler
+        self.collator = collator
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        """Set the epoch that begins."""
+        self.sampler.set_epoch(int(state.epoch or 0))
+        self.collator.epoch = int(state.epoch or 0)
+
+
+class AfterStep(TrainerCallback):
+    """Calls a function after each step of the optimizer, before anything is saved."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Call it."""
+        self.function()
+
+
+class _Kept(TrainerCallback, ExportableState):
+    """State that a checkpoint keeps; HF writes it, and gives it back by `on_train_begin`."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take up what a checkpoint kept; a training that starts anew has nothing to take up."""
+        kept = state.stateful_callbacks.get(type(self).__name__)
+        if state.global_step and kept is not None:
+            self.restore(kept["attributes"])
+
+    def state(self) -> dict[str, Any]:
+        """What is written to trainer_state.json."""
+        return {"args": {}, "attributes": self.keep()}
+
+    def keep(self) -> dict[str, Any]:
+        """State as plain lists and numbers."""
+        raise NotImplementedError
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Take up what `keep` gave."""
+        raise NotImplementedError
+
+
+class TrainingState(_Kept):
+    """Rows and tokens seen by task, losses skipped, and what balancing has learned.
+
+    Args:
+        balancer: weighs the tasks.
+        names: the tasks, in the model's order.
+    """
+
+    def __init__(self, balancer: "Balancer", names: list[str]) -> None:
+        self.balancer = balancer
+        self.names = names
+        self.seen = torch.zeros(len(names), 2, dtype=torch.float64)  # rows, tokens
+        self.skipped = dict.fromkeys(names, 0)
+
+    def see(self, counts: Tensor) -> None:
+        """Add the rows and tokens of a step: (tasks, 2), over all ranks."""
+        self.seen = self.seen.to(counts.device) + counts
+
+    def log(self) -> dict[str, float]:
+        """`rows_<task>` and `tokens_<task>` seen so far, and `skipped_<task>` where any were."""
+        found: dict[str, float] = {}
+        for name, (rows, tokens) in zip(self.names, self.seen.tolist(), strict=True):
+            found |= {f"rows_{name}": rows, f"tokens_{name}": tokens}
+        return found | {f"skipped_{name}": n for name, n in self.skipped.items() if n}
+
+    def keep(self) -> dict[str, Any]:
+        """See `restore`."""
+        return {
+            "seen": dict(zip(self.names, self.seen.tolist(), strict=True)),
+            "skipped": self.skipped,
+            "balancer": self.balancer.state_dict(),
+        }
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Take up the counts and the balancer's state."""
+        self.seen = torch.tensor([kept["seen"][name] for name in self.names], dtype=torch.float64)
+        self.skipped = dict(kept["skipped"])
+        self.balancer.load_state_dict(kept["balancer"])
+
+
+class TaskStopping(_Kept):
+    """Ends the training of a task whose own metric stops improving; the others go on.
+
+    From the next epoch on its head and its own adapter get no gradient and, when all tasks over its
+    rows have stopped, its rows are not drawn. It is still evaluated.
+
+    Args:
+        options: patience and threshold.
+        metrics: task to the metric that says whether it improves; tasks without one never stop.
+        sampler: draws the rows.
+        collator: leaves out the labels.
+    """
+
+    def __init__(
+        self,
+        options: Stopping,
+        metrics: dict[str, str],
+        sampler: MultiTaskBatchSampler,
+        collator: MultiTaskCollator,
+    ) -> None:
+        self.options = options
+        self.metrics = metrics
+        self.sampler = sampler
+        self.collator = collator
+        self.best: dict[str, float] = {}
+        self.waited = dict.fromkeys(metrics, 0)
+        self.stopped: dict[str, int] = {}  # task to the first epoch without it
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
+    ) -> None:
+        """Compare each task's metric with its best."""
+        for name, metric in self.metrics.items():
+            value = (metrics or {}).get(f"eval_{name}_{metric}")
+            if value is None or name in self.stopped:
+                continue
+            if name not in self.best or value > self.best[name] + self.options.threshold:
+                self.best[name], self.waited[name] = value, 0
+            else:
+                self.waited[name] += 1
+            if self.waited[name] >= self.options.patience:
+                self.stopped[name] = math.ceil(state.epoch - 1e-6)
+        if set(self.collator.configs) <= set(self.stopped):
+            control.should_training_stop = True
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave out what has stopped by now."""
+        epoch = int(state.epoch or 0)
+        self.collator.stopped = {name for name, first in self.stopped.items() if first <= epoch}
+        for source, tasks in self.collator.sources.items():
+            if set(tasks) <= set(self.stopped):
+                self.sampler.stop(source, max(self.stopped[name] for name in tasks))
+
+    def keep(self) -> dict[str, Any]:
+        """See `restore`."""
+        return {"best": self.best, "waited": self.waited, "stopped": self.stopped}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Take up where each task stands."""
+        self.best, self.waited, self.stopped = (
+            dict(kept[key]) for key in ("best", "waited", "stopped")
+        )
+
+
+class TaskProgress(ProgressCallback):
+    """HF's progress bar, with the loss of each task beside it and one line per evaluation."""
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any
+    ) -> None:
+        """A bar for each source: HF's would count on where the last one ended."""
+        if self.prediction_bar is not None and self.prediction_bar.n == self.prediction_bar.total:
+            self.prediction_bar.close()
+            self.prediction_bar = None
+        super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader)
+
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any
+    ) -> None:
+        """Show the losses of the tasks, or the metrics of an evaluation."""
+        if self.training_bar is None or not logs:
+            return
+        losses = {k.removeprefix("loss_"): v for k, v in logs.items() if k.startswith("loss_")}
+        if losses:
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            self.training_bar.set_postfix_str(f"loss {logs['loss']:.3f} | {shown}", refresh=False)
+        elif "eval_macro" in logs:
+            scores = "  ".join(
+                f"{key.removeprefix('eval_')} {value:.4f}"
+                for key, value in logs.items()
+                if key.startswith("eval_") and not key.endswith("loss")
+            )
+            self.training_bar.write(f"epoch {state.epoch:.2f}: {scores}", file=sys.stderr)

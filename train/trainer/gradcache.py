@@ -1,0 +1,146 @@
+"""Embedding losses that compare texts: over all ranks, and over all micro-batches of a step.
+
+Contrastive, CoSENT and AnglE compare the groups of a batch with each other, so that their loss over
+a large batch is not the sum of those over its parts. Ranks therefore exchange the embeddings of a
+task, never those of two tasks with each other, and each computes the whole loss. A `cached` task is
+compared over the micro-batches too: GradCache (arXiv:2101.06983) embeds all texts without a graph,
+takes the gradient of the loss with respect to the embeddings, and hands each micro-batch its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from ...modeling.heads import Head
+from ...modeling.modeling_polyhead import PolyheadOutput
+
+
+def loss_over_ranks(
+    head: Head, embeddings: Tensor, labels: Tensor, num_items: Tensor, accelerator: Accelerator
+) -> Tensor | None:
+    """The task's loss over the rows of all ranks; these ranks' values add up to it.
+
+    Args:
+        head: of the task.
+        embeddings: (N, D) of this rank; (0, 0) where it has none.
+        labels: (G,) of this rank.
+        num_items: groups in the whole optimizer step.
+        accelerator: knows the ranks. All of them have to call this.
+
+    Returns:
+        A scalar whose gradient with respect to `embeddings` is that of the whole loss; None on a
+        rank without rows.
+    """
+    if accelerator.num_processes == 1:
+        return head.loss(embeddings, labels, num_items) if len(labels) else None
+    others = from_all_ranks(embeddings.detach().float(), accelerator)
+    scores = from_all_ranks(labels, accelerator)
+    if not len(labels):
+        return None
+    others[accelerator.process_index] = embeddings.float()
+    parts = [part for part in others if len(part)]
+    loss = head.loss(torch.cat(parts), torch.cat([s for s in scores if len(s)]), num_items)
+    return loss - loss.detach() * (1 - 1 / len(parts))
+
+
+def from_all_ranks(values: Tensor, accelerator: Accelerator) -> list[Tensor]:
+    """The tensor of each rank, whatever its sizes; as many dimensions on all ranks."""
+    shapes: Any = accelerator.gather(torch.tensor([values.shape], device=values.device))
+    sizes = shapes.prod(1)
+    flat = F.pad(values.flatten(), (0, int(sizes.max()) - values.numel()))
+    found: Any = accelerator.gather(flat[None])
+    return [
+        row[:size].view(shape)
+        for row, size, shape in zip(found, sizes.tolist(), shapes.tolist(), strict=True)
+    ]
+
+
+@dataclass
+class CachedPart:
+    """What a micro-batch needs to train on the loss of the whole step.
+
+    Args:
+        random: state of the random numbers before its forward pass, for the same dropout again.
+        gradients: by task, (N, D), of the step's loss with respect to its embeddings.
+        values: by task, its share of that loss.
+    """
+
+    random: tuple[Tensor, tuple[list[int], list[Tensor]]]
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def replay(self) -> None:
+        """Go back to the random numbers of its first forward pass."""
+        torch.set_rng_state(self.random[0])
+        set_device_states(*self.random[1])
+
+    def losses(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """By task: the share of the loss, with the gradient of the whole."""
+        found = {}
+        for name, gradient in self.gradients.items():
+            product = (embeddings[name] * gradient.to(embeddings[name])).sum()
+            found[name] = self.values[name] + product - product.detach()
+        return found
+
+
+def cache_step(
+    batches: list[dict[str, Any]],
+    forward: Callable[[dict[str, Any]], PolyheadOutput],
+    heads: dict[str, Head],
+    num_items: dict[str, Tensor],
+    accelerator: Accelerator,
+) -> list[CachedPart]:
+    """Embed all micro-batches of a step, one at a time, and take the gradients of the losses.
+
+    Args:
+        batches: the micro-batches, with their `labels`.
+        forward: a micro-batch to the model's output, in training mode; no graph is kept.
+        heads: of the cached tasks that have rows in the step, on any rank.
+        num_items: groups of each in the whole step.
+        accelerator: knows the ranks. All of them have to call this.
+    """
+    parts: list[CachedPart] = []
+    embeddings: dict[str, list[Tensor]] = {name: [] for name in heads}
+    labels: dict[str, list[Tensor]] = {name: [] for name in heads}
+    for batch in batches:
+        there = torch.empty(0, device=accelerator.device)
+        parts.append(CachedPart((torch.get_rng_state(), get_device_states(there))))
+        with torch.no_grad():
+            found = forward(batch).embeddings or {}
+        for name in heads:
+            given = batch["labels"].get(name, torch.zeros(0))
+            embeddings[name].append(found.get(name, torch.zeros(0, 0)).to(accelerator.device))
+            labels[name].append(given.to(accelerator.device))
+    for name, head in heads.items():
+        _take_gradients(name, head, parts, embeddings[name], labels[name], num_items, accelerator)
+    return parts
+
+
+def _take_gradients(
+    name: str,
+    head: Head,
+    parts: list[CachedPart],
+    embeddings: list[Tensor],
+    labels: list[Tensor],
+    num_items: dict[str, Tensor],
+    accelerator: Accelerator,
+) -> None:
+    own = [number for number, values in enumerate(labels) if len(values)]
+    whole = torch.cat([embeddings[n] for n in own]) if own else embeddings[0]
+    scores = torch.cat([labels[n] for n in own]) if own else labels[0]
+    whole = whole.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = loss_over_ranks(head, whole, scores, num_items[name], accelerator)
+    if loss is None:
+        return
+    (gradient,) = torch.autograd.grad(loss, whole)
+    pieces = gradient.split([len(embeddings[n]) for n in own])
+    for number, piece in zip(own, pieces, strict=True):
+        parts[number].gradients[name] = piece
+        parts[number].values[name] = loss.detach() * (len(labels[number]) / len(scores))
