@@ -13,13 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
-from .adapter_options import (
-    NAME,
-    check_adapter_options,
-    make_peft_config,
-)
+from .adapter_options import NAME, check_adapter_options, make_peft_config
 from .reading import digest, few, read_json
 from .routing import Routed, has_adapter, route
 from .weights import check_finite_tensors, check_float_tensors
@@ -30,6 +26,7 @@ try:
 except ImportError:
     peft = None
 
+PREFIX = "base_model.model."  # of the keys in PEFT's files
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -93,10 +90,12 @@ def inject(encoder: PreTrainedModel, name: str, config: Any, state: dict | None 
 
 
 def _write_out(encoder: PreTrainedModel, name: str, given: Any) -> None:
-    """Full names of modules instead of patterns: what adapter_config.json then says is matched by
-    nobody, and does not depend on the release of PEFT or the order of a set.
+    """Give its config full names of modules instead of patterns.
+
+    What adapter_config.json then says is matched by nobody, and depends neither on the release of
+    PEFT nor on the order of a set.
     """
-    config = encoder.peft_config[name]
+    config: Any = encoder.peft_config[name]
     layers = {path: m for path, m in encoder.named_modules() if has_adapter(m, name)}
     narrowed = ("exclude_modules", "layers_to_transform", "layers_pattern")
     if isinstance(given.target_modules, (list, tuple, set)) and not any(
@@ -163,7 +162,7 @@ def adapter_state(
     state = peft.get_peft_model_state_dict(  # pyright: ignore
         encoder, state, adapter_name=name, save_embedding_layers=False
     )
-    return {f"base_model.model.{key}": value.contiguous() for key, value in state.items()}
+    return {PREFIX + key: value.contiguous() for key, value in state.items()}
 
 
 def plain_state(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
@@ -267,23 +266,31 @@ def load_adapter(
     place = "/".join(part for part in (hub.pop("subfolder", ""), "adapters", name) if part)
     options, state = read_adapter_files(repo, place, expected=expected, **hub)
     check_adapter_options(f"{place}/{CONFIG}", options)
-    config = make_peft_config(resolved_options(options, state))
+    config = make_peft_config(resolved_options(encoder, options, state))
     if name in getattr(encoder, "peft_config", {}):
         _fill(encoder, name, state)
     else:
         inject(encoder, name, config, state)
 
 
-def resolved_options(options: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
-    """Options of a file with names of modules where the file has patterns: those of its weights."""
-    prefix, sign = "base_model.model.", f".{options['peft_type'].lower()}_"
-    modules = {key.removeprefix(prefix).partition(sign)[0]: value for key, value in state.items()}
-    options = dict(options)
-    if not isinstance(options.get("target_modules"), (list, tuple)):
-        options["target_modules"] = sorted(modules)
-        options["exclude_modules"] = None
-    if options["peft_type"] == "IA3":  # a feed-forward layer scales what goes in: (1, in)
-        forward = [name for name, value in modules.items() if value.shape[0] == 1]
-        options["feedforward_modules"] = sorted(forward)
-        options["target_modules"] = sorted(modules)
+def resolved_options(
+    encoder: PreTrainedModel, options: dict[str, Any], state: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Options of a file with names of modules where the file has patterns: those of its weights.
+
+    Raises:
+        ValueError: the file names layers of which it has no weights.
+    """
+    sign = f".{options['peft_type'].lower()}_"
+    modules = {k.removeprefix(PREFIX).partition(sign)[0]: value for k, value in state.items()}
+    options, targets = dict(options), options.get("target_modules")
+    if not isinstance(targets, (list, tuple)):
+        options |= {"target_modules": sorted(modules), "exclude_modules": None}
+    if options["peft_type"] == "IA3":  # a feed-forward layer scales what goes in, (1, in)
+        endings = tuple(f".{t}" for t in targets) if isinstance(targets, (list, tuple)) else ()
+        named = {n for n, _ in encoder.named_modules() if f".{n}".endswith(endings)}
+        if named - set(modules) and not options.get("exclude_modules"):
+            raise ValueError(f"the adapter lacks weights of {few(named - set(modules))}")
+        forward = [name for name, value in modules.items() if len(value) == 1]
+        options |= {"target_modules": sorted(modules), "feedforward_modules": sorted(forward)}
     return options

@@ -91,7 +91,9 @@ def check_types(what: str, options: Any) -> None:
     for field in fields(options):
         value = getattr(options, field.name)
         if not _fits(value, hints[field.name]):
-            raise ValueError(f"{what}{field.name} is {value!r}; it must be {_named(hints[field.name])}")
+            raise ValueError(
+                f"{what}{field.name} is {value!r}; it must be {_named(hints[field.name])}"
+            )
 
 
 def check_finite(what: str, value: float) -> None:

@@ -19,7 +19,6 @@ from .packing import Texts, position_embeddings, position_offset
 from .plans import Plan
 from .pooling import layers_needed, pool
 
-
 BUILD_ERRORS = (
     ArithmeticError,
     AssertionError,
