@@ -45,7 +45,7 @@ NUMBERS = (  # options of a task
     "loss_weight",
 )
 ACTIVATIONS = ("tanh", "relu", "gelu")
-# transformers checks its configs with dataclasses of huggingface_hub, whose errors are no ValueErrors.
+# transformers' configs are checked dataclasses of huggingface_hub; their errors are no ValueErrors
 STRICT_ERROR: type[Exception] = import_module("huggingface_hub.errors").StrictDataclassError
 CONFIG_ERRORS = (AttributeError, IndexError, KeyError, OverflowError, TypeError, STRICT_ERROR)
 FORMAT_VERSION = 1  # of a saved folder; counted up when older code would read a new one wrongly
@@ -124,6 +124,9 @@ class TaskConfig:
         check_choice("pooling", self.pooling, (None, *POOLINGS))
         check_choice("activation", self.activation, (None, *ACTIVATIONS))
         check_choice("loss", self.loss, (None, *EMBEDDING_LOSSES))
+        for name in NUMBERS:
+            if getattr(self, name) is not None:
+                check_finite(name, getattr(self, name))
         self._check_numbers()
         if self.pair and self.head != "sequence_classification":
             raise ValueError(f"pair belongs to sequence_classification, not to {self.head}")
@@ -157,9 +160,6 @@ class TaskConfig:
             raise ValueError("symmetric and false_negative_margin belong to loss: contrastive")
 
     def _check_numbers(self) -> None:
-        for name in NUMBERS:
-            if getattr(self, name) is not None:
-                check_finite(name, getattr(self, name))
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
         for name in ("temperature", "margin"):
@@ -360,7 +360,7 @@ class PolyheadConfig(PreTrainedConfig):
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        """Of PreTrainedConfig, for every way to a config but AutoConfig's; the reader has bounds."""
+        """Of PreTrainedConfig, with bounds; AutoConfig reads the file itself, before our code."""
         return cls._decode_special_floats(read_json(json_file))
 
     def set_task(self, name: str, task: TaskConfig) -> None:

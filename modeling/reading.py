@@ -141,8 +141,8 @@ def read_tensor_headers(path: str | os.PathLike) -> dict[str, TensorHeader]:
             raise ValueError(f"{path}: the entry of {name} is damaged: {error}") from error
     if size != 8 + length + end:
         raise ValueError(
-            f"{path} has {size:,} bytes; its tensors take {8 + length + end:,}. It was cut short or "
-            "changed: copy or download it again"
+            f"{path} has {size:,} bytes; its tensors end at {8 + length + end:,}. It was cut short "
+            "or changed: copy or download it again"
         )
     return tensors
 

@@ -20,7 +20,10 @@ from transformers import PreTrainedModel
 from .reading import FLOATS, few, read_json, read_tensor_headers
 
 REPAIR = "Copy or download the folder again, or save the model again"
-NO_HEADS = "A bare encoder has no heads: put new ones on it by PolyheadModel.from_encoder(name, tasks={...})"
+NO_HEADS = (
+    "A bare encoder has no heads: PolyheadModel.from_encoder(name_or_path, tasks={...}) puts new "
+    "ones on it"
+)
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
