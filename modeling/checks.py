@@ -102,6 +102,20 @@ def check_finite(what: str, value: float) -> None:
         raise ValueError(f"{what} is {value}; it must be a number up to {LARGEST_NUMBER:g}")
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise ValueError when there is no tokenizer, or one to which every word is unknown."""
+    if tokenizer is None:
+        raise ValueError(
+            "the tokenizer is missing: the folder has no tokenizer files. Save it there by "
+            "tokenizer.save_pretrained(folder), or give one: PolyheadPipeline(model=, tokenizer=)"
+        )
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ValueError(
+            "the tokenizer has no words: its file (tokenizer.json) is missing. Copy or download "
+            "the folder again, or save the tokenizer there by tokenizer.save_pretrained(folder)"
+        )
+
+
 def check_sizes(config: Any) -> None:
     """Raise ValueError when an encoder's config asks for sizes or numbers that no encoder has.
 

@@ -20,6 +20,7 @@ from .configuration_polyhead import PolyheadConfig
 from .first_use import FIRST_USE
 from .routing import checkpoint_contexts, line_up
 from .weights import (
+    REPORTED,
     check_complete,
     check_files,
     check_finite_tensors,
@@ -82,8 +83,9 @@ class PolyheadPreTrainedModel(PreTrainedModel):
             args: for PreTrainedModel.from_pretrained.
             tasks: load the adapters of these tasks only; None for all. The others' heads are
                 there, but running them raises.
-            kwargs: for PreTrainedModel.from_pretrained. `ignore_mismatched_sizes=True` is the only
-                way to weights that are not the file's, and asks for them.
+            kwargs: for PreTrainedModel.from_pretrained. Two of them ask for
+                weights that are not the file's: `ignore_mismatched_sizes=True`, and
+                `output_loading_info=True`, whose report then tells what is missing or left over.
 
         Raises:
             ImportError: the model has adapters and peft is missing.
@@ -108,10 +110,13 @@ class PolyheadPreTrainedModel(PreTrainedModel):
         kwargs["use_safetensors"] = True
         folder = os.path.join(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
         check_folder(folder)
+        reported = REPORTED.set(bool(kwargs.get("output_loading_info")))
         try:
             found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except SafetensorError as error:
             raise ValueError(f"{folder}: a file of weights is damaged: {error}") from error
+        finally:
+            REPORTED.reset(reported)
         model = found[0] if isinstance(found, tuple) else found
         for parameter in model.parameters():
             if not parameter.is_meta:

@@ -11,13 +11,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .reading import FLOATS, few, read_json, read_tensor_headers
+from .reading import FLOATS, TensorHeader, few, read_json, read_tensor_headers
 
 REPAIR = "Copy or download the folder again, or save the model again"
 NO_HEADS = (
@@ -25,6 +26,9 @@ NO_HEADS = (
     "ones on it"
 )
 
+# The caller asked for transformers' report of the loading (`output_loading_info=True`): it tells
+# what is missing and what is left over, instead of our refusing it.
+REPORTED: ContextVar[bool] = ContextVar("polyhead_loading_reported", default=False)
 INDEX = "model.safetensors.index.json"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 # A tokenizer of one of these names is in the folder; each family of tokenizers has its own.
@@ -112,19 +116,21 @@ def check_files(model: PreTrainedModel, files: Iterable[str]) -> None:
         model: the model that they are for; where it has integers itself they are allowed.
         files: safetensors files.
     """
-    whole = {key for key, value in model.state_dict().items() if not value.is_floating_point()}
+    state = model.state_dict()
+    whole = {key for key, value in state.items() if not value.is_floating_point()}
     for path in files:
-        check_float_tensors(path, allowed=whole)
+        headers = read_tensor_headers(path)
+        # what a reported loading leaves unused is in its report
+        unused = headers.keys() - state.keys() if REPORTED.get() else ()
+        _check_floats(path, headers, {*whole, *unused})
 
 
-def check_float_tensors(path: str, allowed: Iterable[str] = ()) -> None:
-    """Raise ValueError for a safetensors file that is damaged or holds quantised weights.
+def check_float_tensors(path: str) -> None:
+    """Raise ValueError for a safetensors file that is damaged or holds quantised weights."""
+    _check_floats(path, read_tensor_headers(path), set())
 
-    Args:
-        path: the file.
-        allowed: tensors that may be integers.
-    """
-    headers = read_tensor_headers(path)
+
+def _check_floats(path: str, headers: dict[str, TensorHeader], allowed: set[str]) -> None:
     odd = {name: h.dtype for name, h in headers.items() if h.dtype not in FLOATS}
     odd = {name: dtype for name, dtype in odd.items() if name not in allowed and not _ids(name)}
     if odd:
@@ -176,8 +182,8 @@ def check_complete(model: Any, source: str, info: Any, *, sizes_may_differ: bool
             missing -= {key, other}
     mismatched = [f"{key} {tuple(a)} for {tuple(b)}" for key, a, b in info.mismatched_keys]
     parts = (
-        ("missing", missing),
-        ("not part of what config.json describes", info.unexpected_keys),
+        ("missing", [] if REPORTED.get() else missing),
+        ("not part of what config.json describes", [] if REPORTED.get() else info.unexpected_keys),
         ("other shapes than config.json describes", [] if sizes_may_differ else mismatched),
     )
     faults = [f"{what}: {few(keys)}" for what, keys in parts if keys]

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ...modeling.checks import check_tokenizer
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..errors import UserError
@@ -19,11 +20,13 @@ def load_model(path: str | Path) -> tuple[PolyheadModel, PreTrainedTokenizerBase
     if (Path(path) / "export.json").is_file():
         raise UserError(str(path), ["is an exported model; give the one it was exported from"])
     try:
-        config = AutoConfig.from_pretrained(path)
-        if config.model_type != PolyheadConfig.model_type:
-            raise UserError(str(path), [f"is a {config.model_type} model, not a Polyhead"])
+        kind = PolyheadConfig.get_config_dict(path)[0].get("model_type")
+        if kind != PolyheadConfig.model_type:
+            raise UserError(str(path), [f"is a {kind} model, not a Polyhead"])
         model = PolyheadModel.from_pretrained(path)
-        return model, AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        check_tokenizer(tokenizer)
+        return model, tokenizer
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
