@@ -13,6 +13,7 @@ pattern may have no group that repeats, few groups and few repeats, so that none
 
 import math
 import re
+import reprlib
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -67,27 +68,33 @@ def adapter_option_faults(options: Any) -> list[str]:
     if peft is None:
         raise ImportError("this model has adapters; type: pip install peft")
     if not isinstance(options, dict):
-        return [f"it is {options!r:.80}; it must be an object with peft_type"]
+        return [f"it is {_short(options)}; it must be an object with peft_type"]
     kind = options.get("peft_type")
     kind = getattr(kind, "value", kind)
     if kind not in TYPES:
-        return [f"peft_type is {kind!r:.80}; allowed: {', '.join(TYPES)}"]
-    checks = CHECKS[kind]
-    defaults = peft_config_class(kind)(**({"r": 8} if kind == "LORA" else {})).to_dict()
-    faults = []
-    for name, value in options.items():
-        if name in NOT_READ:
-            continue
-        if name in checks:
-            fault = checks[name](value)
-            if fault:
-                faults.append(f"{name} is {value!r:.80}; {fault}")
-        elif name in defaults and not _is_off(value) and value != defaults[name]:
-            faults.append(f"{name} is not allowed: {REASONS.get(name, OTHER_REASON)}")
-        elif name not in defaults and not _is_off(value):
-            known = ", ".join([*checks, "peft_type"])
-            faults.append(f"unknown option {name!r:.80}; allowed: {known}")
-    return faults
+        return [f"peft_type is {_short(kind)}; allowed: {', '.join(TYPES)}"]
+    defaults = peft_config_class(kind)().to_dict()
+    found = [
+        _fault(CHECKS[kind], defaults, name, value)
+        for name, value in options.items()
+        if name not in NOT_READ
+    ]
+    rank = options.get("r", 8)
+    if options.get("init_lora_weights") == "orthogonal" and isinstance(rank, int) and rank % 2:
+        found.append(f"r is {rank}; init_lora_weights: orthogonal takes an even number")
+    return [fault for fault in found if fault]
+
+
+def _fault(checks: dict[str, Any], defaults: dict[str, Any], name: str, value: Any) -> str | None:
+    """What is wrong with one option."""
+    if name in checks:
+        fault = checks[name](value)
+        return f"{name} is {_short(value)}; {fault}" if fault else None
+    if _is_off(value) or (name in defaults and value == defaults[name]):
+        return None
+    if name in defaults:
+        return f"{name} is not allowed: {REASONS.get(name, OTHER_REASON)}"
+    return f"unknown option {_short(name)}; allowed: {', '.join(checks)}"
 
 
 def peft_config_class(kind: str) -> Any:
@@ -105,6 +112,10 @@ def make_peft_config(options: dict[str, Any]) -> Any:
 
 
 # ---- one option ----
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
 
 
 def _is_off(value: Any) -> bool:
@@ -142,14 +153,14 @@ def _one_of(*allowed: Any) -> Callable[[Any], str | None]:
 
 def _names(value: Any) -> str | None:
     """A list of module names, or one pattern."""
-    if value is None:
+    if value is None or value == "all-linear":
         return None
     if isinstance(value, str):
         return pattern_fault(value)
     if not isinstance(value, (list, tuple, set, frozenset)) or len(value) > MOST_NAMES:
         return "a list of module names is allowed"
     odd = [name for name in value if not isinstance(name, str) or not NAME.fullmatch(name)]
-    return f"{odd[0]!r:.80} is no module name" if odd else None
+    return f"{_short(odd[0])} is no module name" if odd else None
 
 
 def _numbers_of_layers(value: Any) -> str | None:
@@ -179,13 +190,13 @@ def _pattern(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
         patterns = 0
         for key, number in value.items():
             if not isinstance(key, str):
-                return f"{key!r:.80} is no module name"
+                return f"{_short(key)} is no module name"
             literal = NAME.fullmatch(key.removeprefix("^"))
             patterns += not literal
             fault = None if literal else pattern_fault(key, MOST_REPEATS_OF_MANY)
             fault = fault or check(number)
             if fault or patterns > MOST_PATTERNS:
-                return f"{key!r:.80}: {fault or f'{MOST_PATTERNS} patterns are allowed'}"
+                return f"{_short(key)}: {fault or f'{MOST_PATTERNS} patterns are allowed'}"
         return None
 
     return check_all
