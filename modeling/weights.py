@@ -68,7 +68,7 @@ def check_folder(folder: str) -> None:
                 f"{folder}: the tokenizer has no vocabulary (tokenizer.json is missing); every "
                 f"word would be unknown. {REPAIR}"
             )
-    if "modules.json" in names and "tokenizer_config.json" not in names:
+    if names & {"modules.json", "tokenizer.json"} and "tokenizer_config.json" not in names:
         raise ValueError(f"{folder}: the tokenizer is missing (tokenizer_config.json). {REPAIR}")
 
 
@@ -176,10 +176,11 @@ def check_complete(model: Any, source: str, info: Any, *, sizes_may_differ: bool
         info: transformers' account of the loading.
         sizes_may_differ: the user has said so (`ignore_mismatched_sizes=True`).
     """
-    missing = set(info.missing_keys)
-    for key, other in (model.all_tied_weights_keys or {}).items():
-        if not {key, other} <= missing:  # one of the two is there
-            missing -= {key, other}
+    missing, tied = set(info.missing_keys), model.all_tied_weights_keys or {}
+    for key, source in tied.items():
+        if key not in info.missing_keys:  # transformers takes the other way round too
+            missing.discard(source)
+    missing -= tied.keys()
     mismatched = [f"{key} {tuple(a)} for {tuple(b)}" for key, a, b in info.mismatched_keys]
     parts = (
         ("missing", [] if REPORTED.get() else missing),
@@ -189,6 +190,6 @@ def check_complete(model: Any, source: str, info: Any, *, sizes_may_differ: bool
     faults = [f"{what}: {few(keys)}" for what, keys in parts if keys]
     faults += [str(error) for error in [*info.error_msgs, *info.conversion_errors.values()]]
     if faults:
-        heads = {key for key in model.state_dict() if key.startswith("heads.")}
+        heads = {k for k in model.state_dict() if k.startswith("heads.") and k not in tied}
         advice = NO_HEADS if heads and heads <= missing else REPAIR
         raise ValueError(f"{source}: {'; '.join(faults)}. {advice}")
