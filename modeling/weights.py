@@ -177,9 +177,9 @@ def check_complete(model: Any, source: str, info: Any, *, sizes_may_differ: bool
         sizes_may_differ: the user has said so (`ignore_mismatched_sizes=True`).
     """
     missing, tied = set(info.missing_keys), model.all_tied_weights_keys or {}
-    for key, source in tied.items():
+    for key, other in tied.items():
         if key not in info.missing_keys:  # transformers takes the other way round too
-            missing.discard(source)
+            missing.discard(other)
     missing -= tied.keys()
     mismatched = [f"{key} {tuple(a)} for {tuple(b)}" for key, a, b in info.mismatched_keys]
     parts = (
