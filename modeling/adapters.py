@@ -9,6 +9,7 @@ and a state dict without them is always at hand. How rows find their adapter is 
 import copy
 import os
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -76,6 +77,9 @@ def inject(encoder: PreTrainedModel, name: str, config: Any, state: dict | None 
         raise ValueError(f"adapter {name!r} does not fit this encoder: {error}") from error
     route(encoder)
     _write_out(encoder, name, given)
+    for module in encoder.modules():
+        if isinstance(module, Routed):
+            module.train(encoder.training)  # PEFT's new dropout is on  # pyright: ignore
     for key, parameter in encoder.named_parameters():
         new = f".{name}." in key or key.endswith(f".{name}")
         parameter.requires_grad_(
@@ -144,7 +148,7 @@ def remove(encoder: PreTrainedModel, name: str) -> None:
         if not any(len(getattr(layer, part)) for part in layer.adapter_layer_names):
             parent, _, child = path.rpartition(".")
             setattr(encoder.get_submodule(parent), child, layer.get_base_layer())
-    del encoder.peft_config[name]
+    getattr(encoder, "peft_config", {}).pop(name, None)  # PEFT may have refused before it is there
     encoder.__dict__.get("_polyhead_first", {}).pop(name, None)
 
 
@@ -209,19 +213,38 @@ def save_adapter(
     return digest(os.path.join(folder, CONFIG), os.path.join(folder, WEIGHTS))
 
 
-def read_adapter_files(
-    repo: str, subfolder: str = "", *, expected: str | None = None, **hub: Any
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An adapter's config, as it is in the file, and its weights; no pickle is ever read.
+@dataclass(frozen=True)
+class AdapterFiles:
+    """What lies in the folder of an adapter.
+
+    Args:
+        config: path of adapter_config.json.
+        weights: path of adapter_model.safetensors.
+        options: what the config holds, as it is.
+        state: the weights, with the keys of PEFT's files.
+    """
+
+    config: str
+    weights: str
+    options: dict[str, Any]
+    state: dict[str, Tensor]
+
+    @property
+    def hash(self) -> str:
+        """As `save_adapter` gave it."""
+        return digest(self.config, self.weights)
+
+
+def read_adapter_files(repo: str, subfolder: str = "", **hub: Any) -> AdapterFiles:
+    """An adapter's config and its weights; no pickle is ever read.
 
     Args:
         repo: folder or Hub id.
         subfolder: of the adapter in it.
-        expected: hash of both files, as `save_adapter` gave it; None: it is not known.
         hub: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        ValueError: a file is missing or damaged, or they are not those that were saved.
+        ValueError: a file is missing or damaged.
     """
     files = []
     for name in (CONFIG, WEIGHTS):
@@ -233,15 +256,19 @@ def read_adapter_files(
                 f"{where}: {name} cannot be had (adapters are read from safetensors only): "
                 f"{str(error).splitlines()[0]}"
             ) from error
-    config = read_json(files[0])
+    options = read_json(files[0])
     check_float_tensors(files[1])
-    if expected is not None and digest(*files) != expected:
-        raise ValueError(
-            f"{files[1]} or its {CONFIG} is not the one that was saved with the model (another "
-            "adapter, or changed since). Copy or download the folder again; to use it as it is, "
-            "delete its entry of adapter_hashes in config.json"
-        )
-    return config, load_file(files[1])
+    return AdapterFiles(files[0], files[1], options, load_file(files[1]))
+
+
+def changed_adapters(folder: str, hashes: dict[str, str]) -> list[str]:
+    """The adapters in a saved model's folder whose files are not those of the hashes."""
+    changed = []
+    for name, expected in hashes.items():
+        paths = [os.path.join(folder, "adapters", name, part) for part in (CONFIG, WEIGHTS)]
+        if all(map(os.path.isfile, paths)) and digest(*paths) != expected:
+            changed.append(name)
+    return changed
 
 
 def load_adapter(
@@ -264,13 +291,19 @@ def load_adapter(
     require_peft()
     hub.pop("code_revision", None)
     place = "/".join(part for part in (hub.pop("subfolder", ""), "adapters", name) if part)
-    options, state = read_adapter_files(repo, place, expected=expected, **hub)
-    check_adapter_options(f"{place}/{CONFIG}", options)
-    config = make_peft_config(resolved_options(encoder, options, state))
+    files = read_adapter_files(repo, place, **hub)
+    check_adapter_options(files.config, files.options)
+    if expected is not None and files.hash != expected:
+        raise ValueError(
+            f"{files.weights} or its {CONFIG} is not the one that was saved with the model: "
+            "another adapter's, or changed since. Copy or download the folder again; to use it as "
+            "it is, delete its entry of adapter_hashes in config.json"
+        )
+    config = make_peft_config(resolved_options(encoder, files.options, files.state))
     if name in getattr(encoder, "peft_config", {}):
-        _fill(encoder, name, state)
+        _fill(encoder, name, files.state)
     else:
-        inject(encoder, name, config, state)
+        inject(encoder, name, config, files.state)
 
 
 def resolved_options(

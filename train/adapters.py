@@ -103,7 +103,7 @@ def _section_faults(section: dict[str, Any]) -> list[str]:
     faults += [f": {fault}" for fault in wrong]
     if not wrong:
         try:
-            KINDS[kind](**options)
+            KINDS[kind](**{k: v for k, v in options.items() if k != "feedforward_modules"})
         except (ImportError, TypeError, ValueError) as error:  # options that exclude each other
             faults.append(f": {error}")
     return faults
@@ -165,15 +165,15 @@ def read_adapter(encoder: PreTrainedModel, path: str) -> tuple[Any, dict[str, Te
         ValueError: there is no adapter, or it is of a kind or for modules that are not here.
     """
     try:
-        options, state = read_adapter_files(path)
+        files = read_adapter_files(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"adapter path {path}: {str(error).splitlines()[0]}") from error
-    kind = str(options.get("peft_type")).lower()
+    kind = str(files.options.get("peft_type")).lower()
     if kind not in KINDS:
         raise ValueError(f"adapter path {path}: its type is {kind}; allowed: {', '.join(KINDS)}")
-    weights = _own_weights(encoder, state, kind, path)
+    weights = _own_weights(encoder, files.state, kind, path)
     state = {key: value for key, (_, value) in weights.items()}
-    options = _fitted(encoder, options, state)
+    options = _fitted(encoder, files.options, state)
     check_adapter_options(f"adapter path {path}", options)
     return make_peft_config(options), state
 

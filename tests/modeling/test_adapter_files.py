@@ -24,7 +24,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 def new_model(kind="bert", names=("first", "second", "bare")):
     torch.manual_seed(0)
     config = tiny_encoder_config(kind)
-    config.is_causal = False
+    config.is_causal, config.dtype = False, torch.float32
     tasks = {name: TaskConfig(**TASK) for name in names}
     return PolyheadModel(PolyheadConfig(encoder_config=config, tasks=tasks)).eval()
 
@@ -380,7 +380,7 @@ REFUSED = [
     ("kasa_config", {"beta": 0.1}, "no test says"),
     ("use_bdlora", {"nblocks": 2}, "no test says"),
     ("ensure_weight_tying", True, "no test says"),
-    ("target_modules", "(.+)+!", "no"),
+    ("target_modules", "(.+)+!", "none repeated"),
     ("target_modules", ["(.+)+!"], "is no module name"),
     ("target_modules", [5], "is no module name"),
     ("target_modules", {"query": 1}, "a list of module names"),
@@ -407,22 +407,21 @@ def test_an_option_is_refused_when_the_folder_is_loaded(key, value, expected, fo
     path = folder / "adapters/first" / CONFIG
     change_json(path, lambda config: config.update({key: value}))
     began = time.perf_counter()
-    refused(folder, key, expected if "hash" in expected else "")
+    refused(folder, f"adapters/first/{CONFIG}: ", key, expected)
     assert time.perf_counter() - began < 5
 
 
 @pytest.mark.parametrize(("key", "value", "expected"), REFUSED, ids=IDS)
-def test_an_option_is_refused_in_old_folders_and_recipes(key, value, expected):
+def test_an_option_is_refused_in_python_and_recipes(key, value, expected):
     faults = adapter_option_faults({"peft_type": "LORA", "r": 4, key: value})
     assert len(faults) == 1
-    assert faults[0].startswith((key, f"unknown option '{key}'"))
     assert expected in faults[0]
     if key == "peft_type":
         return
     section = {"r": 4, key: value}
     named = adapter_faults({"first": section})
     assert len(named) == 1
-    assert named[0].startswith("tasks.first.adapter")
+    assert named[0].startswith(("tasks.first.adapter: ", "tasks.first.adapter."))
     assert key in named[0]
 
 
