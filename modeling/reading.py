@@ -20,12 +20,13 @@ MOST_DEPTH = 64  # of lists and dicts in each other
 FLOATS = ("F64", "F32", "F16", "BF16")  # in the words of safetensors
 
 
-def read_json(path: str | os.PathLike, kind: type = dict) -> Any:
+def read_json(path: str | os.PathLike, kind: type = dict, *, finite: bool = True) -> Any:
     """What a JSON file holds.
 
     Args:
         path: the file.
-        kind: what it must hold, dict or list.
+        kind: what it must hold, dict or list; object for either.
+        finite: refuse NaN and infinity; a log of a training may hold them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -39,10 +40,10 @@ def read_json(path: str | os.PathLike, kind: type = dict) -> Any:
     if about.st_size > MOST_BYTES:
         raise ValueError(f"{path} has {about.st_size:,} bytes; {MOST_BYTES:,} are allowed")
     with open(path, "rb") as file:
-        return parse_json(file.read(MOST_BYTES + 1), path, kind)
+        return parse_json(file.read(MOST_BYTES + 1), path, kind, finite=finite)
 
 
-def parse_json(text: str | bytes, source: str, kind: type = dict) -> Any:
+def parse_json(text: str | bytes, source: str, kind: type = dict, *, finite: bool = True) -> Any:
     """As `read_json`, of a text that came from `source`.
 
     Raises:
@@ -52,14 +53,15 @@ def parse_json(text: str | bytes, source: str, kind: type = dict) -> Any:
         raise ValueError(f"{source} has more than {MOST_BYTES:,} bytes")
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(text, parse_constant=_refused, object_pairs_hook=_without_repeats)
-        _check_values(value)
+        constant = _refused if finite else float
+        value = json.loads(text, parse_constant=constant, object_pairs_hook=_without_repeats)
+        _check_values(value, finite)
     except RecursionError:
         raise ValueError(f"{source}: nested deeper than {MOST_DEPTH} levels") from None
     except ValueError as error:  # of JSON, of UTF-8, and our own
         raise ValueError(f"{source} cannot be read: {error}") from error
     if not isinstance(value, kind):
-        wanted = "an object {...}" if kind is dict else "a list [...]"
+        wanted = {dict: "an object {...}", list: "a list [...]"}.get(kind, kind.__name__)
         raise ValueError(f"{source} holds {_shown(value)}; it must hold {wanted}")
     return value
 
@@ -77,7 +79,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _check_values(value: Any) -> None:
+def _check_values(value: Any, finite: bool) -> None:
     """Walk through it level by level, as deep as is allowed."""
     level, depth = [value], 0
     while level:
@@ -85,7 +87,7 @@ def _check_values(value: Any) -> None:
             raise ValueError(f"nested deeper than {MOST_DEPTH} levels")
         following: list[Any] = []
         for part in level:
-            if isinstance(part, float) and not math.isfinite(part):
+            if finite and isinstance(part, float) and not math.isfinite(part):
                 raise ValueError("a number is too large")
             if isinstance(part, (dict, list)):
                 following += part.values() if isinstance(part, dict) else part

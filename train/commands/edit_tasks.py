@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ...modeling.adapters import changed_adapters
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..artifacts import RUNS, SCORES, read_json, write_json
+from ..artifacts import RUNS, TRAININGS, read_json, read_scores, write_json
 from ..errors import UserError
 from ..hub.card import pictures_of
 from ..hub.folder import save_folder, write_card
@@ -65,8 +65,8 @@ def add_task(
             source=source,
             before=before,
             change=("added", sorted(found.recipe.tasks)),
-            metrics={**read_json(source / SCORES, {}), **scores.get("tasks", {})},
-            runs=[*read_json(source / RUNS, []), about(trainer, found, scores)],
+            metrics={**read_scores(source), **scores.get("tasks", {})},
+            runs=[*read_json(source / RUNS, [], TRAININGS), about(trainer, found, scores)],
         )
         write_json(folder / "scores.json", scores)
         pictures = describe(trainer, reports, folder)
@@ -112,8 +112,8 @@ def remove_task(model_path: str | Path, tasks: list[str], output: str | Path) ->
         source=source,
         before=before,
         change=("removed", sorted(tasks)),
-        metrics={k: v for k, v in read_json(source / SCORES, {}).items() if k not in tasks},
-        runs=read_json(source / RUNS, []),
+        metrics={k: v for k, v in read_scores(source).items() if k not in tasks},
+        runs=read_json(source / RUNS, [], TRAININGS),
     )
 
 

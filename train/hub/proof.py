@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from ...modeling.adapters import adapter_state, plain_state
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..artifacts import read_json
+from ..artifacts import PROOFS, read_json
 from ..errors import UserError
 
 FILE = "proof.json"  # in a model's folder: one entry for each change
@@ -113,8 +113,12 @@ def compare(before: dict[str, Any], after: dict[str, Any], tasks: Iterable[str])
 
 
 def read_proofs(folder: str | Path) -> list[dict[str, Any]]:
-    """The entries of a folder's proof.json, oldest first."""
-    return read_json(Path(folder) / FILE, [])
+    """The entries of a folder's proof.json, oldest first.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return read_json(Path(folder) / FILE, [], PROOFS)
 
 
 def main() -> None:
