@@ -35,6 +35,16 @@ from .plans import Plan, make_plan, move, parts_of
 from .pooling import layers_needed, pool
 from .routing import NotRoutable, Routing, first_adapted_layer
 
+BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 def auto_class(encoder_config: Any) -> Any:
     """AutoModel, or for encoder-decoder models (T5) the class that holds their encoder."""
@@ -50,9 +60,31 @@ def without_pooler(load: Callable[..., PreTrainedModel]) -> PreTrainedModel:
 
 
 def build_encoder(encoder_config: Any) -> PreTrainedModel:
-    """A new encoder with random weights, from its config."""
+    """A new encoder with random weights, from its config.
+
+    Raises:
+        ValueError: the config makes no encoder, or none that reads texts.
+    """
     auto = auto_class(encoder_config)
-    return without_pooler(lambda **more: auto.from_config(encoder_config, **more))
+    try:
+        encoder = without_pooler(lambda **more: auto.from_config(encoder_config, **more))
+    except BUILD_ERRORS as error:  # an activation that is unknown, sizes that do not divide, ...
+        raise ValueError(
+            f"encoder_config makes no {encoder_config.model_type}: {type(error).__name__}: {error}"
+        ) from error
+    check_reads_texts(encoder)
+    return encoder
+
+
+def check_reads_texts(encoder: PreTrainedModel) -> None:
+    """Raise ValueError for a model that reads no token ids, or has not one size and one depth."""
+    config = encoder.config
+    sizes = (getattr(config, "hidden_size", None), getattr(config, "num_hidden_layers", None))
+    if encoder.main_input_name != "input_ids" or not all(isinstance(n, int) for n in sizes):
+        raise ValueError(
+            f"a {config.model_type} model is no text encoder; give an encoder that AutoModel loads "
+            "and that reads token ids (bert, roberta, deberta-v2, modernbert, ...)"
+        )
 
 
 def usable_length(encoder: PreTrainedModel) -> int | None:

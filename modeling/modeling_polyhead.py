@@ -29,6 +29,7 @@ from .encoder import (
     EncoderPass,
     auto_class,
     build_encoder,
+    check_reads_texts,
     encode,
     usable_length,
     without_pooler,
@@ -125,6 +126,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
                 name_or_path, config=encoder_config, **kwargs, **more
             )
         )
+        check_reads_texts(encoder)
         if os.path.isdir(name_or_path):  # a path of this machine is nobody's business
             encoder.config.name_or_path = ""
         config = PolyheadConfig(encoder_config=encoder.config, pooling=pooling, dtype=encoder.dtype)

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import Pipeline, PreTrainedTokenizerBase
 
 from .attention import has_kernel
+from .checks import check_tokenizer
 from .compute import Mode, check_mode
 from .configuration_polyhead import TaskConfig
 from .decoding import decode_classes, decode_entities, even_scores, read_scores
@@ -91,6 +92,7 @@ class PolyheadPipeline(Pipeline):
             raise ValueError(
                 f"dtype is {dtype}, the model's is {self._dtype}; load it in that dtype"
             )
+        check_tokenizer(self.tokenizer)
         self.model.eval()
         self.model.set_compute(compute)
         self._tokenizers: dict[tuple[int, bool], PreTrainedTokenizerBase] = {}

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..modeling import reading
+from .errors import UserError
+
 SCORES = "scores.json"  # in a model's folder: metrics by task
 RUNS = "training.json"  # in a model's folder: the trainings that made it, oldest first
 PLOTS = "plots"  # in a model's folder
@@ -18,6 +21,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, default: Any) -> Any:
-    """What a file holds, or `default` where there is none."""
-    path = Path(path)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+    """What a file holds, or `default` where there is none; see `records.read_record` for more.
+
+    Args:
+        path: the file.
+        default: a dict, a list or a float; the file must hold the same.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    if not Path(path).exists():
+        return default
+    try:
+        return reading.read_json(path, type(default), finite=False)
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), [" ".join(str(error).split())]) from error

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NotRequired
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from ..modeling import reading
 from ..modeling.checks import TASK_NAME
 from .errors import UserError
 
@@ -27,7 +28,9 @@ def _task_name(name: str) -> str:
 
 TaskName = Annotated[str, AfterValidator(_task_name)]
 Count = Annotated[int, Field(ge=0)]
-HALVES = re.compile(r"\\ud[89a-f][0-9a-f]{2}", re.IGNORECASE)  # of a surrogate pair, escaped
+HALVES = re.compile(
+    r"\\ud[89a-f][0-9a-f]{2}", re.IGNORECASE
+)  # of a pair; pydantic reads none
 STRICT = ConfigDict(strict=True)
 
 
@@ -116,7 +119,7 @@ class Residuals(TypedDict):
 class Numbers(TypedDict):
     """`numbers` of a report."""
 
-    points: list[tuple[float, float]]
+    points: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
     residuals: NotRequired[Residuals]
 
 
@@ -187,7 +190,7 @@ class CardWords(TypedDict):
 class PairOfTasks(TypedDict):
     """How the gradients of two tasks agreed."""
 
-    tasks: tuple[str, str]
+    tasks: Annotated[list[str], Field(min_length=2, max_length=2)]
     mean: float
     negative: float
     compared: Count
@@ -233,6 +236,17 @@ class Proof(TypedDict):
 
 
 @with_config(STRICT)
+class Exported(TypedDict):
+    """export.json, as `export_graph` makes it."""
+
+    kind: str
+    inputs: list[str]
+    tasks: list[TaskName]
+    adapters: dict[TaskName, str | None]
+    usable_length: int | None
+
+
+@with_config(STRICT)
 class LogLine(TypedDict):
     """A line of the trainer's log; the rest of it is checked where it is read."""
 
@@ -252,6 +266,7 @@ RUN_SCORES: TypeAdapter = TypeAdapter(Annotated[RunScores, AfterValidator(_split
 TASK_REPORT: TypeAdapter = TypeAdapter(Annotated[TaskReport, AfterValidator(_shape)])
 TRAININGS = TypeAdapter(list[Training])
 PROOFS = TypeAdapter(list[Proof])
+EXPORTED = TypeAdapter(Exported)
 LOG = TypeAdapter(list[LogLine])
 TRAINER_LOG = TypeAdapter(TrainerLog)
 
@@ -267,20 +282,18 @@ def read_record(path: str | Path, kind: TypeAdapter, default: Any = None) -> Any
     Raises:
         UserError: it cannot be read, or holds something else.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         return default
     try:
-        text = path.read_bytes().decode("utf-8")
-        value = json.loads(text)
-        kind.validate_json(HALVES.sub("?", text), strict=True)  # pydantic reads no half of a pair
+        value = reading.read_json(path, object, finite=False)
+        kind.validate_json(HALVES.sub("?", json.dumps(value)), strict=True)
     except ValidationError as error:
-        faults = list({_where(one): _fault(one) for one in reversed(error.errors())}.values())[::-1]
-        if len(faults) > TOLD:
-            faults = [*faults[:TOLD], f"and {len(faults) - TOLD} more"]
-        raise UserError(str(path), faults) from error
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        faults = {_where(one): _fault(one) for one in reversed(error.errors())}
+        lines = list(faults.values())[::-1]
+        more = [f"and {len(lines) - TOLD} more"] if len(lines) > TOLD else []
+        raise UserError(str(path), [*lines[:TOLD], *more]) from error
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).removeprefix(f"{path}: ").removeprefix(f"{path} ")
         raise UserError(str(path), [f"cannot be read as JSON: {reason}"]) from error
     return value
 

@@ -1,6 +1,5 @@
 """Each task trained alone, and all of them jointly, on the same budget."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -12,11 +11,12 @@ import yaml
 from pydantic import TypeAdapter
 
 from ..adapters import adapter_name
-from ..artifacts import write_json
+from ..artifacts import read_json, write_json
 from ..commands.setup import Prepared
 from ..commands.training import train
 from ..evaluation.metrics import LOWER_IS_BETTER, main_metric
 from ..recipe.schema import Balancing, Recipe, Sampling
+from ..records import RUN_SCORES, read_record
 
 JOINT = "all-tasks"  # folder of the joint run; no task can have this name
 BEST_MODEL = ("metric_for_best_model", "greater_is_better")
@@ -83,8 +83,7 @@ def _train_once(
         began = time.perf_counter()
         train(path, notify=notify)
         write_json(clock, round(time.perf_counter() - began, 1))
-    seconds = json.loads(clock.read_text(encoding="utf-8")) if clock.is_file() else None
-    return json.loads(scores.read_text(encoding="utf-8")), seconds
+    return read_record(scores, RUN_SCORES, {}), read_json(clock, 0.0) or None
 
 
 def _side_by_side(single: dict[str, Any], joint: dict[str, Any], rows: int) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ...modeling.adapters import changed_adapters
+from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import write_json
 from ..errors import UserError
@@ -130,6 +132,7 @@ def verify(model_path: str | Path) -> dict[str, Any]:
     proofs = read_proofs(model_path)
     if not proofs:
         raise UserError(str(model_path), [f"has no {FILE}; add-task and remove-task write one"])
+    _check_adapters(model_path)
     said, found = proofs[-1], fresh_fingerprint(model_path)
     same_machine = said["made_with"] == found["made_with"]
     if not same_machine:  # weights alone are the same anywhere
@@ -139,6 +142,21 @@ def verify(model_path: str | Path) -> dict[str, Any]:
     if faults:
         raise UserError(str(model_path), faults)
     return {"tasks": list(said["tasks"]), "logits_compared": same_machine}
+
+
+def _check_adapters(model_path: str | Path) -> None:
+    """Name the tasks whose adapter is not the one that was saved; such a folder does not load."""
+    try:
+        config = PolyheadConfig.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        raise UserError(str(model_path), [f"no model can be loaded: {error}"]) from error
+    changed = changed_adapters(str(model_path), config.adapter_hashes or {})
+    readers = {name: task.adapter for name, task in config.tasks.items() if task.adapter in changed}
+    if readers:
+        raise UserError(
+            str(model_path),
+            [f"task {name}: its weights changed (adapter {a})" for name, a in readers.items()],
+        )
 
 
 def _check_folder(model_path: str | Path) -> None:

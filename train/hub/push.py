@@ -10,9 +10,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx
 
 from ...modeling.configuration_polyhead import PolyheadConfig
+from ..artifacts import read_json
 from ..errors import UserError
 from ..escape import visible
-from ..records import OBJECT, read_record
 from .folder import CARD, THIS_FOLDER
 
 # What a trainer leaves beside a model in a checkpoint.
@@ -94,7 +94,7 @@ def _files_to_push(folder: Path) -> dict[str, int]:
     """
     if not (folder / "config.json").is_file() or not (folder / CARD).is_file():
         raise UserError("push", [f"{folder} is no folder of a saved Polyhead"])
-    kind = read_record(folder / "config.json", OBJECT).get("model_type")
+    kind = read_json(folder / "config.json", {}).get("model_type")
     if kind != PolyheadConfig.model_type:
         raise UserError("push", [f"{folder} holds a {kind} model, not a Polyhead"])
     files, faults = {}, []

@@ -5,7 +5,6 @@ config and `export.json`: what goes in, what comes out, what made it. `export/gr
 """
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ...modeling.compute import Compute, Mode
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from ...modeling.rows import rows_by_task, tasks_to_run
 from ..errors import UserError
-from .load import load_model
+from ..records import EXPORTED, read_record
+from .load import load_model, load_tokenizer
 
 FILE = "export.json"
 PACKAGES = {
@@ -79,6 +79,31 @@ def openvino_engine(folder: Path, mode: Mode = "exact") -> Engine:
 
 
 ENGINES = {"onnx": onnx_engine, "openvino": openvino_engine}
+GRAPHS = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
+AGAIN = "copy the folder again, or export the model again"
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """What `export.json` holds, checked, and that the graph lies beside it.
+
+    Raises:
+        UserError: it cannot be read, is of an unknown kind, or the graph is missing.
+    """
+    about = read_record(Path(folder) / FILE, EXPORTED, {})
+    kind = about.get("kind")
+    if kind not in ENGINES:
+        known = ", ".join(ENGINES)
+        raise UserError(str(folder), [f"{FILE}: kind is {kind!r:.80}; allowed: {known}"])
+    faults = [
+        f"{name} is missing; {AGAIN}"
+        for name in GRAPHS[kind]
+        if not (Path(folder) / name).is_file()
+    ]
+    if set(about["adapters"]) != set(about["tasks"]):
+        faults.append(f"{FILE}: adapters and tasks name other tasks; {AGAIN}")
+    if faults:
+        raise UserError(str(folder), faults)
+    return about
 
 
 class ExportedModel(nn.Module):
@@ -95,11 +120,16 @@ class ExportedModel(nn.Module):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self.about = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+        self.about = read_about(folder)
         faults = missing_packages(self.about["kind"])
         if faults:
             raise UserError(str(folder), faults)
-        self.config = PolyheadConfig.from_pretrained(folder)
+        try:
+            self.config = PolyheadConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(str(folder), [str(error).strip().splitlines()[0]]) from error
+        if self.about["tasks"] != self.config.task_names:
+            raise UserError(str(folder), [f"{FILE} and config.json name other tasks; {AGAIN}"])
         self.folder, self.low, self.dtype = Path(folder), False, torch.float32
         self.compute = Compute("exact")
         self.engine = ENGINES[self.about["kind"]](self.folder)
@@ -202,4 +232,4 @@ def load_any(path: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """
     if not (Path(path) / FILE).is_file():
         return load_model(path)
-    return ExportedModel(path), AutoTokenizer.from_pretrained(path)
+    return ExportedModel(path), load_tokenizer(path)
