@@ -68,7 +68,8 @@ def read_text(value: Any, what: str = "the text") -> TextOrPair:
     if isinstance(value, tuple):
         if len(value) != 2:
             raise ValueError(
-                f"{what} is a tuple of {len(value)}; a pair has two texts, several texts are a list"
+                f"{what} is {reprlib.repr(value)}, a tuple of {len(value)}; a pair has two texts, "
+                "several texts are a list"
             )
         one, other = (_string(part, f"{what}[{i}]") for i, part in enumerate(value))
         return one, other
@@ -85,7 +86,7 @@ def _string(value: Any, what: str) -> str:
         raise ValueError(f"{says}; decode it: value.decode('utf-8')")
     if isinstance(value, list):
         raise ValueError(f"{says}, a list; give a string, or a pair as a tuple (text, text)")
-    raise ValueError(f"{says}; give a string, or a pair of strings (text, text)")
+    raise ValueError(f"{says}; give a string or a pair of strings (text, text)")
 
 
 def is_mapping(value: Any) -> bool:

@@ -28,9 +28,7 @@ def _task_name(name: str) -> str:
 
 TaskName = Annotated[str, AfterValidator(_task_name)]
 Count = Annotated[int, Field(ge=0)]
-HALVES = re.compile(
-    r"\\ud[89a-f][0-9a-f]{2}", re.IGNORECASE
-)  # of a pair; pydantic reads none
+HALVES = re.compile(r"\\ud[89a-f][0-9a-f]{2}", re.IGNORECASE)  # of a pair; pydantic reads none
 STRICT = ConfigDict(strict=True)
 
 

@@ -283,6 +283,18 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
                 folder, message=commit_message, token=token, revision=revision, private=private
             )
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not for tasks whose rows and labels differ.
+
+        Raises:
+            TypeError: always; it says what to call.
+        """
+        raise TypeError(
+            "predict gives one array for one kind of label; for answers call PolyheadPipeline("
+            "model=trainer.model, tokenizer=trainer.processing_class)(texts), for scores "
+            "trainer.evaluate()"
+        )
+
     def push_folder(
         self,
         folder: str | Path,
