@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel
+from ...modeling.windows import window_length
 from ..errors import UserError
 
 
@@ -23,7 +24,9 @@ def load_model(path: str | Path) -> tuple[PolyheadModel, PreTrainedTokenizerBase
         if config.model_type != PolyheadConfig.model_type:
             raise UserError(str(path), [f"is a {config.model_type} model, not a Polyhead"])
         model = PolyheadModel.from_pretrained(path)
-        return model, AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer.model_max_length = window_length(tokenizer, model.usable_length)
+        return model, tokenizer
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
