@@ -30,7 +30,7 @@ from .decoding import decode_classes, decode_entities, even_scores, read_scores
 from .first_use import FIRST_USE
 from .inputs import TextOrPair, read_inputs, read_items, tokenizable
 from .packing import cumulative
-from .windows import Reads, Span, Window, encode_windows, split_words, units_of
+from .windows import Reads, Span, Window, encode_windows, split_words, units_of, window_length
 
 logger = logging.getLogger(__name__)
 CALL_OPTIONS = ("tasks", "top_k", "threshold", "batch_tokens", "batch_size", "document")
@@ -253,8 +253,7 @@ class PolyheadPipeline(Pipeline):
         self, texts: list[TextOrPair], tasks: list[str]
     ) -> tuple[list[list[list[Span]]], list[tuple[int, Window, Reads]]]:
         """Units of each text; (row, window, the units read in it) for what the tasks need."""
-        # a tokenizer without a limit says 1e30, one of another model may say more than fits
-        limit = min(self.tokenizer.model_max_length, self.model.usable_length or 1 << 20)
+        limit = window_length(self.tokenizer, self.model.usable_length)
         pairs = isinstance(texts[0], tuple)
         tokenizer = self._tokenizer_for(limit, pairs=pairs)
         if pairs:
