@@ -24,7 +24,7 @@ from ..evaluation.metrics import default_metrics
 from ..hub.sentence_transformers import POOLING_FLAGS
 from ..inference.load import load_model
 from ..optimization.parameter_groups import freeze_faults
-from ..recipe.arguments import training_arguments
+from ..recipe.arguments import REFUSALS, optimizer_faults, training_arguments
 from ..recipe.reader import load_recipe
 from ..recipe.schema import MultiTaskArguments, Recipe, ScratchEncoder
 
@@ -140,6 +140,7 @@ def checked_arguments(found: Prepared, path: str) -> TrainingArguments:
     recipe = found.recipe
     args = training_arguments(recipe, evaluates=found.evaluates, source=path)
     faults = _training_faults(found, args)
+    faults += optimizer_faults(args)
     faults += freeze_faults(found.model, recipe.freeze, recipe.optimizer, args)
     if recipe.stopping is not None and args.eval_strategy == "no":
         faults.append("stopping: there are no evaluations to stop by")
