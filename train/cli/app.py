@@ -4,12 +4,14 @@ Commands import what they need themselves: `polyhead --help` answers without loa
 """
 
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
+from ..artifacts import refusal
 from ..errors import Left, UserError
 from .console import (
     err,
@@ -39,8 +41,20 @@ Overrides = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"polyhead {metadata.version('polyhead')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version),
+]
+
+
 @app.callback()
-def quiet() -> None:
+def quiet(version: Version = False) -> None:
     """One transformer encoder, many tasks."""
     from transformers.utils import logging
 
@@ -275,6 +289,12 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments)
     except UserError as error:
         show_fault(str(error))
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder in the way: where no one has explained it
+        reason = refusal(error)
+        if reason is None:
+            raise
+        show_fault(f"{error.filename or 'a file'}: {reason}")
         sys.exit(2)
     except Left as left:
         note(str(left))

@@ -24,7 +24,7 @@ from ..evaluation.metrics import default_metrics
 from ..hub.sentence_transformers import POOLING_FLAGS
 from ..inference.load import load_model
 from ..optimization.parameter_groups import freeze_faults
-from ..recipe.arguments import REFUSALS, optimizer_faults, training_arguments
+from ..recipe.arguments import optimizer_faults, training_arguments
 from ..recipe.reader import load_recipe
 from ..recipe.schema import MultiTaskArguments, Recipe, ScratchEncoder
 

@@ -78,8 +78,9 @@ def training_faults(training: Any) -> list[str]:
             hint = f"did you mean {near[0]}?" if near else "see TrainingArguments of transformers"
             faults.append(f"training.{key}: unknown key; {hint}")
         elif key == "resume_from_checkpoint":
-            if not (value is None or isinstance(value, bool) or (isinstance(value, str) and value)):
-                faults.append(f"training.{key}: true for the latest, or a folder; got {value!r:.80}")
+            if value == "" or not isinstance(value, (bool, str, type(None))):
+                fault = f"true for the latest, or the folder of a checkpoint, got {value!r:.80}"
+                faults.append(f"training.{key}: {fault}")
         elif fault := _value_fault(key, value):
             faults.append(f"training.{key}: {fault}, got {value!r:.80}")
     return faults

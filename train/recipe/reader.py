@@ -1,8 +1,8 @@
 """A YAML recipe to dataclasses, with every fault of the file in one error.
 
 YAML is read in `yaml_text.py`; types, unknown keys and allowed values are pydantic's work. Here are
-environment variables, overrides and the words of its faults; which keys go together is in `checks.py`, the fields of TrainingArguments in
-`arguments.py`.
+environment variables, overrides and the words of its faults; which keys go together is in
+`checks.py`, the fields of TrainingArguments in `arguments.py`.
 """
 
 import difflib

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import HISTORY, REPORTS, SCORES
+from ..artifacts import HISTORY, REPORTS, SCORES, write_text
 from ..errors import RESUME, UserError
 from .curves import NEEDS, draw_training, training_curves
 from .figures import draw_report
@@ -58,7 +58,7 @@ def report(run_folder: str | Path) -> dict[str, Any]:
     ]
     name = escape(run.resolve().name)
     page = PAGE_FRAME.format(title=name, body="\n".join(parts))
-    (place / PAGE).write_text(page, encoding="utf-8")
+    write_text(place / PAGE, page)
     return {
         "scores": scores,
         "tasks": reports,
