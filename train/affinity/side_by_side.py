@@ -81,7 +81,7 @@ def _train_once(
         write_text(path, text)
         notify(f"training {folder}")
         began = time.perf_counter()
-        train(path, notify=notify)
+        train(path, overwrite=True, notify=notify)
         write_json(clock, round(time.perf_counter() - began, 1))
     seconds = json.loads(clock.read_text(encoding="utf-8")) if clock.is_file() else None
     return json.loads(scores.read_text(encoding="utf-8")), seconds

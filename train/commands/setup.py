@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +82,11 @@ class Prepared:
 
 
 def prepare(
-    path: str | Path, overrides: list[str] | None = None, *, onto: str | Path | None = None
+    path: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    onto: str | Path | None = None,
+    check: Callable[[Recipe], list[str]] = lambda recipe: [],
 ) -> Prepared:
     """Load and check everything that a recipe names; nothing is written.
 
@@ -89,12 +94,15 @@ def prepare(
         path: the recipe.
         overrides: `key=value` with dotted keys.
         onto: a finished model that the recipe's tasks are added to; all else in it is frozen.
+        check: further faults of the recipe, before its data are read.
 
     Raises:
         UserError: with all faults of the recipe, or all of the data, or of the encoder.
     """
     given = None if onto is None else load_model(onto)
     recipe = load_recipe(path, overrides, onto=None if given is None else given[0].config)
+    if faults := check(recipe):
+        raise UserError(str(path), faults)
     sources = load_sources(recipe, str(path))
     set_seed(int(recipe.training.get("seed", 42)))
     configs = {name: source.configs[name] for source in sources for name in source.configs}

@@ -522,6 +522,6 @@ class TestRefusedExports:
             export_hf(model, tokenizer_of("wordpiece"), task="nope", folder=tmp_path / "there")
         assert stopped.value.faults == [
             "--task: there is no task 'nope'; there are: slots",
-            f"--output: {tmp_path / 'there'} exists; name a new folder",
+            f"--output: {tmp_path / 'there'} exists; name a new folder, or type --overwrite to replace it",
         ]
         assert list((tmp_path / "there").iterdir()) == []
