@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..artifacts import refusal
 from ..errors import Left, UserError
-from ..outputs import source_fault, target_faults
+from ..outputs import source_fault
 from .console import (
     err,
     is_first_rank,
@@ -142,7 +142,7 @@ def export(
         faults.append(f"{overrides[0]!r} is for the recipe of --int8, and there is none")
     if fault := source_fault(model, output, may_lie_inside=True):
         faults.append(fault)
-    if faults := faults or target_faults(output, overwrite=overwrite):
+    if faults:
         raise UserError("export", faults)
     loaded, tokenizer = load_model(model)
     if kind == "hf":

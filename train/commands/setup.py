@@ -28,6 +28,7 @@ from ..optimization.parameter_groups import freeze_faults
 from ..recipe.arguments import optimizer_faults, training_arguments
 from ..recipe.reader import load_recipe
 from ..recipe.schema import MultiTaskArguments, Recipe, ScratchEncoder
+from ..trainer.identity import weights_digest
 
 FLAGS = {flag: name for name, flag in POOLING_FLAGS.items()}  # sentence-transformers before 5.4
 MODES = {**FLAGS, **{name.replace("_", ""): name for name in POOLING_FLAGS}}
@@ -54,6 +55,15 @@ class Prepared:
     def configs(self) -> dict[str, TaskConfig]:
         """The model's tasks."""
         return self.model.config.tasks
+
+    @property
+    def origin(self) -> str:
+        """What tells the encoder's first weights from others."""
+        encoder = self.recipe.encoder
+        if isinstance(encoder, ScratchEncoder):
+            return "random"
+        folder = Path(_resolve(encoder))
+        return weights_digest(folder) if folder.is_dir() else encoder
 
     @property
     def evaluates(self) -> bool:

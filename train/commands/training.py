@@ -37,6 +37,7 @@ from ..reports.page import PAGE
 from ..reports.task_report import write_reports
 from ..trainer.checkpoints import latest_intact, stays
 from ..trainer.fsdp import own_class
+from ..trainer.identity import check_resume
 from ..trainer.trainer import MultiTaskTrainer
 from .setup import Prepared, checked_arguments, prepare
 
@@ -152,6 +153,7 @@ def fit(
         if found.evaluates
         else None,
         "multitask": found.multitask,
+        "origin": found.origin,
     }
     try:
         trainer = MultiTaskTrainer(**options)
@@ -163,6 +165,8 @@ def fit(
     if found.recipe.compute != "exact":
         notify(f"compute: {model.set_compute(found.recipe.compute).reason}")
     checkpoint = _checkpoint(args, overwrite=overwrite)
+    for line in [] if checkpoint is None else check_resume(checkpoint, trainer.identity):
+        notify(line)
     try:
         with trainer.leaving:
             trainer.train(resume_from_checkpoint=checkpoint)
