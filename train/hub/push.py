@@ -16,7 +16,7 @@ from .folder import CARD, THIS_FOLDER
 # What a trainer leaves beside a model in a checkpoint; and hidden folders.
 STATE = re.compile(
     r"(optimizer|scheduler|scaler|training_args|rng_state\w*)\.(pt|pth|bin)"
-    r"|trainer_state\.json|resume\.json|\..*|(.*/)?__pycache__/.*"
+    r"|trainer_state\.json|\..*|(.*/)?__pycache__/.*"
 )
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError)
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")

@@ -21,10 +21,8 @@ from ..artifacts import (
     explained,
     put_away,
     put_in_place,
-    write_json,
 )
 from ..errors import RESUME
-from .identity import FILE
 
 # ---- reading ----
 
@@ -99,7 +97,6 @@ def stays(run: str | Path) -> str:
 class AtomicCheckpoints(Trainer):
     """A Trainer whose checkpoints are whole, or not there."""
 
-    identity: dict[str, Any]  # what made it, for `resume.json`
     _aside: str | None = None  # stands for output_dir while a checkpoint is written
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -123,7 +120,6 @@ class AtomicCheckpoints(Trainer):
                 self.accelerator.wait_for_everyone()
                 if writes:
                     self.state.save_to_json(str(aside / "trainer_state.json"))
-                    write_json(aside / FILE, self.identity)
                     put_in_place(aside, folder)
                     self._delete_old(folder)
         finally:

@@ -1,9 +1,9 @@
 """What made a checkpoint, so that no other run goes on from it.
 
 Weights, optimizer state, number of steps and order of rows mean what they mean for the tasks, rows
-and steps that made them: with a class renamed they would be another model's. `resume.json` in each
-checkpoint holds both what has to be the same and what may differ but is said. Hashing the rows
-takes about a second for a gigabyte of them.
+and steps that made them: with a class renamed they would be another model's. The trainer's state in each checkpoint
+holds both what has to be the same and what may differ but is said. Hashing the rows takes about a
+second for a gigabyte of them.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import read_json
 from ..errors import UserError
 from ..recipe.schema import MultiTaskArguments
+from .callbacks import RunIdentity
 
-FILE = "resume.json"
 BLOCK = 10_000  # rows that are hashed at a time
 SAMPLES = 64  # blocks of a weights' file that stand for all of it
 MAY_DIFFER = {  # options of a task
@@ -130,7 +130,8 @@ def check_resume(folder: str | Path, identity: dict[str, Any]) -> list[str]:
     Raises:
         UserError: something else than this made the checkpoint.
     """
-    made = read_json(Path(folder) / FILE, None)
+    state = read_json(Path(folder) / "trainer_state.json", {})
+    made = state.get("stateful_callbacks", {}).get(RunIdentity.__name__, {}).get("attributes")
     if made is None:  # before this was kept: its config has the tasks at least
         tasks = read_json(Path(folder) / "config.json", {}).get("tasks") or {}
         known = {name: {"labels": task.get("labels")} for name, task in tasks.items()}

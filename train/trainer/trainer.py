@@ -41,7 +41,14 @@ from ..hub.push import HUB_ERRORS, push
 from ..optimization.freezing import Unfreezing, apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
 from ..recipe.schema import MultiTaskArguments
-from .callbacks import AfterStep, SetEpoch, TaskProgress, TaskStopping, TrainingState
+from .callbacks import (
+    AfterStep,
+    RunIdentity,
+    SetEpoch,
+    TaskProgress,
+    TaskStopping,
+    TrainingState,
+)
 from .checkpoints import AtomicCheckpoints
 from .evaluation_loop import TaskEvaluation, TaskSums
 from .fsdp import ShardedTasks, check_deepspeed, own_class, prepare_sharding
@@ -63,7 +70,7 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
         eval_dataset: `EvalSplit` by source name.
         sources: source name to its tasks, for the collator.
         multitask: sampling, balancing, what trains, when to stop.
-        origin: what tells the encoder's first weights from others, for `resume.json`.
+        origin: what tells the encoder's first weights from others; a checkpoint keeps it.
 
     Raises:
         ValueError: arguments that do not fit several tasks.
@@ -149,6 +156,7 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
             self._steps_between_comparisons(sorted(rows)), sorted(rows)
         )
         callbacks = [SetEpoch(self.sampler, collator), self.unfreezing, self.leaving, self.counts]
+        callbacks.append(RunIdentity(lambda: self.identity))
         for callback in [*callbacks, AfterStep(self._end_of_step)]:
             self.add_callback(callback)
         stopping = multitask.stopping
