@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from ..evaluation.metrics import default_metrics
 from ..hub.sentence_transformers import POOLING_FLAGS
 from ..inference.load import load_model
 from ..optimization.parameter_groups import freeze_faults
-from ..recipe.arguments import training_arguments
+from ..recipe.arguments import optimizer_faults, training_arguments
 from ..recipe.reader import load_recipe
 from ..recipe.schema import MultiTaskArguments, Recipe, ScratchEncoder
+from ..trainer.identity import weights_digest
 
 FLAGS = {flag: name for name, flag in POOLING_FLAGS.items()}  # sentence-transformers before 5.4
 MODES = {**FLAGS, **{name.replace("_", ""): name for name in POOLING_FLAGS}}
@@ -55,6 +57,15 @@ class Prepared:
         return self.model.config.tasks
 
     @property
+    def origin(self) -> str:
+        """What tells the encoder's first weights from others."""
+        encoder = self.recipe.encoder
+        if isinstance(encoder, ScratchEncoder):
+            return "random"
+        folder = Path(_resolve(encoder))
+        return weights_digest(folder) if folder.is_dir() else encoder
+
+    @property
     def evaluates(self) -> bool:
         """Some task has validation rows."""
         return any("validation" in source.splits for source in self.sources)
@@ -81,7 +92,11 @@ class Prepared:
 
 
 def prepare(
-    path: str | Path, overrides: list[str] | None = None, *, onto: str | Path | None = None
+    path: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    onto: str | Path | None = None,
+    check: Callable[[Recipe], list[str]] = lambda recipe: [],
 ) -> Prepared:
     """Load and check everything that a recipe names; nothing is written.
 
@@ -89,12 +104,15 @@ def prepare(
         path: the recipe.
         overrides: `key=value` with dotted keys.
         onto: a finished model that the recipe's tasks are added to; all else in it is frozen.
+        check: further faults of the recipe, before its data are read.
 
     Raises:
         UserError: with all faults of the recipe, or all of the data, or of the encoder.
     """
     given = None if onto is None else load_model(onto)
     recipe = load_recipe(path, overrides, onto=None if given is None else given[0].config)
+    if faults := check(recipe):
+        raise UserError(str(path), faults)
     sources = load_sources(recipe, str(path))
     set_seed(int(recipe.training.get("seed", 42)))
     configs = {name: source.configs[name] for source in sources for name in source.configs}
@@ -140,6 +158,7 @@ def checked_arguments(found: Prepared, path: str) -> TrainingArguments:
     recipe = found.recipe
     args = training_arguments(recipe, evaluates=found.evaluates, source=path)
     faults = _training_faults(found, args)
+    faults += optimizer_faults(args)
     faults += freeze_faults(found.model, recipe.freeze, recipe.optimizer, args)
     if recipe.stopping is not None and args.eval_strategy == "no":
         faults.append("stopping: there are no evaluations to stop by")

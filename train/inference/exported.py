@@ -233,10 +233,6 @@ def load_any(path: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """
     if not (Path(path) / FILE).is_file():
         return load_model(path)
-<<<<<<< HEAD
-    return ExportedModel(path), load_tokenizer(path)
-=======
-    model, tokenizer = ExportedModel(path), AutoTokenizer.from_pretrained(path)
+    model, tokenizer = ExportedModel(path), load_tokenizer(path)
     tokenizer.model_max_length = window_length(tokenizer, model.usable_length)
     return model, tokenizer
->>>>>>> decoding

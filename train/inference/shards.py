@@ -19,10 +19,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ..artifacts import read_json, write_json
+from ..artifacts import put_in_place, read_json, write_json
 from ..data.loading import reason
 from ..errors import UserError
-from ..trainer.checkpoints import put_in_place
 
 GROUP = 16 * 2**20  # bytes of a row group of the joined parquet file
 

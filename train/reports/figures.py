@@ -21,6 +21,7 @@ from matplotlib.ticker import PercentFormatter
 from scipy.stats import rankdata
 
 from ...modeling.checks import TASK_NAME
+from ..artifacts import write_aside
 from ..escape import drawn
 
 Maker = Callable[[dict[str, Any]], Figure]
@@ -106,7 +107,8 @@ def draw(
             path = folder / f"{name}.png"
             path.unlink(missing_ok=True)
             if name in wanted:
-                make(found).savefig(path)
+                with write_aside(path) as aside:
+                    make(found).savefig(aside)
                 paths.append(path)
     return paths
 

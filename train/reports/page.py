@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import HISTORY, REPORTS, SCORES
+from ..artifacts import HISTORY, REPORTS, SCORES, write_text
 from ..errors import RESUME, UserError
 from ..escape import in_html
 from ..records import LOG, OBJECT, RUN_SCORES, TASK_REPORT, TRAINER_LOG, read_record
@@ -61,7 +61,7 @@ def report(run_folder: str | Path) -> dict[str, Any]:
     ]
     name = in_html(run.resolve().name)
     page = PAGE_FRAME.format(title=name, body="\n".join(parts))
-    (place / PAGE).write_text(page, encoding="utf-8")
+    write_text(place / PAGE, page)
     return {
         "scores": scores,
         "tasks": reports,
