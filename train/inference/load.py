@@ -44,8 +44,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         check_tokenizer(tokenizer)
     except (OSError, ValueError) as error:
         fault = (
-            f"the tokenizer cannot be loaded: {str(error).strip().splitlines()[0]} Copy or download "
-            "the folder again, or save the tokenizer there by tokenizer.save_pretrained(folder)"
+            f"the tokenizer cannot be loaded ({str(error).strip().splitlines()[0]}); copy or "
+            "download the folder again, or save it there by tokenizer.save_pretrained(folder)"
         )
         raise UserError(str(path), [fault]) from error
     return tokenizer

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...modeling import reading
-from ...modeling.checks import check_task_name
+from ...modeling.checks import TASK_NAME
 from ..artifacts import HISTORY, REPORTS, RUN_SCORES, SCORES, shape_fault
 from ..errors import RESUME, UserError
 from .curves import NEEDS, draw_training, training_curves
@@ -20,7 +20,7 @@ from .figures import draw_report
 
 PAGE = "report.html"
 REPORT = {"task": str, "kind": str, "rows": int, "split": str}
-EVALUATE = "the file is damaged, or of another release: type polyhead evaluate MODEL RECIPE"
+DAMAGED = "the file is damaged, or of another release"
 SHOWN = 10  # rows of a table of the worst
 
 
@@ -88,17 +88,15 @@ def _read_report(path: Path, task: str) -> dict[str, Any]:
     if not fault and found["task"] != task:
         fault = f"task is {found['task']!r:.80}; the file is that of {task}"
     if fault:
-        raise UserError(str(path), [f"{fault}; {EVALUATE}"])
+        raise UserError(str(path), [f"{fault}; {DAMAGED}"])
     return found
 
 
 def _check_names(run: Path, tasks: dict[str, Any]) -> None:
     """Names of tasks become names of files."""
-    try:
-        for name in tasks:
-            check_task_name(name)
-    except ValueError as error:
-        raise UserError(str(run / SCORES), [str(error)]) from error
+    odd = [name for name in tasks if not TASK_NAME.fullmatch(name)]
+    if odd:
+        raise UserError(str(run / SCORES), [f"{odd[0]!r:.80} is no name of a task; {DAMAGED}"])
 
 
 def _of_file(path: Path, make: Callable[..., Any], *args: Any) -> Any:
@@ -106,7 +104,7 @@ def _of_file(path: Path, make: Callable[..., Any], *args: Any) -> Any:
     try:
         return make(*args)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        fault = f"cannot be drawn ({type(error).__name__}: {error}); {EVALUATE}"
+        fault = f"cannot be drawn ({type(error).__name__}: {error}); {DAMAGED}"
         raise UserError(str(path), [fault]) from error
 
 
@@ -127,11 +125,11 @@ def _read_scores(run: Path) -> dict[str, Any]:
             fault = f"is the folder of a model; type: polyhead report {run.parent}"
         raise UserError(str(run), [fault])
     fault = shape_fault(scores, RUN_SCORES) if scores else None
-    absent = set(scores.get("tasks", ())) - set(scores.get("splits", ())) if not fault else ()
-    if absent:
-        fault = f"splits lacks {', '.join(sorted(absent))}"
+    if scores and not fault:
+        absent = [t for t, found in scores["tasks"].items() if found and t not in scores["splits"]]
+        fault = f"splits lacks {', '.join(absent)}" if absent else None
     if fault:
-        raise UserError(str(run / SCORES), [f"{fault}; {EVALUATE}"])
+        raise UserError(str(run / SCORES), [f"{fault}; {DAMAGED}"])
     return scores
 
 
@@ -245,6 +243,7 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def _cell(value: Any) -> str:
+    value = "-" if value is None else value
     if isinstance(value, str):
         return f"<td>{escape(value)}</td>"
     shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
