@@ -4,6 +4,7 @@ The folder holds the graph (`model.onnx`, or `model.xml` and `model.bin`), the t
 config and `export.json`: what goes in, what comes out, what made it. `export/graph.py` writes it.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -50,8 +51,8 @@ Engine = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 def onnx_engine(folder: Path, mode: Mode = "exact") -> Engine:
     """ONNX Runtime on as many threads as torch has, in the graph's own precision."""
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as states
 
+    states = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     if mode == "bf16":
         raise ValueError("compute is 'bf16'; ONNX Runtime runs the graph in its own precision")
     options = onnxruntime.SessionOptions()
