@@ -5,6 +5,7 @@
 import math
 import re
 from dataclasses import fields
+from importlib import import_module
 from typing import Any, get_args, get_type_hints
 
 from torch import nn
@@ -25,6 +26,16 @@ LARGEST = {
     "type_vocab_size": 1 << 20,
 }
 MAY_BE_NONE_AT_ALL = ("max_position_embeddings", "type_vocab_size")  # 0 or -1 in some encoders
+# transformers' configs are checked dataclasses of huggingface_hub; their errors are no ValueErrors
+STRICT_ERROR: type[Exception] = import_module("huggingface_hub.errors").StrictDataclassError
+CONFIG_ERRORS = (AttributeError, IndexError, KeyError, OverflowError, TypeError, STRICT_ERROR)
+FORMAT_VERSION = 1  # of a saved folder; counted up when older code would read a new one wrongly
+TYPES = {  # of the options of a PolyheadConfig
+    **dict.fromkeys(("tasks", "adapter_hashes", "custom_pipelines", "id2label", "label2id"), dict),
+    **dict.fromkeys(("task_names", "adapters", "architectures"), list),
+    **dict.fromkeys(("tie_word_embeddings", "return_dict", "is_encoder_decoder"), bool),
+    "initializer_range": float,
+}
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -139,3 +150,26 @@ def check_dtype(what: str, dtype: Any) -> None:
     """Raise ValueError unless it is None or a type that weights can have, by name or itself."""
     if dtype is not None:
         check_choice(what, str(dtype).removeprefix("torch."), DTYPES)
+
+
+def check_options(config: Any) -> None:
+    """Raise ValueError unless this code knows a PolyheadConfig's format and its options' types."""
+    version = config.format_version
+    if type(version) is not int or version < 1:
+        raise ValueError(f"format_version is {version!r}; it must be a number")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"format_version is {version}; this code reads up to {FORMAT_VERSION}. The folder was "
+            "saved by a newer release: upgrade polyhead, or load it with trust_remote_code=True, "
+            "by the code that it brings"
+        )
+    for name, kind in TYPES.items():
+        value = getattr(config, name, None)
+        if value is not None and not isinstance(value, kind):
+            wanted = {dict: "a dict by name", list: "a list"}.get(kind, kind.__name__)
+            raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+    odd = [x for x in config.task_names or [] if not isinstance(x, str)]
+    if odd:
+        raise ValueError(f"task_names holds {odd[0]!r}; a name is a string")
+    check_finite("initializer_range", config.initializer_range)
+    check_dtype("dtype", config.dtype)

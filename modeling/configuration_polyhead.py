@@ -9,7 +9,6 @@ differs between encoders (hidden size, layers, usable length) is asked of the en
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from numbers import Integral
 from typing import Any
 
@@ -17,11 +16,13 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .checks import (
+    CONFIG_ERRORS,
+    FORMAT_VERSION,
     LARGEST_WIDTH,
     check_choice,
-    check_dtype,
     check_fields,
     check_finite,
+    check_options,
     check_sizes,
     check_task_name,
     check_types,
@@ -45,18 +46,6 @@ NUMBERS = (  # options of a task
     "loss_weight",
 )
 ACTIVATIONS = ("tanh", "relu", "gelu")
-# transformers' configs are checked dataclasses of huggingface_hub; their errors are no ValueErrors
-STRICT_ERROR: type[Exception] = import_module("huggingface_hub.errors").StrictDataclassError
-CONFIG_ERRORS = (AttributeError, IndexError, KeyError, OverflowError, TypeError, STRICT_ERROR)
-FORMAT_VERSION = 1  # of a saved folder; counted up when older code would read a new one wrongly
-
-
-TYPES = {  # of the options of a PolyheadConfig
-    **dict.fromkeys(("tasks", "adapter_hashes", "custom_pipelines", "id2label", "label2id"), dict),
-    **dict.fromkeys(("task_names", "adapters", "architectures"), list),
-    **dict.fromkeys(("tie_word_embeddings", "return_dict", "is_encoder_decoder"), bool),
-    "initializer_range": float,
-}
 
 
 @dataclass(kw_only=True)
@@ -314,7 +303,7 @@ class PolyheadConfig(PreTrainedConfig):
                 f"this is a {kind} model, not a Polyhead; put heads on it with "
                 "PolyheadModel.from_encoder(name_or_path, tasks={...})"
             )
-        self._check_options()
+        check_options(self)
         check_sizes(self.encoder_config)
         if isinstance(self.encoder_config, dict):
             drop = ("trust_remote_code", "auto_map")
@@ -334,27 +323,6 @@ class PolyheadConfig(PreTrainedConfig):
                 check_fields(f"task {name!r}", TaskConfig, task)
             self.set_task(name, TaskConfig(**task) if isinstance(task, dict) else task)
         super().__post_init__(**kwargs)
-
-    def _check_options(self) -> None:
-        """Types of what the dataclass does not check, and whether this code knows the format."""
-        if type(self.format_version) is not int or self.format_version < 1:
-            raise ValueError(f"format_version is {self.format_version!r}; it must be a number")
-        if self.format_version > FORMAT_VERSION:
-            raise ValueError(
-                f"format_version is {self.format_version}; this code reads up to {FORMAT_VERSION}. "
-                "The folder was saved by a newer release: upgrade polyhead, or load it with "
-                "trust_remote_code=True, by the code that it brings"
-            )
-        for name, kind in TYPES.items():
-            value = getattr(self, name, None)
-            if value is not None and not isinstance(value, kind):
-                wanted = {dict: "a dict by name", list: "a list"}.get(kind, kind.__name__)
-                raise ValueError(f"{name} is {value!r}; it must be {wanted}")
-        odd = [x for x in self.task_names or [] if not isinstance(x, str)]
-        if odd:
-            raise ValueError(f"task_names holds {odd[0]!r}; a name is a string")
-        check_finite("initializer_range", self.initializer_range)
-        check_dtype("dtype", self.dtype)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

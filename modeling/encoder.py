@@ -10,6 +10,7 @@ batch, `H` hidden, `E` width of the token embeddings.
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -17,10 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from .attention import eager, no_trace
+from .checks import CONFIG_ERRORS, check_sizes
 from .compute import Compute
 from .packing import (
     Texts,
@@ -33,6 +35,7 @@ from .packing import (
 )
 from .plans import Plan, make_plan, move, parts_of
 from .pooling import layers_needed, pool
+from .reading import read_json
 from .routing import NotRoutable, Routing, first_adapted_layer
 
 BUILD_ERRORS = (
@@ -44,6 +47,22 @@ BUILD_ERRORS = (
     TypeError,
     ValueError,
 )
+
+
+def read_encoder_config(name_or_path: str, **hub: Any) -> Any:
+    """An encoder's config; a file on disk is checked before transformers reads it.
+
+    Raises:
+        OSError: there is no such folder or repository.
+        ValueError: the config is damaged, or asks for sizes that no encoder has.
+    """
+    path = os.path.join(name_or_path, hub.get("subfolder") or "", "config.json")
+    if os.path.exists(path):
+        check_sizes(read_json(path, finite=False))
+    try:
+        return AutoConfig.from_pretrained(name_or_path, **hub)
+    except CONFIG_ERRORS as error:
+        raise ValueError(f"{name_or_path}: {type(error).__name__}: {error}") from error
 
 
 def auto_class(encoder_config: Any) -> Any:

@@ -42,7 +42,7 @@ class ClassScores(TypedDict):
     support: Count
 
 
-Metrics = dict[str, float | dict[str, ClassScores]]
+Metrics = dict[str, float | None | dict[str, ClassScores]]
 ModelScores = dict[TaskName, Metrics]  # scores.json of a model
 
 
@@ -51,7 +51,7 @@ class RunScores(TypedDict):
     """scores.json of a run that had rows to score."""
 
     tasks: ModelScores
-    macro: float
+    macro: float | None
     splits: dict[TaskName, str]
 
 
@@ -155,7 +155,7 @@ class TaskReport(TypedDict):
     kind: str
     split: str
     rows: Count
-    scores: dict[str, float]
+    scores: NotRequired[dict[str, float | None]]
     labelled: NotRequired[Count]
     unit: NotRequired[str]
     confusion: NotRequired[LabelCounts]
@@ -230,7 +230,7 @@ class Proof(TypedDict):
     changed: list[str]
     encoder: str
     tasks: dict[TaskName, Hashes]
-    made_with: dict[str, str | int]
+    made_with: dict[str, Any]
 
 
 @with_config(STRICT)
@@ -309,4 +309,5 @@ def _fault(error: Any) -> str:
     value = repr(error["input"])
     value = value if len(value) <= 60 else f"{value[:59]}…"
     says = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {value}; {says[:1].lower()}{says[1:]}" if where else f"{says}; got {value}"
+    says = f"{says[:1].lower()}{says[1:]}"
+    return f"{where}: {value}; {says}" if where else f"{says}; got {value}"

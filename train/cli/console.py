@@ -68,7 +68,8 @@ def print_scores(scores: dict[str, Any], title: str) -> None:
     ]
     table = table_of(("task", "metric", "score"), rows, title=title)
     table.add_section()
-    table.add_row("macro", "", f"{scores['macro']:.4f}")
+    macro = scores["macro"]
+    table.add_row("macro", "", "-" if macro is None else f"{macro:.4f}")
     out.print(table)
     header = ("type", "precision", "recall", "f1", "entities")
     for task, values in scores["tasks"].items():

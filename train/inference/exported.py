@@ -4,6 +4,7 @@ The folder holds the graph (`model.onnx`, or `model.xml` and `model.bin`), the t
 config and `export.json`: what goes in, what comes out, what made it. `export/graph.py` writes it.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -41,6 +42,8 @@ def missing_packages(kind: str) -> list[str]:
     )
 
 
+# Errors of ONNX Runtime for a file that holds no graph.
+UNREADABLE = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel")
 # Runs a graph: arrays by input name in, arrays by task out.
 Engine = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -49,14 +52,18 @@ def onnx_engine(folder: Path, mode: Mode = "exact") -> Engine:
     """ONNX Runtime on as many threads as torch has, in the graph's own precision."""
     import onnxruntime
 
+    states = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     if mode == "bf16":
         raise ValueError("compute is 'bf16'; ONNX Runtime runs the graph in its own precision")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session: Any = onnxruntime.InferenceSession(
-        folder / "model.onnx", options, providers=onnxruntime.get_available_providers()
-    )
+    try:
+        session: Any = onnxruntime.InferenceSession(
+            folder / "model.onnx", options, providers=onnxruntime.get_available_providers()
+        )
+    except tuple(getattr(states, name) for name in UNREADABLE) as error:
+        raise ValueError(str(error)) from error
     names = [output.name for output in session.get_outputs()]
     return lambda given: dict(zip(names, session.run(names, given), strict=True))
 
@@ -95,11 +102,8 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     if kind not in ENGINES:
         known = ", ".join(ENGINES)
         raise UserError(str(folder), [f"{FILE}: kind is {kind!r:.80}; allowed: {known}"])
-    faults = [
-        f"{name} is missing; {AGAIN}"
-        for name in GRAPHS[kind]
-        if not (Path(folder) / name).is_file()
-    ]
+    absent = [name for name in GRAPHS[kind] if not (Path(folder) / name).is_file()]
+    faults = [f"{name} is missing; {AGAIN}" for name in absent]
     if set(about["adapters"]) != set(about["tasks"]):
         faults.append(f"{FILE}: adapters and tasks name other tasks; {AGAIN}")
     if faults:
@@ -133,7 +137,11 @@ class ExportedModel(nn.Module):
             raise UserError(str(folder), [f"{FILE} and config.json name other tasks; {AGAIN}"])
         self.folder, self.low, self.dtype = Path(folder), False, torch.float32
         self.compute = Compute("exact")
-        self.engine = ENGINES[self.about["kind"]](self.folder)
+        try:
+            self.engine = ENGINES[self.about["kind"]](self.folder)
+        except (RuntimeError, ValueError) as error:
+            fault = f"the graph cannot be opened ({str(error).strip().splitlines()[0]}); {AGAIN}"
+            raise UserError(str(folder), [fault]) from error
         self.device = torch.device("cpu")
         with torch.device("meta"):  # what to run and its losses; no weights, and no part of this
             self.__dict__["shell"] = PolyheadModel(self.config)

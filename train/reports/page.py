@@ -194,6 +194,7 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def _cell(value: Any) -> str:
+    value = "-" if value is None else value
     if isinstance(value, str):
         return f"<td>{in_html(value)}</td>"
     shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"

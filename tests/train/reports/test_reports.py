@@ -720,7 +720,6 @@ class TestDamagedFiles:
             ("rows", -1),
             ("split", 3),
             ("labelled", None),
-            ("scores", {"f1": None}),
             ("scores", {"f1": "high"}),
             ("confusion", None),
             ("confusion", {}),
@@ -753,7 +752,7 @@ class TestDamagedFiles:
         after = {path for path in run.parents[1].rglob("*") if "current" not in path.name}
         assert after == before
 
-    @pytest.mark.parametrize("key", ["task", "kind", "split", "rows", "scores", "labelled", "unit"])
+    @pytest.mark.parametrize("key", ["task", "kind", "split", "rows", "labelled", "unit"])
     def test_a_report_without_a_key(self, run_of, key):
         found = classes("one", ["x", "y"], ["x"], ["y"])
         del found[key]
@@ -764,8 +763,8 @@ class TestDamagedFiles:
         "scores",
         [
             {"tasks": {"one": None}, "macro": 0.5, "splits": {}},
-            {"tasks": {"one": {"f1": None}}, "macro": 0.5, "splits": {"one": "test"}},
-            {"tasks": {"one": {"f1": 0.5}}, "macro": None, "splits": {"one": "test"}},
+            {"tasks": {"one": {"f1": [1]}}, "macro": 0.5, "splits": {"one": "test"}},
+            {"tasks": {"one": {"f1": 0.5}}, "macro": "high", "splits": {"one": "test"}},
             {"tasks": {"one": {"f1": 0.5}}, "macro": 0.5, "splits": {}},
             {"tasks": {"one": {"f1": 0.5}}, "macro": 0.5},
             {"tasks": {"../one": {"f1": 0.5}}, "macro": 0.5, "splits": {"../one": "test"}},
