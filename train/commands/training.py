@@ -157,8 +157,11 @@ def fit(
     }
     try:
         trainer = MultiTaskTrainer(**options)
-    except ValueError as error:  # what only the tokenized rows and the number of ranks tell
-        raise UserError(path, [str(error)]) from error
+    except UserError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:
+        # what only the tokenized rows, the number of ranks and the installed packages tell
+        raise UserError(path, [" ".join(str(error).split())]) from error
     assert trainer.sampler is not None
     for line in trainer.sampler.summary(epochs_of(args, trainer.sampler)):
         notify(line)

@@ -1,6 +1,7 @@
 """The `training` of a recipe: which of TrainingArguments' fields it may set, and our defaults."""
 
 import difflib
+import math
 from dataclasses import fields
 from functools import cache
 from typing import Any, get_args, get_type_hints
@@ -44,6 +45,7 @@ RANGES = {  # lowest and highest value of the numbers that TrainingArguments tak
     "learning_rate": (0, 1000),
     "logging_steps": POSITIVE,
     "max_grad_norm": COUNT,
+    "max_steps": (-1, 1e9),
     "neftune_noise_alpha": COUNT,
     "num_train_epochs": (TINY, 1e5),
     "per_device_eval_batch_size": SIZE,
@@ -97,9 +99,11 @@ def _value_fault(key: str, value: Any) -> str | None:
         kind.validate_python(value)
     except ValidationError as error:
         return str(error.errors()[0]["msg"])
-    if key == "max_steps" and not (value == -1 or 1 <= value <= 1e9):
+    if key == "max_steps" and value < 1 and value != -1:
         return "at least 1, or -1 to count by epochs"
     low, high = RANGES.get(key, (-1e12, 1e12))
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # told for the whole recipe
     if isinstance(value, (int, float)) and not low <= value <= high:
         return f"{'more than 0' if low == TINY else f'{low:g}'} to {high:.10g} is allowed"
     return None
@@ -151,7 +155,7 @@ def optimizer_faults(args: TrainingArguments) -> list[str]:
         if not {"params", "optimizer_dict"} & options.keys():  # else it asks for the whole model
             kind([parameter], **options)
     except REFUSALS as error:
-        faults.append(f"training.optim: {args.optim}: {_words(error)}")
+        faults.append(f"training.optim: {_plain(args.optim)}: {_words(error)}")
     try:
         get_scheduler(
             args.lr_scheduler_type,
@@ -161,10 +165,17 @@ def optimizer_faults(args: TrainingArguments) -> list[str]:
             scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # pyright: ignore
         )
     except REFUSALS as error:
-        faults.append(f"training.lr_scheduler_type: {args.lr_scheduler_type}: {_words(error)}")
+        faults.append(
+            f"training.lr_scheduler_type: {_plain(args.lr_scheduler_type)}: {_words(error)}"
+        )
     return faults
 
 
 def _words(error: Exception) -> str:
     """An error of transformers in one line."""
     return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+def _plain(value: Any) -> str:
+    """The word of an enumeration as a recipe has it."""
+    return str(getattr(value, "value", value))

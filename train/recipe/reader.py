@@ -183,7 +183,7 @@ def _pydantic_fault(entry: Any, raw: Any) -> str:
     key = ".".join(keys)
     if entry["type"] in UNKNOWN:
         known = _known_keys(keys[:-1])
-        near = difflib.get_close_matches(keys[-1], known, n=1)
+        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.55)
         hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
     if entry["type"] in MISSING:

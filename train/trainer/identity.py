@@ -1,9 +1,9 @@
 """What made a checkpoint, so that no other run goes on from it.
 
 Weights, optimizer state, number of steps and order of rows mean what they mean for the tasks, rows
-and steps that made them: with a class renamed they would be another model's. The trainer's state in each checkpoint
-holds both what has to be the same and what may differ but is said. Hashing the rows takes about a
-second for a gigabyte of them.
+and steps that made them: with a class renamed they would be another model's. The trainer's state in
+each checkpoint holds both what has to be the same and what may differ but is said. Hashing the rows
+takes about a second for a gigabyte of them.
 """
 
 import hashlib
@@ -173,8 +173,8 @@ def _content_of(rows: datasets.Dataset) -> str:
     for start in range(0, len(rows), BLOCK):
         block = table[start : start + BLOCK]
         for name in block.column_names:
-            for chunk in block.column(name).chunks:
-                _update(digest, chunk)
+            whole = pa.concat_arrays(block.column(name).chunks)  # however it was cut on disk
+            _update(digest, whole)
     return digest.hexdigest()
 
 
