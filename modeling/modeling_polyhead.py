@@ -194,6 +194,8 @@ class PolyheadModel(PolyheadPreTrainedModel):
         check_task_name(name)
         names = list(tasks)
         check_tasks(self.task_names, names)
+        if not names:
+            raise ValueError(f"adapter {name!r}: tasks is empty; name the tasks that go through it")
         inject(self.encoder, name, config, state)
         self.config.adapters = [*(self.config.adapters or []), name]
         for task in names:

@@ -245,6 +245,14 @@ class Exported(TypedDict):
 
 
 @with_config(STRICT)
+class Module(TypedDict):
+    """An entry of modules.json, of sentence-transformers."""
+
+    type: str
+    path: str
+
+
+@with_config(STRICT)
 class LogLine(TypedDict):
     """A line of the trainer's log; the rest of it is checked where it is read."""
 
@@ -264,6 +272,7 @@ RUN_SCORES: TypeAdapter = TypeAdapter(Annotated[RunScores, AfterValidator(_split
 TASK_REPORT: TypeAdapter = TypeAdapter(Annotated[TaskReport, AfterValidator(_shape)])
 TRAININGS = TypeAdapter(list[Training])
 PROOFS = TypeAdapter(list[Proof])
+MODULES = TypeAdapter(list[Module])
 EXPORTED = TypeAdapter(Exported)
 LOG = TypeAdapter(list[LogLine])
 TRAINER_LOG = TypeAdapter(TrainerLog)

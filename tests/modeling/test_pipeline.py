@@ -352,9 +352,7 @@ def test_a_generator_is_read_as_its_answers_are_asked_for(pipe, monkeypatch):
 def test_a_column_of_a_dataset_is_read(pipe):
     rows = datasets.Dataset.from_dict({"text": TEXTS})
     assert_same(pipe(rows["text"], tasks=SINGLE), pipe(TEXTS, tasks=SINGLE))
-    with pytest.raises(
-        ValueError, match=r"a Dataset of columns \['text'\]; give one"
-    ):
+    with pytest.raises(ValueError, match=r"a Dataset of columns \['text'\]; give one"):
         pipe(rows)
 
 
