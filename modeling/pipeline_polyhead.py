@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import Pipeline, PreTrainedTokenizerBase
 
 from .attention import has_kernel
+from .checks import check_tokenizer
 from .compute import Mode, check_mode
 from .configuration_polyhead import TaskConfig
 from .decoding import decode_classes, decode_entities, even_scores, read_scores
@@ -76,6 +77,7 @@ class PolyheadPipeline(Pipeline):
     def __init__(self, *args: Any, compute: Mode = "auto", **kwargs: Any) -> None:
         check_mode(compute)
         super().__init__(*args, **kwargs)
+        check_tokenizer(self.tokenizer)
         self.model.eval()
         self.model.set_compute(compute)
         self._tokenizers: dict[tuple[int, bool], PreTrainedTokenizerBase] = {}
