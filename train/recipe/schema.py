@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
 from ...modeling.compute import Mode
@@ -33,6 +33,8 @@ class DataConfig:
         label: column with the label: a string or id, a list (multi-label), a number (regression,
             scored pairs, a teacher's margin), a list of tags (token classification) or of numbers
             (a teacher's embedding).
+        missing_label: a value, or several, of `label` that stand for no label, as -1 or "n/a"; null
+            and NaN always do.
         label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
         license: of the data, for the model card.
     """
@@ -48,6 +50,9 @@ class DataConfig:
     negative: str | None = None
     tokens: str | None = None
     label: str | None = None
+    missing_label: (
+        StrictStr | StrictInt | StrictFloat | list[StrictStr | StrictInt | StrictFloat] | None
+    ) = None
     label_range: tuple[float, float] | None = None
     license: str | None = None
 
