@@ -23,8 +23,10 @@ def is_text(value: Any) -> bool:
     """A string that has a form in UTF-8: without half a surrogate pair."""
     if not isinstance(value, str):
         return False
+    if value.isascii():
+        return True
     try:
-        value.isascii() or value.encode()
+        value.encode()
     except UnicodeEncodeError:
         return False
     return True

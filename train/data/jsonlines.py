@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from datasets.features.features import register_feature
 
 from .text_files import lines_of
 
 CHUNK = 4096  # rows
 JSON = pa.json_()  # stands for the type of a column that is kept as JSON text
+pc: Any = pyarrow.compute  # its functions are made at import, unseen by a type checker
 SIMPLE = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 INT64 = 2**63
 
@@ -211,8 +212,8 @@ def _parse(path: Path, place: str, text: str, decoder: json.JSONDecoder) -> Any:
         raise ValueError(f"{path.name}, {place}: nested too deep") from error
     except ValueError as error:
         if isinstance(error, json.JSONDecodeError):
-            why = f"is no JSON: {error.msg} at character {error.colno}"
-            why += f", {text.strip()!r:.60}; write one object in each line"
+            why = f"JSON parse error: {error.msg} at character {error.colno}, "
+            why += f"{text.strip()!r:.60}; write one object in each line"
         else:
             why = str(error)
         raise ValueError(f"{path.name}, {place}: {why}") from error
@@ -231,17 +232,18 @@ def _chunks(path: Path) -> Iterator[list[tuple[int, dict]]]:
 
 
 def _rows(path: Path, decoder: json.JSONDecoder = DECODER) -> Iterator[tuple[int, dict]]:
-    lines = lines_of(path)
+    lines, row = lines_of(path), 0
     for number, line in enumerate(lines, 1):
         if not line.strip(" \t\r\n"):
             continue
         if line.lstrip().startswith("["):
             whole = _parse(path, "the list", line + "".join(lines), decoder)
-            for item, row in enumerate(whole):
-                yield item, _object(path, f"item {item}", row)
+            for item, value in enumerate(whole):
+                yield item, _object(path, f"item {item}", value)
             return
-        place = f"line {number}"
+        place = f"line {number} (row {row})"
         yield number, _object(path, place, _parse(path, place, line, decoder))
+        row += 1
 
 
 def _object(path: Path, place: str, row: Any) -> dict:

@@ -9,12 +9,13 @@ import math
 import re
 from collections import Counter
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeGuard
 
 import datasets
 
 from ...modeling.heads import IGNORE
 from ..recipe.schema import TaskRecipe
+from .jsonlines import JsonText
 
 NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*|\s*[-+]?nan\s*", re.A | re.I)
 INTEGER = re.compile(r"-?[0-9]{1,18}")
@@ -73,7 +74,7 @@ def missing_notes(name: str, task: TaskRecipe, splits: dict[str, datasets.Datase
     column = str(task.data.label)
     lines = []
     for split, rows in splits.items():
-        count = sum(value is None or value != value for value in rows[:][column])
+        count = sum(value is None or value != value for value in rows[column][:])
         if count:
             lines.append(
                 f"{name}: {count} of {len(rows)} rows of {split} have no label in {column!r}; "
@@ -106,26 +107,34 @@ def class_notes(name: str, task: TaskRecipe, labels: list[str], counts: Counter[
 def _read_column(
     rows: datasets.Dataset, column: str, readers: dict[str, TaskRecipe]
 ) -> datasets.Dataset:
-    first = next(iter(readers.values()))
+    kind = _kind(readers)
     if any(has_classes(task) for task in readers.values()):
         rows = ids_to_names(rows, column)
-    tags = any(task.head == "token_classification" for task in readers.values())
-    numbers = all(reads_numbers(task) and task.loss != "mse" for task in readers.values())
-    classes = all(has_classes(task) for task in readers.values()) and not tags
-    marks = _Marks(first.data.missing_label, numbers=numbers, classes=classes)
-    old = rows[:][column]
+    marks = _Marks(next(iter(readers.values())).data.missing_label, kind)
+    old = rows[column][:]
     new = [marks.without(value) for value in old]
-    if numbers:
-        new = [number_of(value) for value in new]
-    elif classes:
+    if kind == "numbers":
+        numbers = [number_of(value) for value in new]
+        new = numbers if all(value is None or _is_real(value) for value in numbers) else new
+    elif kind == "classes":
         new = _integral(new)
-    if all(a is b for a, b in zip(old, new, strict=True)):
+    as_json = isinstance(rows.features[column], JsonText)
+    if not as_json and all(a is b for a, b in zip(old, new, strict=True)):
         return rows
-    # where a value is none of those wanted, the column stays, and the checks will say so
-    feature = _feature(new) if classes or numbers else rows.features[column]
-    if feature is None:
+    feature = _feature(new)
+    if feature is None:  # a mixture, which the checks refuse
         return rows
     return rows.remove_columns(column).add_column(column, new, feature=feature)  # pyright: ignore
+
+
+def _kind(readers: dict[str, TaskRecipe]) -> str:
+    """What all tasks that read a column take its values for."""
+    tasks = readers.values()
+    if any(task.head == "token_classification" for task in tasks):
+        return "tags"
+    if all(reads_numbers(task) and task.loss != "mse" for task in tasks):
+        return "numbers"
+    return "classes" if all(has_classes(task) for task in tasks) else "several"
 
 
 def _feature(values: list) -> Any:
@@ -147,32 +156,35 @@ def _feature(values: list) -> Any:
 class _Marks:
     """Which values of a column stand for no label."""
 
-    def __init__(self, given: Any, *, numbers: bool, classes: bool) -> None:
-        marks = given if isinstance(given, list) else [] if given is None else [given]
+    def __init__(self, marks: Any, kind: str) -> None:
+        marks = marks if isinstance(marks, list) else [] if marks is None else [marks]
         self.texts = {str(mark) for mark in marks}
-        self.numbers = {float(m) for m in marks if numbers and number_of(m) is not m or _is_real(m)}
-        self.compares_numbers = numbers
-        self.classes = classes
+        numbers = map(number_of, marks) if kind == "numbers" else ()
+        self.numbers = {float(number) for number in numbers if _is_real(number)}
+        self.kind = kind
 
     def without(self, value: Any) -> Any:
-        """The value, or None where it is a mark; of a list the others."""
+        """The value, or None where it is a mark; a list without its marks, of tags with None."""
         if isinstance(value, list):
-            left = [x for x in value if not self._is_mark(x)]
-            if len(left) == len(value):
+            if not (self.texts or self.kind == "classes") or not any(map(self._is_mark, value)):
                 return value
-            return left or None
-        return None if self._is_mark(value) or _is_nan(value) else value
+            if self.kind == "tags":
+                return [None if self._is_mark(x) else x for x in value]
+            return [x for x in value if not self._is_mark(x)] or None
+        return None if _is_nan(value) or self._is_mark(value) else value
 
     def _is_mark(self, value: Any) -> bool:
         if value is None or isinstance(value, (list, dict)):
             return False
-        if str(value) in self.texts or (self.classes and type(value) is int and value == IGNORE):
+        if self.kind == "classes" and type(value) is int and value == IGNORE:
             return True
-        number = number_of(value) if self.compares_numbers else None
-        return _is_real(number) and float(number) in self.numbers
+        if not self.texts:
+            return False
+        number = number_of(value) if self.numbers else None
+        return str(value) in self.texts or (_is_real(number) and float(number) in self.numbers)
 
 
-def _is_real(value: Any) -> bool:
+def _is_real(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -210,7 +222,7 @@ def ids_to_names(rows: datasets.Dataset, column: str) -> datasets.Dataset:
         return None if value is None or value < 0 else inner.int2str(value)
 
     text = datasets.Value("string")
-    values = [name_of(value) for value in rows[:][column]]
+    values = [name_of(value) for value in rows[column][:]]
     feature = text if inner is kind else datasets.List(text)
     return rows.remove_columns(column).add_column(column, values, feature=feature)  # pyright: ignore
 
@@ -223,7 +235,7 @@ def _read_indicators(
 ) -> tuple[list[str], list[str]]:
     """0/1 vectors of a multi-label task to the labels that they point at."""
     column, labels = str(task.data.label), [str(label) for label in task.labels or []]
-    values = {split: rows[:][column] for split, rows in splits.items()}
+    values = {split: rows[column][:] for split, rows in splits.items()}
     lists = [(s, i, v) for s, part in values.items() for i, v in enumerate(part) if v is not None]
     if not lists or not all(_is_vector(value) for _, _, value in lists):
         return [], []

@@ -166,13 +166,15 @@ def _column_faults(source: Source) -> list[str]:
     faults = []
     for split, rows in source.splits.items():
         if not len(rows):
-            faults.append(f"tasks.{source.name}.data: split {split} is empty")
+            faults.append(f"tasks.{source.name}.data: split {split} is empty, there is no data")
         for name, task in source.tasks.items():
             columns = ("text", "text_pair", "negative", "tokens", "label")
             for key, column in ((key, getattr(task.data, key)) for key in columns):
                 if column is not None and column not in rows.column_names:
+                    in_train = column in source.splits["train"].column_names
+                    why = ", as train has: column names don't match" if in_train else ""
                     faults.append(
-                        f"tasks.{name}.data.{key}: split {split} has no column {column!r}; "
+                        f"tasks.{name}.data.{key}: split {split} has no column {column!r}{why}; "
                         f"it has: {', '.join(rows.column_names)}"
                     )
     return faults

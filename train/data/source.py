@@ -12,8 +12,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
+import datasets.config
 import datasets.table
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -79,7 +81,7 @@ def open_files(files: Sequence[Path], kinds: Sequence[str]) -> datasets.Dataset:
             break
         except KindsChanged:
             continue
-    features = datasets.Features.from_arrow_schema(table.schema)
+    features: Any = datasets.Features.from_arrow_schema(table.schema)
     for name, kind in types.items():
         if kind == JSON:
             features[name] = JsonText()
