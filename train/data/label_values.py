@@ -121,7 +121,7 @@ def _read_column(
     as_json = isinstance(rows.features[column], JsonText)
     if not as_json and all(a is b for a, b in zip(old, new, strict=True)):
         return rows
-    feature = _feature(new)
+    feature = _feature(new, mixed=kind == "numbers")
     if feature is None:  # a mixture, which the checks refuse
         return rows
     return rows.remove_columns(column).add_column(column, new, feature=feature)  # pyright: ignore
@@ -137,13 +137,15 @@ def _kind(readers: dict[str, TaskRecipe]) -> str:
     return "classes" if all(has_classes(task) for task in tasks) else "several"
 
 
-def _feature(values: list) -> Any:
-    """The type of a column of strings, ids, numbers or lists; None where they are mixed."""
+def _feature(values: list, *, mixed: bool) -> Any:
+    """The type of a column of strings, ids, numbers or lists; None where they are mixed,
+    but for integers beside fractions where `mixed` allows them.
+    """
     types = {type(value) for value in values if value is not None}
-    if len(types) > 1 and not types <= {int, float}:
+    if len(types) > 1 and not (mixed and types <= {int, float}):
         return None
     if types == {list}:
-        inner = _feature([x for value in values if value is not None for x in value])
+        inner = _feature([x for v in values if v is not None for x in v], mixed=mixed)
         return None if inner is None else datasets.List(inner)
     if float in types:
         return datasets.Value("float64")
@@ -159,7 +161,7 @@ class _Marks:
     def __init__(self, marks: Any, kind: str) -> None:
         marks = marks if isinstance(marks, list) else [] if marks is None else [marks]
         self.texts = {str(mark) for mark in marks}
-        numbers = map(number_of, marks) if kind == "numbers" else ()
+        numbers = map(number_of, marks) if kind in ("numbers", "several") else ()
         self.numbers = {float(number) for number in numbers if _is_real(number)}
         self.kind = kind
 

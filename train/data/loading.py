@@ -183,15 +183,17 @@ def _column_faults(source: Source) -> list[str]:
 def _check_rows(source: Source) -> list[str]:
     """Faults of values; then, where there are none, of labels, which makes the task configs."""
     source.notes, faults = read_labels(source.tasks, source.splits)
+    unread = {name for name in source.tasks if any(f"tasks.{name}." in fault for fault in faults)}
     for split, rows in source.splits.items():
         batch = rows[:]
         for name, task in source.tasks.items():
             faults += text_faults(task, name, split, batch)
             if task.data.tokens is not None:
                 faults += _token_faults(source, name, split, batch)
-            if task.data.label is not None and task.head != "token_classification":
+            is_sentence = task.data.label is not None and task.head != "token_classification"
+            if is_sentence and name not in unread:
                 place = f"tasks.{name}.data"
-                faults += label_faults(task, place, split, batch[task.data.label])
+                faults += label_faults(task, place, split, batch[str(task.data.label)])
     if faults:
         return faults
     for name, task in source.tasks.items():
