@@ -117,7 +117,7 @@ def _read_column(
         numbers = [number_of(value) for value in new]
         new = numbers if all(value is None or _is_real(value) for value in numbers) else new
     elif kind == "classes":
-        new = _integral(new)
+        new = _ids(new)
     as_json = isinstance(rows.features[column], JsonText)
     if not as_json and all(a is b for a, b in zip(old, new, strict=True)):
         return rows
@@ -138,21 +138,23 @@ def _kind(readers: dict[str, TaskRecipe]) -> str:
 
 
 def _feature(values: list, *, mixed: bool) -> Any:
-    """The type of a column of strings, ids, numbers or lists; None where they are mixed,
-    but for integers beside fractions where `mixed` allows them.
+    """The type of a column of strings, ids, numbers or lists of them; None where there is none.
+
+    Integers stand beside fractions only where `mixed` allows it.
     """
     types = {type(value) for value in values if value is not None}
-    if len(types) > 1 and not (mixed and types <= {int, float}):
+    if mixed and types == {int, float}:
+        types = {float}
+    if len(types) > 1:
         return None
-    if types == {list}:
+    (kind,) = types or {str}
+    if kind is list:
         inner = _feature([x for v in values if v is not None for x in v], mixed=mixed)
         return None if inner is None else datasets.List(inner)
-    if float in types:
-        return datasets.Value("float64")
-    kinds = {str: "string", bool: "bool", int: "int64"}
-    if types == {int} and any(abs(value) >= 2**63 for value in values if value is not None):
+    if kind is int and any(abs(value) >= 2**63 for value in values if value is not None):
         return None
-    return datasets.Value(kinds.get(next(iter(types), str), "string"))
+    names = {str: "string", bool: "bool", int: "int64", float: "float64"}
+    return datasets.Value(names[kind]) if kind in names else None
 
 
 class _Marks:
@@ -202,13 +204,15 @@ def number_of(value: Any) -> Any:
     return value
 
 
-def _integral(values: list) -> list:
-    """Ids that pandas wrote as 0.0, 1.0 because a row had none."""
+def _ids(values: list) -> list:
+    """Ids that pandas wrote as 0.0, 1.0 because a row had none; as strings where they are large."""
     real = [value for value in values if isinstance(value, float)]
     gaps = any(value is None for value in values)
-    if not gaps or not real or not all(value.is_integer() for value in real):
-        return values
-    return [int(value) if isinstance(value, float) else value for value in values]
+    if gaps and real and all(value.is_integer() for value in real):
+        values = [int(value) if isinstance(value, float) else value for value in values]
+    if any(type(value) is int and abs(value) >= 2**63 for value in values):
+        values = [str(value) if type(value) is int else value for value in values]
+    return values
 
 
 def ids_to_names(rows: datasets.Dataset, column: str) -> datasets.Dataset:
