@@ -8,44 +8,40 @@ linear layer on its own rows, the encoder pass is shared, so eight tasks on a te
 Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width, `G` groups.
 """
 
-import inspect
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from .adapters import inject, load_plain, remove
-from .attention import eager, no_trace
+from .attention import eager
 from .checks import check_task_name
 from .compute import Compute, Mode, set_compute
 from .configuration_polyhead import PolyheadConfig, TaskConfig
-from .encoding import (
-    Encoded,
+from .encoder import (
+    EncoderInputs,
+    EncoderPass,
     auto_class,
     build_encoder,
-    joined,
-    moved_texts,
+    encode,
     usable_length,
     without_pooler,
 )
 from .first_use import FIRST_USE
 from .heads import HEADS, Head
-from .packing import Texts, can_pack, encode_packed, moved_to, pad_inputs, unpad_output
+from .packing import Texts, can_pack, moved_to
 
 # Not used here: the import makes the pipeline's file travel with the model.
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
-from .plans import Plan, make_plan, move, parts_of
 from .pooling import layers_needed, pool
 from .pretrained_polyhead import HUB_ARGUMENTS, PolyheadPreTrainedModel
-from .routing import NotRoutable, Routing, first_adapted_layer
+from .rows import Rows, check_tasks, labels_of_rows, rows_by_task, tasks_to_run
 
 logger = logging.get_logger(__name__)
 
@@ -159,7 +155,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         Raises:
             ValueError: there is no such task.
         """
-        self._check_tasks([name])
+        check_tasks(self.task_names, [name])
         adapter = self.config.tasks[name].adapter
         if [t.adapter for t in self.config.tasks.values()].count(adapter) == 1 and adapter:
             self.detach_adapter(adapter)
@@ -194,7 +190,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         """
         check_task_name(name)
         names = list(tasks)
-        self._check_tasks(names)
+        check_tasks(self.task_names, names)
         inject(self.encoder, name, config, state)
         self.config.adapters = [*(self.config.adapters or []), name]
         for task in names:
@@ -223,7 +219,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         """
         from .views import view_of
 
-        self._check_tasks([task])
+        check_tasks(self.task_names, [task])
         return view_of(self, task)
 
     def _build_head(self, task: TaskConfig) -> Head:
@@ -293,45 +289,45 @@ class PolyheadModel(PolyheadPreTrainedModel):
         Raises:
             ValueError: a task in `tasks` or `labels` is unknown or not run, or a task id is.
         """
-        names = self._names_to_run(tasks, labels)
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if given is None:
-            raise ValueError("give input_ids or inputs_embeds")
-        count = len(given) if cu_seq_lens_q is None else len(cu_seq_lens_q) - 1
-        ends = None if cu_seq_lens_q is None else cu_seq_lens_q.cpu()
-        rows = self._rows_by_task(names, task_ids, count)
+        inputs = EncoderInputs(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            max_length_q=None if cu_seq_lens_q is None else max_length_q,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
         if cu_seq_lens_q is not None and attention_mask is not None:
             raise ValueError("a packed batch has no padding: give cu_seq_lens_q or attention_mask")
-        names = [name for name in names if (own := rows[name]) is None or len(own)]
-        deep = any(self._head(name).states_needed > 1 for name in names)
-        encoded = self._encode_for(
-            names,
-            rows,
-            count,
-            ends,
-            {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "token_type_ids": token_type_ids,
-                "position_ids": position_ids,
-                "inputs_embeds": inputs_embeds,
-                "output_hidden_states": True if deep else output_hidden_states,
-                "output_attentions": output_attentions,
-                "max_length_q": None if cu_seq_lens_q is None else max_length_q,
-            },
+        names = tasks_to_run(self.task_names, tasks, labels)
+        count = len(inputs.tokens) if cu_seq_lens_q is None else len(cu_seq_lens_q) - 1
+        rows = rows_by_task(self.task_names, names, task_ids, count)
+        names = [name for name in names if (chosen := rows[name]) is None or len(chosen)]
+        if any(self._head(name).states_needed > 1 for name in names):
+            inputs = replace(inputs, output_hidden_states=True)
+        encoded = encode(
+            self.encoder,
+            inputs,
+            cu_seq_lens=None if cu_seq_lens_q is None else cu_seq_lens_q.cpu(),
+            adapters=self._adapters_of_texts(names, rows, count),
+            routed=bool(self.config.adapters),
+            compute=self.compute,
+            packs=cu_seq_lens_q is not None and self.can_pack,
         )
         logits, embeddings, losses = {}, {}, {}
         for name in names:
             target = self._labels_of(name, labels, rows[name], count)
-            found, loss = self._run_head(
+            values, loss = self._run_head(
                 name, encoded, rows[name], target, (num_items or {}).get(name)
             )
-            kept = embeddings if self.config.tasks[name].head == "embedding" else logits
-            kept[name] = found
+            outputs = embeddings if self.config.tasks[name].head == "embedding" else logits
+            outputs[name] = values
             if loss is not None:
                 losses[name] = loss
         total = sum(self.config.tasks[name].loss_weight * loss for name, loss in losses.items())
-        wanted = output_hidden_states or (
+        deep = output_hidden_states or (
             output_hidden_states is None and self.encoder.config.output_hidden_states
         )
         output = PolyheadOutput(
@@ -340,7 +336,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
             logits=logits or None,
             embeddings=embeddings or None,
             losses=losses or None,
-            hidden_states=encoded.hidden_states if wanted else None,
+            hidden_states=encoded.hidden_states if deep else None,
             attentions=encoded.output.get("attentions") if encoded.plan is None else None,
         )
         if return_dict is None:
@@ -381,107 +377,27 @@ class PolyheadModel(PolyheadPreTrainedModel):
         states = output.hidden_states if deep else (output.last_hidden_state,)
         return pool(states, Texts(mask=mask), pooling)
 
-    def _encode_for(
-        self,
-        names: list[str],
-        rows: dict[str, Tensor | None],
-        count: int,
-        ends: Tensor | None,
-        inputs: dict[str, Any],
-    ) -> Encoded:
-        """One encoder pass that takes each text through the adapters of its tasks."""
-        ids = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"]
-        cu_seq_lens = None if ends is None else moved_to(ends, ids)
-        if cu_seq_lens is None:
-            mask = inputs["attention_mask"]
-            texts = Texts(mask=ids.new_ones(ids.shape[:2]) if mask is None else mask)
-        else:
-            texts = Texts(cu_seq_lens=cu_seq_lens, host=ends)
-        plan = self._plan(names, rows, count, texts, ids.shape[1])
-        if plan is not None and inputs["output_hidden_states"]:
-            plan.first = None  # every layer's states in one order
-        if cu_seq_lens is None or self.can_pack:
-            found = self._encode_planned(plan, texts, inputs, ids.shape[1])
-        else:
-            inputs = pad_inputs(inputs, cu_seq_lens)
-            rows_of = Texts(mask=inputs["attention_mask"])
-            width = rows_of.mask.shape[1]  # pyright: ignore[reportOptionalMemberAccess]
-            padded = self._plan(names, rows, count, rows_of, width)
-            found = self._encode_planned(padded, rows_of, inputs, width)
-            moved = moved_texts(plan, texts).cu_seq_lens
-            found = unpad_output(found, moved)  # pyright: ignore[reportArgumentType]
-        return Encoded(found, moved_texts(plan, texts), texts, plan)
-
-    @no_trace
-    def _encode_planned(
-        self, plan: Plan | None, texts: Texts, inputs: dict[str, Any], width: int
-    ) -> BaseModelOutput:
-        """One pass as planned; one for each adapter where the encoder cannot take several."""
-        try:
-            with Routing(plan):
-                return self._encode(*self._moved(plan, texts, inputs))
-        except NotRoutable:
-            assert plan is not None
-        found = []
-        for part in parts_of(plan, texts, width):
-            with Routing(part):
-                found.append(self._encode(*self._moved(part, texts, inputs)))
-        return joined(found, dim=0 if texts.cu_seq_lens is None else 1)
-
     @eager
-    def _plan(
-        self,
-        names: list[str],
-        rows: dict[str, Tensor | None],
-        count: int,
-        texts: Texts,
-        width: int,
-    ) -> Plan | None:
-        """Which text goes through which adapters; None for a model without adapters."""
-        if not self.config.adapters:
-            return None
-        own = {name: self.config.tasks[name].adapter for name in names}
-        absent = {a for a in own.values() if a is not None} - set(self.loaded_adapters)
+    def _adapters_of_texts(
+        self, names: list[str], rows: Rows, count: int
+    ) -> list[list[str | None]] | str | None:
+        """The adapters that each text is wanted through; one, or None, where all have the same."""
+        adapters = {name: self.config.tasks[name].adapter for name in names}
+        absent = {a for a in adapters.values() if a is not None} - set(self.loaded_adapters)
         if absent:
             raise ValueError(
                 f"adapter {', '.join(sorted(absent))} is not loaded; "
                 f"loaded are: {', '.join(self.loaded_adapters) or 'none'}"
             )
-        if len(set(own.values())) < 2:
-            return Plan([(next(iter(own.values()), None), 0, 0)])
-        wanted: list[list[str | None]] = [[] for _ in range(count)]
+        if len(set(adapters.values())) < 2:
+            return next(iter(adapters.values()), None)
+        by_text: list[list[str | None]] = [[] for _ in range(count)]
         for name in names:
             chosen = rows[name]
             for row in range(count) if chosen is None else chosen.tolist():
-                if own[name] not in wanted[row]:
-                    wanted[row].append(own[name])
-        first = first_adapted_layer(self.encoder, own.values())
-        return make_plan([w or [None] for w in wanted], texts, width=width, first=first)
-
-    def _moved(
-        self, plan: Plan | None, texts: Texts, inputs: dict[str, Any]
-    ) -> tuple[Texts, dict[str, Any]]:
-        """Inputs with their texts sorted and copied, where no layer does it later."""
-        if plan is None or plan.source is None or plan.first is not None:
-            return texts, inputs
-        return moved_texts(plan, texts), move(inputs, plan)
-
-    def _encode(self, texts: Texts, inputs: dict[str, Any]) -> BaseModelOutput:
-        """One encoder pass; `token_type_ids` is left out where the encoder has no segments."""
-        given = {k: v for k, v in inputs.items() if v is not None} | {"return_dict": True}
-        if "token_type_ids" in given and not self._has_segments:
-            given.pop("token_type_ids")
-        compute = self.compute  # another may be set while this pass runs
-        with compute.context(self.device.type):
-            if texts.cu_seq_lens is None:
-                found = self.encoder(**given)
-            else:
-                found = encode_packed(self.encoder, given, texts.cu_seq_lens)
-        return compute.restored(found, self.dtype)
-
-    @cached_property
-    def _has_segments(self) -> bool:
-        return "token_type_ids" in inspect.signature(self.encoder.forward).parameters
+                if adapters[name] not in by_text[row]:
+                    by_text[row].append(adapters[name])
+        return by_text
 
     @property
     @eager
@@ -505,16 +421,10 @@ class PolyheadModel(PolyheadPreTrainedModel):
         if labels is None or name not in labels:
             return None
         values = labels[name]
-        own = count if rows is None else len(rows)
         packed_tokens = self._head(name).per_token and len(values) == 1
-        if self.config.tasks[name].head == "embedding" or packed_tokens or len(values) == own:
+        if self.config.tasks[name].head == "embedding" or packed_tokens:
             return values
-        if rows is not None and len(values) == count:
-            return values[moved_to(rows, values)]
-        raise ValueError(
-            f"{len(values)} labels for task {name!r}; give one for each of its {own} rows"
-            + (f" or of all {count} rows" if rows is not None else "")
-        )
+        return labels_of_rows(name, values, rows, count)
 
     @property
     def usable_length(self) -> int | None:
@@ -527,7 +437,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
     def _run_head(
         self,
         name: str,
-        encoded: Encoded,
+        encoded: EncoderPass,
         rows: Tensor | None,
         labels: Tensor | None,
         num_items: Tensor | None,
@@ -550,45 +460,6 @@ class PolyheadModel(PolyheadPreTrainedModel):
     def count_items(self, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """Labelled units by task: what `num_items` sums over the batches of an optimizer step."""
         return {name: self._head(name).count(values) for name, values in labels.items()}
-
-    # ---- which heads, which rows ----
-
-    def _names_to_run(
-        self, tasks: Iterable[str] | None, labels: dict[str, Tensor] | None
-    ) -> list[str]:
-        if isinstance(tasks, str):
-            raise ValueError(f"tasks is the string {tasks!r}; give a list: tasks=[{tasks!r}]")
-        chosen = self.task_names if tasks is None else list(tasks)
-        if labels is not None and not isinstance(labels, dict):
-            raise ValueError(
-                f"labels is a {type(labels).__name__}; give a dict by task: labels={{task: values}}"
-            )
-        self._check_tasks([*chosen, *(labels or {})])
-        idle = [name for name in labels or {} if name not in chosen]
-        if idle:
-            raise ValueError(f"labels for {', '.join(idle)}, but tasks={chosen} leaves them out")
-        return [name for name in self.task_names if name in chosen]
-
-    @eager
-    def _rows_by_task(
-        self, names: list[str], task_ids: Tensor | None, count: int
-    ) -> dict[str, Tensor | None]:
-        """Row numbers of each task, on the CPU; None stands for all rows."""
-        if task_ids is None:
-            return dict.fromkeys(names)
-        if len(task_ids) != count:
-            raise ValueError(f"task_ids has {len(task_ids)} rows; the batch has {count}")
-        known = self.task_names
-        rows: list[list[int]] = [[] for _ in known]
-        for row, ids in enumerate(task_ids.view(count, -1).tolist()):  # (N, K), -1 fills
-            for number in {i for i in ids if i >= 0}:
-                if number >= len(known):
-                    raise ValueError(
-                        f"task_ids holds {number}; this model has {len(known)} tasks: "
-                        f"{', '.join(known)}"
-                    )
-                rows[number].append(row)
-        return {name: torch.tensor(rows[known.index(name)]).long() for name in names}
 
 
 PolyheadConfig.register_for_auto_class()

@@ -249,7 +249,7 @@ class PolyheadPipeline(Pipeline):
         ]
 
     def _tokenizer_for(self, limit: int, *, pairs: bool) -> PreTrainedTokenizerBase:
-        """A tokenizer that cuts texts, or pairs, at `limit` and is never asked for anything else."""
+        """A tokenizer that cuts texts, or pairs, at `limit` and is asked for nothing else."""
         key = (limit, pairs)
         if key not in self._tokenizers:
             with FIRST_USE:

@@ -19,6 +19,7 @@ from .adapters import load_adapter, plain_state, save_adapter
 from .configuration_polyhead import PolyheadConfig
 from .first_use import FIRST_USE
 from .routing import checkpoint_contexts, line_up
+from .rows import check_tasks
 
 AUTO_MAP = {
     "AutoModel": "modeling_polyhead.PolyheadModel",
@@ -93,7 +94,7 @@ class PolyheadPreTrainedModel(PreTrainedModel):
             wanted = list(model.config.adapters or [])
         else:
             names = list(tasks)
-            model._check_tasks(names)
+            check_tasks(model.task_names, names)
             wanted = sorted({a for n in names if (a := model.config.tasks[n].adapter) is not None})
         hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         for name in wanted:
@@ -221,11 +222,3 @@ class PolyheadPreTrainedModel(PreTrainedModel):
         self._tied_weights_keys = self._ties()
         self.all_tied_weights_keys = {**inner, **self._tied_weights_keys}
         self.tie_weights()
-
-    def _check_tasks(self, names: Iterable[str]) -> None:
-        unknown = [name for name in names if name not in self.config.tasks]
-        if unknown:
-            raise ValueError(
-                f"unknown task {', '.join(map(repr, unknown))}; "
-                f"this model has: {', '.join(self.task_names) or 'none'}"
-            )

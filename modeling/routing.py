@@ -68,7 +68,7 @@ def checkpoint_contexts() -> tuple[Routing, Routing]:
 
 
 class Routed:
-    """Goes before a PEFT layer class: follows the plan, or is its base layer where there is none."""
+    """Goes before a PEFT layer class: follows the plan; without one, it is its base layer."""
 
     def __reduce__(self) -> tuple:
         return _unpickled, (type(self).__bases__[1],), self.__dict__
@@ -279,8 +279,7 @@ def _routed_class(kind: type) -> type:
 
 def _unpickled(kind: type) -> nn.Module:
     """An empty layer of a class that is made, and so cannot be named in a pickle."""
-    layer_class = _routed_class(kind)
-    return layer_class.__new__(layer_class)
+    return object.__new__(_routed_class(kind))
 
 
 def route(encoder: PreTrainedModel) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ...modeling.compute import Compute, Mode
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
+from ...modeling.rows import rows_by_task, tasks_to_run
 from ..errors import UserError
 from .load import load_model
 
@@ -139,8 +140,8 @@ class ExportedModel(nn.Module):
     ) -> PolyheadOutput:
         """As `PolyheadModel.forward`; the encoder runs once for each adapter of the rows."""
         shell: PolyheadModel = self.__dict__["shell"]
-        names = shell._names_to_run(tasks, labels)
-        rows = shell._rows_by_task(names, task_ids, len(input_ids))
+        names = tasks_to_run(shell.task_names, tasks, labels)
+        rows = rows_by_task(shell.task_names, names, task_ids, len(input_ids))
         names = [name for name in names if (own := rows[name]) is None or len(own)]
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
+"""The encoder: how it is made, what is asked of it, one pass through it, and what that gave.
+
+A pass takes each text through the adapters of its tasks: texts are sorted and copied for them as
+planned (`plans.py`), and the adapted layers follow the plan (`routing.py`).
+
+Shapes: `N` texts of the caller, `M` after sorting and copying, `T` tokens, `P` tokens of a packed
+batch, `H` hidden, `E` width of the token embeddings.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from .attention import eager, no_trace
+from .compute import Compute
+from .packing import (
+    Texts,
+    encode_packed,
+    moved_to,
+    pad_inputs,
+    position_embeddings,
+    position_offset,
+    unpad_output,
+)
+from .plans import Plan, make_plan, move, parts_of
+from .pooling import layers_needed, pool
+from .routing import NotRoutable, Routing, first_adapted_layer
+
+
+def auto_class(encoder_config: Any) -> Any:
+    """AutoModel, or for encoder-decoder models (T5) the class that holds their encoder."""
+    return AutoModelForTextEncoding if encoder_config.is_encoder_decoder else AutoModel
+
+
+def without_pooler(load: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """Load an encoder without its pooler, whose parameters would never get a gradient."""
+    try:
+        return load(add_pooling_layer=False)
+    except TypeError:  # this encoder has no pooler to leave out
+        return load()
+
+
+def build_encoder(encoder_config: Any) -> PreTrainedModel:
+    """A new encoder with random weights, from its config."""
+    auto = auto_class(encoder_config)
+    return without_pooler(lambda **more: auto.from_config(encoder_config, **more))
+
+
+def usable_length(encoder: PreTrainedModel) -> int | None:
+    """Number of tokens that the encoder accepts; None where it has no limit.
+
+    Learned position embeddings with a padding index (RoBERTa and its kin) count positions from
+    padding_idx + 1, so they hold that many tokens fewer than rows.
+    """
+    table = position_embeddings(encoder)
+    if table is not None:
+        return table.num_embeddings - position_offset(encoder)
+    limit = getattr(encoder.config, "max_position_embeddings", None)
+    return limit if limit is not None and limit > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInputs:
+    """What one pass reads.
+
+    Args:
+        input_ids: (N, T), or (1, P) packed.
+        inputs_embeds: (N, T, E) or (1, P, E), instead of `input_ids`.
+        attention_mask: (N, T), 1 for real tokens; None where all are, and packed.
+        token_type_ids: as `input_ids`; left out for encoders without segments.
+        position_ids: as `input_ids`.
+        max_length_q: tokens of the longest text, of a packed batch.
+        output_hidden_states: give every layer's states.
+        output_attentions: give the attentions.
+    """
+
+    input_ids: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    position_ids: Tensor | None = None
+    max_length_q: int | None = None
+    output_hidden_states: bool | None = None
+    output_attentions: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_ids is None and self.inputs_embeds is None:
+            raise ValueError("give input_ids or inputs_embeds")
+
+    @property
+    def tokens(self) -> Tensor:
+        """The ids, or the embeddings in their place."""
+        return self.input_ids if self.inputs_embeds is None else self.inputs_embeds  # pyright: ignore
+
+    def arguments(self) -> dict[str, Any]:
+        """Those that are there, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def moved(self, plan: Plan) -> "EncoderInputs":
+        """The same with texts sorted and copied."""
+        return EncoderInputs(**move(self.arguments(), plan))
+
+
+@dataclass
+class EncoderPass:
+    """What one encoder pass gave, and where each text stands in it.
+
+    Args:
+        output: the encoder's output, its texts sorted and copied for their adapters.
+        texts: where they are.
+        given: where the caller's were.
+        plan: how they were moved; None without adapters.
+    """
+
+    output: BaseModelOutput
+    texts: Texts
+    given: Texts
+    plan: Plan | None = None
+    _pooled: dict[str, Tensor] = field(default_factory=dict)
+
+    def pooled(self, pooling: str) -> Tensor:
+        """(M, H), or (M, 4 H) for mean_last_4: one vector per text, made once for all heads."""
+        if pooling not in self._pooled:
+            count = layers_needed(pooling)
+            states: Any = (self.output.last_hidden_state,)
+            if count > 1:
+                states = (self.output.hidden_states or ())[-count:]
+            self._pooled[pooling] = pool(states, self.texts, pooling)
+        return self._pooled[pooling]
+
+    @eager
+    def rows_of(self, adapter: str | None, rows: Tensor | None) -> Tensor | None:
+        """Where, on the CPU, the caller's `rows` (None: all) stand, encoded through `adapter`."""
+        if self.plan is None or self.plan.source is None or self.plan.places is None:
+            return rows
+        chosen = range(len(self.given.lengths)) if rows is None else rows.tolist()
+        places = [self.plan.places[adapter, row] for row in chosen]
+        return torch.tensor(places, dtype=torch.long)
+
+    @eager
+    def own_labels(self, labels: Tensor, rows: Tensor) -> Tensor:
+        """Packed token labels of all texts, cut down to those of `rows`."""
+        if self.given.cu_seq_lens is None:
+            return labels
+        tokens = int(self.given.host_lengths.sum())
+        if labels.shape != (1, tokens):
+            return labels
+        return self.given.select(labels.unsqueeze(-1), rows).squeeze(-1)
+
+    def in_order(self, states: Tensor | None) -> Tensor | None:
+        """States in the caller's order; None when texts were copied for several adapters."""
+        if states is None or self.plan is None or self.plan.source is None:
+            return states
+        if len(self.plan.source) != len(self.given.lengths):
+            return None
+        moved = self.plan.source if self.plan.tokens is None else self.plan.tokens
+        return states.index_select(0 if self.plan.tokens is None else 1, moved.argsort())
+
+    @property
+    def hidden_states(self) -> tuple[Tensor, ...] | None:
+        """The encoder's hidden states in the caller's order."""
+        if self.plan is None:
+            return self.output.hidden_states
+        states = [self.in_order(state) for state in self.output.hidden_states or ()]
+        return None if None in states or not states else tuple(states)  # pyright: ignore
+
+
+def moved_texts(plan: Plan | None, texts: Texts) -> Texts:
+    """Where the texts are once moved as planned."""
+    if plan is None or plan.source is None:
+        return texts
+    if plan.cu_seq_lens is not None:
+        return Texts(cu_seq_lens=plan.cu_seq_lens, host=plan.host)
+    assert texts.mask is not None
+    return Texts(mask=texts.mask[plan.source])
+
+
+def joined(parts: list[BaseModelOutput], dim: int) -> BaseModelOutput:
+    """Outputs of several passes as one."""
+    deep = zip(*(part.hidden_states or () for part in parts), strict=True)
+    return BaseModelOutput(
+        last_hidden_state=torch.cat([p.last_hidden_state for p in parts], dim),  # pyright: ignore
+        hidden_states=tuple(torch.cat(states, dim) for states in deep) or None,
+    )
+
+
+def encode(
+    encoder: PreTrainedModel,
+    inputs: EncoderInputs,
+    *,
+    cu_seq_lens: Tensor | None,
+    adapters: list[list[str | None]] | str | None,
+    routed: bool,
+    compute: Compute,
+    packs: bool,
+) -> EncoderPass:
+    """One pass that takes each text through the adapters it is wanted through.
+
+    Args:
+        encoder: the encoder.
+        inputs: what it reads.
+        cu_seq_lens: (N + 1,) on the CPU: the batch is packed.
+        adapters: of each text; or one for all texts; None for the bare encoder.
+        routed: the encoder has adapters loaded.
+        compute: how it computes.
+        packs: it reads packed batches as they are; else they are padded for it.
+    """
+    tokens = inputs.tokens
+    if cu_seq_lens is None:
+        mask = inputs.attention_mask
+        texts = Texts(mask=tokens.new_ones(tokens.shape[:2]) if mask is None else mask)
+    else:
+        texts = Texts(cu_seq_lens=moved_to(cu_seq_lens, tokens), host=cu_seq_lens)
+    deep = bool(inputs.output_hidden_states)
+    plan = _plan(encoder, adapters, texts, tokens.shape[1], deep=deep) if routed else None
+    if texts.cu_seq_lens is None or packs:
+        output = _encode_planned(encoder, plan, texts, inputs, compute)
+    else:
+        padded = EncoderInputs(**pad_inputs(inputs.arguments(), texts.cu_seq_lens))
+        rows = Texts(mask=padded.attention_mask)
+        width = padded.tokens.shape[1]
+        plan_of_rows = _plan(encoder, adapters, rows, width, deep=deep) if routed else None
+        output = _encode_planned(encoder, plan_of_rows, rows, padded, compute)
+        packed_starts = moved_texts(plan, texts).cu_seq_lens
+        output = unpad_output(output, packed_starts)  # pyright: ignore[reportArgumentType]
+    return EncoderPass(output, moved_texts(plan, texts), texts, plan)
+
+
+@eager
+def _plan(
+    encoder: PreTrainedModel,
+    adapters: list[list[str | None]] | str | None,
+    texts: Texts,
+    width: int,
+    *,
+    deep: bool,
+) -> Plan:
+    if not isinstance(adapters, list):
+        return Plan([(adapters, 0, 0)])
+    names = {name for text in adapters for name in text}
+    first = first_adapted_layer(encoder, names)
+    plan = make_plan([names or [None] for names in adapters], texts, width=width, first=first)
+    if deep:
+        plan.first = None  # every layer's states in one order
+    return plan
+
+
+@no_trace
+def _encode_planned(
+    encoder: PreTrainedModel,
+    plan: Plan | None,
+    texts: Texts,
+    inputs: EncoderInputs,
+    compute: Compute,
+) -> BaseModelOutput:
+    """One pass as planned; one for each adapter where the encoder cannot take several."""
+    try:
+        return _encode_routed(encoder, plan, texts, inputs, compute)
+    except NotRoutable:
+        assert plan is not None
+    parts = parts_of(plan, texts, inputs.tokens.shape[1])
+    outputs = [_encode_routed(encoder, part, texts, inputs, compute) for part in parts]
+    return joined(outputs, dim=0 if texts.cu_seq_lens is None else 1)
+
+
+@no_trace
+def _encode_routed(
+    encoder: PreTrainedModel,
+    plan: Plan | None,
+    texts: Texts,
+    inputs: EncoderInputs,
+    compute: Compute,
+) -> BaseModelOutput:
+    """The encoder itself, its adapted layers following the plan."""
+    if plan is not None and plan.source is not None and plan.first is None:
+        inputs, texts = inputs.moved(plan), moved_texts(plan, texts)  # no layer does it later
+    if inputs.token_type_ids is not None and not _has_segments(type(encoder)):
+        inputs = replace(inputs, token_type_ids=None)
+    arguments = inputs.arguments() | {"return_dict": True}
+    dtype = encoder.dtype
+    with Routing(plan), compute.context(encoder.device.type):
+        if texts.cu_seq_lens is None:
+            output = encoder(**arguments)
+        else:
+            output = encode_packed(encoder, arguments, texts.cu_seq_lens)
+    return compute.restored(output, dtype)
+
+
+@cache
+def _has_segments(encoder_class: type) -> bool:
+    return "token_type_ids" in inspect.signature(encoder_class.forward).parameters  # pyright: ignore
