@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 import datasets
 
 from ...modeling.heads import IGNORE
-from ..recipe.schema import TaskRecipe
+from ..recipe.schema import TEXT_COLUMNS, TaskRecipe
 from .jsonlines import JsonText
 
 NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*|\s*[-+]?nan\s*", re.A | re.I)
@@ -51,7 +51,15 @@ def read_labels(
     for name, task in tasks.items():
         if task.data.label is not None and task.head != "masked_lm":
             by_column.setdefault(task.data.label, {})[name] = task
+    texts = {getattr(task.data, key) for task in tasks.values() for key in TEXT_COLUMNS}
     for column, readers in by_column.items():
+        if column in texts:  # a text too: it stays as it is
+            faults += [
+                f"tasks.{name}.data.missing_label: column {column!r} is read as text too"
+                for name, task in readers.items()
+                if task.data.missing_label is not None
+            ]
+            continue
         marks = {repr(task.data.missing_label) for task in readers.values()}
         if len(marks) > 1:
             faults.append(

@@ -18,7 +18,7 @@ from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.decoding import locate_words
 from ..errors import UserError
 from ..recipe.schema import DataConfig, Recipe, TaskRecipe
-from .checks import label_faults, rows_named, text_faults
+from .checks import label_faults, rows_named, span_faults, text_faults
 from .label_values import class_notes, missing_notes, read_labels
 from .labels import find_labels, labels_in
 from .splits import load_splits
@@ -188,12 +188,16 @@ def _check_rows(source: Source) -> list[str]:
         batch = rows[:]
         for name, task in source.tasks.items():
             faults += text_faults(task, name, split, batch)
-            if task.data.tokens is not None:
+            place, label = f"tasks.{name}.data", str(task.data.label)
+            spans = []
+            if task.head == "token_classification":
+                spans = span_faults(task, place, split, batch[label])
+                faults += spans
+            if task.data.tokens is not None and not spans:
                 faults += _token_faults(source, name, split, batch)
             is_sentence = task.data.label is not None and task.head != "token_classification"
             if is_sentence and name not in unread:
-                place = f"tasks.{name}.data"
-                faults += label_faults(task, place, split, batch[str(task.data.label)])
+                faults += label_faults(task, place, split, batch[label])
     if faults:
         return faults
     for name, task in source.tasks.items():

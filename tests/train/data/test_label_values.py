@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 
 import datasets
 import pandas
 import pytest
+import yaml
 from polyhead.train.data.label_values import number_of
 from polyhead.train.data.loading import unseen_labels
 from polyhead.train.data.tokenization import tokenize
@@ -332,3 +334,72 @@ def test_only_the_split_that_has_the_gap_is_told(tmp_path):
     assert source_of(files).notes == [
         "one: 1 of 2 rows of test have no label in 'label'; the task skips them"
     ]
+
+
+def test_a_column_may_be_text_and_label(tmp_path):
+    path = table(tmp_path, ["1", "2"])
+    score = {"data_files": path, "text": "text", "label": "label", "problem_type": "regression"}
+    words = task("masked_lm", data_files=path, text="label")
+    scored, _ = sources_of(score=task(SEQUENCE, **score), words=words)
+    assert values_of(scored) == [1.0, 2.0]
+    (source,) = sources_of(score=task(SEQUENCE, **{**score, "text": "label"}))
+    assert values_of(source) == ["1", "2"]
+    with pytest.raises(UserError, match="is read as text too"):
+        sources_of(score=task(SEQUENCE, **{**score, "text": "label", "missing_label": 1}))
+
+
+@pytest.mark.parametrize(
+    "value", [[{"start": 0, "end": 1, "label": "x"}], {"start": [0]}, [["O"], ["O"]]]
+)
+def test_spans_in_the_place_of_tags_are_called_so(value, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"tokens": ["a", "b"], "tags": ["O", "O"]}, {"tokens": ["a", "b"], "tags": value}]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    ner = task("token_classification", data_files=str(path), tokens="tokens", label="tags")
+    with pytest.raises(UserError) as caught:
+        sources_of(ner=ner)
+    assert "1 fault" in str(caught.value)
+    assert "a tag for each word is wanted (B-x, I-x, O), but row 1 holds spans" in str(caught.value)
+
+
+def test_a_column_of_another_split_need_not_be_there(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label,more\na,x,1\nb,y,2\n")
+    (tmp_path / "test.csv").write_text("label,text\nx,a\n")
+    files = {split: str(tmp_path / f"{split}.csv") for split in ("train", "test")}
+    assert values_of(source_of(files), "test") == ["x"]
+
+
+class TestSplits:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        for split, labels in (("train", ["None", "001"]), ("test", ["001", "2024-05-06"])):
+            table(tmp_path, labels, f"{split}.csv")
+        return tmp_path
+
+    def test_files_of_a_folder_go_through_the_same_reader(self, folder):
+        for data in ({"path": str(folder)}, {"path": "csv", "data_dir": str(folder)}):
+            source = source_of(None, **data)
+            assert values_of(source) == ["None", "001"]
+            assert values_of(source, "test") == ["001", "2024-05-06"]
+
+    def test_a_file_of_a_folder_that_is_replaced_is_read_anew(self, folder):
+        table(folder, ["a", "b"], "train.csv")
+        assert values_of(source_of(None, path=str(folder))) == ["a", "b"]
+        table(folder, ["c", "d"], "train.csv")
+        os.utime(folder / "train.csv", (10**9, 10**9))
+        assert values_of(source_of(None, path=str(folder))) == ["c", "d"]
+
+    def test_slices_and_sums_of_splits(self, folder):
+        splits = {"train": "train+test[:50%]", "test": "test[-1:]"}
+        source = source_of(None, path=str(folder), splits=splits)
+        assert values_of(source) == ["None", "001", "001"]
+        assert values_of(source, "test") == ["2024-05-06"]
+
+    def test_types_that_a_data_set_gives_itself_are_kept(self, folder):
+        table(folder, ["0", "1"], "train.csv")
+        table(folder, ["1", "0"], "test.csv")
+        names = {"class_label": {"names": {"0": "low", "1": "high"}}}
+        features = [{"name": "text", "dtype": "string"}, {"name": "label", "dtype": names}]
+        card = yaml.safe_dump({"dataset_info": {"features": features}})
+        (folder / "README.md").write_text(f"---\n{card}---\n")
+        assert values_of(source_of(None, path=str(folder))) == ["low", "high"]
