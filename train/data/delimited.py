@@ -35,7 +35,6 @@ class _Widths:
     """Rows that have more or fewer fields than the header."""
 
     header: int
-    good: int = 0
     odd: int = 0
     first: list[_Record] = field(default_factory=list)
     lengths: set[int] = field(default_factory=set)
@@ -43,18 +42,15 @@ class _Widths:
 
     def add(self, record: _Record) -> None:
         cells = record.cells
-        if len(cells) == self.header:
-            self.good += 1
-            return
         self.odd += 1
         self.lengths.add(len(cells))
         self.empty = self.empty and len(cells) > self.header and not any(cells[self.header :])
         if len(self.first) < SHOWN:
             self.first.append(record)
 
-    def fault(self) -> str | None:
+    def fault(self, rows: int) -> str | None:
         """A fault; but commas too many at the end of every row, as spreadsheets write, are none."""
-        if not self.odd or (not self.good and self.empty and len(self.lengths) == 1):
+        if not self.odd or (self.odd == rows and self.empty and len(self.lengths) == 1):
             return None
         lines = ", ".join(str(record.begin) for record in self.first)
         more = f" and {self.odd - len(self.first)} more" if self.odd > len(self.first) else ""
@@ -83,18 +79,20 @@ def delimited_tables(path: Path, delimiter: str = ",") -> Iterator[pa.Table]:
     names = _names(path, header, delimiter)
     widths, swallowed = _Widths(len(names)), _Swallowed(len(names), delimiter)
     chunk: list[list[str]] = []
-    empty = True
-    for record in records:
-        widths.add(record)
-        swallowed.add(record)
+    rows = 0
+    for rows, record in enumerate(records, 1):
+        if len(record.cells) != widths.header:
+            widths.add(record)
+        if rows <= CHUNK or record.end > record.begin:
+            swallowed.add(record)
         chunk.append(record.cells)
         if len(chunk) == CHUNK:
             yield _table(names, chunk)
-            chunk, empty = [], False
-    fault = widths.fault() or swallowed.fault()
+            chunk = []
+    fault = widths.fault(rows) or swallowed.fault()
     if fault:
         raise ValueError(f"{path.name}, {fault}")
-    if chunk or empty:
+    if chunk or not rows:
         yield _table(names, chunk)
 
 
@@ -175,10 +173,9 @@ class _Swallowed:
 
     def add(self, record: _Record) -> None:
         if record.end == record.begin:
-            if self.rows < CHUNK:
-                self.rows += 1
-                for values, cell in zip(self.seen, record.cells, strict=False):
-                    values.add(cell)
+            self.rows += 1
+            for values, cell in zip(self.seen, record.cells, strict=False):
+                values.add(cell)
             return
         if self.width < 2 or len(self.doubtful) >= CHUNK:
             return
