@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
@@ -29,7 +28,9 @@ from .encoder import (
     EncoderPass,
     auto_class,
     build_encoder,
+    check_reads_texts,
     encode,
+    read_encoder_config,
     usable_length,
     without_pooler,
 )
@@ -112,10 +113,11 @@ class PolyheadModel(PolyheadPreTrainedModel):
             **kwargs: given to AutoModel.from_pretrained (`revision`, `dtype`, ...).
 
         Raises:
-            ValueError: a task name or task is not valid, or does not fit the encoder.
+            ValueError: a task name or task is not valid, or does not fit the encoder; its config
+                is damaged, or that of a model that reads no texts.
         """
         PolyheadConfig(tasks=tasks, pooling=pooling)  # refuse bad tasks before loading anything
-        encoder_config = AutoConfig.from_pretrained(
+        encoder_config = read_encoder_config(
             name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         )
         encoder_config.is_causal = False
@@ -125,6 +127,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
                 name_or_path, config=encoder_config, **kwargs, **more
             )
         )
+        check_reads_texts(encoder)
         if os.path.isdir(name_or_path):  # a path of this machine is nobody's business
             encoder.config.name_or_path = ""
         config = PolyheadConfig(encoder_config=encoder.config, pooling=pooling, dtype=encoder.dtype)

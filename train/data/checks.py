@@ -48,22 +48,6 @@ def text_faults(task: TaskRecipe, name: str, split: str, batch: dict[str, list])
     return faults
 
 
-def span_faults(task: TaskRecipe, place: str, split: str, values: list) -> list[str]:
-    """Spans, or other objects, in the place of a tag for each word."""
-    bad = [
-        i
-        for i, value in enumerate(values)
-        if isinstance(value, dict)
-        or (isinstance(value, list) and any(isinstance(tag, (dict, list)) for tag in value))
-    ]
-    if not bad:
-        return []
-    return [
-        f"{place}.label: {split}, column {task.data.label!r}: a tag for each word is wanted (B-x, "
-        f"I-x, O), but {rows_named(bad)} holds spans or other objects: {values[bad[0]]!r:.80}"
-    ]
-
-
 def label_faults(task: TaskRecipe, place: str, split: str, values: list) -> list[str]:
     """Labels that are not of the kind that the head reads."""
     if task.head == "embedding" and task.loss == "mse":

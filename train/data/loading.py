@@ -15,13 +15,14 @@ import datasets
 import datasets.exceptions
 
 from ...modeling.configuration_polyhead import TaskConfig
-from ...modeling.decoding import locate_words
+from ...modeling.windows import locate_words
 from ..errors import UserError
 from ..recipe.schema import DataConfig, Recipe, TaskRecipe
-from .checks import label_faults, rows_named, span_faults, text_faults
+from .checks import label_faults, rows_named, text_faults
 from .label_values import class_notes, missing_notes, read_labels
 from .labels import find_labels, labels_in
 from .splits import load_splits
+from .tags import tag_faults
 
 
 @dataclass
@@ -52,9 +53,14 @@ class Source:
         """The data section of the first task; its source and texts are those of all."""
         return next(iter(self.tasks.values())).data
 
-    def words_of(self, split: str, task: str) -> list[list[str]]:
-        """The words of every row, for a token task."""
-        return self.splits[split][:][self.tasks[task].data.tokens]
+    def scheme_of(self, task: str, config: TaskConfig) -> str | None:
+        """The scheme that a token task's tags are written in; None where the model has none.
+
+        A model may be evaluated on rows in another scheme than that of its training.
+        """
+        if config.scheme is None or task not in self.configs:
+            return config.scheme
+        return self.configs[task].scheme or config.scheme
 
     def texts_of(self, batch: dict[str, list]) -> list[list[str]]:
         """For each text column in turn, the texts of a batch of rows."""
@@ -149,13 +155,13 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
             # embedding rows are groups of texts: not to be shared with heads over one text
             grouped = task.head == "embedding" and (task.data.text_pair or task.prompts)
             kind = repr(task.prompts) if grouped else False
-            by_text.setdefault((*columns, kind), {})[name] = task
-        bare = by_text.pop((None, None, None, False), {})
-        single = [key for key in by_text if key[1] is None and key[2] is None]
-        if bare and len(single) == 1:  # words and their text: one pass over the text for both
-            by_text[single[0]] = dict(sorted({**by_text[single[0]], **bare}.items()))
-        elif bare:
-            by_text[(None, None, None, False)] = bare
+            words = task.data.tokens if task.data.text is None else None  # they are the text
+            by_text.setdefault((*columns, kind, words), {})[name] = task
+        single = [key for key in by_text if key[0] and key[1:4] == (None, None, False)]
+        bare = [key for key in by_text if key[0] is None]
+        if len(single) == len(bare) == 1:  # words and their text: one pass over the text for both
+            both = {**by_text[single[0]], **by_text.pop(bare[0])}
+            by_text[single[0]] = dict(sorted(both.items()))
         yield from by_text.values()
 
 
@@ -189,11 +195,7 @@ def _check_rows(source: Source) -> list[str]:
         for name, task in source.tasks.items():
             faults += text_faults(task, name, split, batch)
             place, label = f"tasks.{name}.data", str(task.data.label)
-            spans = []
-            if task.head == "token_classification":
-                spans = span_faults(task, place, split, batch[label])
-                faults += spans
-            if task.data.tokens is not None and not spans:
+            if task.data.tokens is not None:
                 faults += _token_faults(source, name, split, batch)
             is_sentence = task.data.label is not None and task.head != "token_classification"
             if is_sentence and name not in unread:
@@ -201,7 +203,8 @@ def _check_rows(source: Source) -> list[str]:
     if faults:
         return faults
     for name, task in source.tasks.items():
-        found, more = find_labels(name, task, source.splits)
+        found, notes, more = find_labels(name, task, source.splits, source.text)
+        source.notes += notes
         faults += more
         if found is not None:
             source.configs[name] = found
@@ -227,30 +230,28 @@ def _token_faults(source: Source, name: str, split: str, batch: dict[str, list])
     """Faults of words, of tags against words, and of words against the text beside them."""
     data, place = source.tasks[name].data, f"tasks.{name}.data"
     tokens = batch[str(data.tokens)]
-    bad = [i for i, row in enumerate(tokens) if not _is_list_of_text(row)]
+    tags = batch[str(data.label)] if source.tasks[name].head == "token_classification" else None
+    # beside a text, a row without tags needs no words either: the task skips it
+    skips = [source.text is not None and row is None for row in (tokens if tags is None else tags)]
+    bad = [
+        i
+        for i, (row, skipped) in enumerate(zip(tokens, skips, strict=True))
+        if not _is_list_of_text(row) and not (row is None and skipped)
+    ]
     if bad:
         return [
             f"{place}.tokens: {split}, column {data.tokens!r}: no list of words in "
             f"{rows_named(bad)}, but {tokens[bad[0]]!r:.80}"
         ]
     faults = []
-    if source.tasks[name].head == "token_classification":
-        tags = batch[str(data.label)]
-        bad = [i for i, row in enumerate(tags) if not isinstance(row, list) or None in row]
-        if bad:
-            return [f"{place}.label: {split}, column {data.label!r}: no tags in {rows_named(bad)}"]
-        bad = [i for i, (t, w) in enumerate(zip(tags, tokens, strict=True)) if len(t) != len(w)]
-        if bad:
-            i = bad[0]
-            faults.append(
-                f"{place}.label: {split}: as many tags as tokens, but {rows_named(bad)} "
-                f"({len(tags[i])} tags, {len(tokens[i])} tokens)"
-            )
+    if tags is not None:
+        where = f"{place}.label: {split}, column {data.label!r}"
+        faults += tag_faults(where, tags, tokens, rows_named)
     texts = batch[source.text] if source.text is not None else []
     bad = [
         i
         for i, text in enumerate(texts)
-        if isinstance(text, str) and locate_words(text, tokens[i]) is None
+        if isinstance(text, str) and not skips[i] and locate_words(text, tokens[i]) is None
     ]
     if bad:
         i = bad[0]

@@ -351,7 +351,7 @@ def test_a_column_may_be_text_and_label(tmp_path):
 @pytest.mark.parametrize(
     "value", [[{"start": 0, "end": 1, "label": "x"}], {"start": [0]}, [["O"], ["O"]]]
 )
-def test_spans_in_the_place_of_tags_are_called_so(value, tmp_path):
+def test_spans_in_the_place_of_tags_are_shown(value, tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"tokens": ["a", "b"], "tags": ["O", "O"]}, {"tokens": ["a", "b"], "tags": value}]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -359,7 +359,21 @@ def test_spans_in_the_place_of_tags_are_called_so(value, tmp_path):
     with pytest.raises(UserError) as caught:
         sources_of(ner=ner)
     assert "1 fault" in str(caught.value)
-    assert "a tag for each word is wanted (B-x, I-x, O), but row 1 holds spans" in str(caught.value)
+    assert f"one for each word, is wanted, but row 1 holds {value!r}" in str(caught.value)
+
+
+def test_a_mark_in_tags_is_a_word_without_a_tag(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"tokens": ["a", "b"], "tags": ["B-x", "?"]},
+        {"tokens": ["a", "b"], "tags": ["?", "O"]},
+        {"tokens": ["a"], "tags": ["?"]},
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data = {"data_files": str(path), "tokens": "tokens", "label": "tags", "missing_label": "?"}
+    (source,) = sources_of(ner=task("token_classification", **data))
+    assert source.configs["ner"].labels == ["O", "B-x"]
+    assert source.splits["train"]["tags"][:] == [["B-x", None], [None, "O"], [None]]
 
 
 def test_a_column_of_another_split_need_not_be_there(tmp_path):
