@@ -24,7 +24,7 @@ from .delimited import delimited_tables
 from .jsonlines import JSON, JsonText, KindsChanged, json_tables
 from .text_files import PACKED_ENDINGS
 
-ENDINGS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".json": "json"}
+ENDINGS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json", ".tsv": "tsv"}
 PARQUET_ROWS = 2048  # in memory at once
 
 
