@@ -367,7 +367,7 @@ class TestOverwriting:
 
     def test_what_predict_would_write_over_stays(self, trained, tmp_path, capsys):
         source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-        write_rows(source, messages(2))
+        write_rows(source, [{"text": text} for text in TEXTS[:2]])
         target.write_text("mine")
         arguments = ["predict", trained.model, "--input", source, "--output", target]
         assert run_cli(*arguments, "--tasks", "intent") == 2
