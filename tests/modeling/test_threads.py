@@ -287,7 +287,9 @@ class TestSeveralModels:
         expected, answers = pipe(TEXTS), []
 
         def work():
-            loaded = pipeline(model=str(tmp_path), trust_remote_code=True)
+            # not by remote code: transformers fails at times to copy it in several threads
+            model = PolyheadModel.from_pretrained(tmp_path)
+            loaded = PolyheadPipeline(model=model, tokenizer=pipe.tokenizer)
             answers.append(loaded(TEXTS))
 
         workers = [threading.Thread(target=work) for _ in range(4)]

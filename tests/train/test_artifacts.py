@@ -1,232 +1,234 @@
-"""Files are written whole or not at all, and a write that the system refuses is one message."""
+"""JSON of runs and models that is damaged is refused in one message that names the file."""
 
-import errno
-import json
-import os
-import signal
-from pathlib import Path
-from typing import Any
+import copy
 
 import pytest
-from polyhead.train import artifacts
-from polyhead.train.artifacts import UNFINISHED, clean_up, refusal, write_aside, write_json
+from polyhead.modeling import PolyheadModel, TaskConfig
+from polyhead.train.artifacts import (
+    MODEL_SCORES,
+    PROOFS,
+    RUN_SCORES,
+    TRAININGS,
+    read_json,
+    read_scores,
+    shape_fault,
+    write_json,
+)
 from polyhead.train.errors import UserError
-from train_helpers import in_a_fork
+from polyhead.train.hub import save_folder
+from polyhead.train.inference.exported import load_any
+from polyhead.train.inference.load import load_model
+from polyhead.train.reports import report
+
+TRAINING = {
+    "encoder": None,
+    "tasks": {"a1": {"data": None, "license": None, "rows": {"train": 3}, "scored_on": "test"}},
+    "card": {"language": ["en"], "license": "mit", "limits": None},
+    "recipe": {},
+    "steps": 3,
+    "epochs": 1.0,
+    "seconds": 2,
+    "resumed": False,
+    "processes": 1,
+    "threads": 1,
+    "device": "cpu",
+    "machine": "Linux",
+    "versions": {"torch": "2"},
+    "gradient_cosines": [{"tasks": ["a1", "b1"], "mean": 0.1, "negative": 0.0, "compared": 3}],
+}
+PROOF = {
+    "change": "added",
+    "changed": ["a1"],
+    "encoder": "0",
+    "tasks": {"a1": {"weights": "1", "logits": "2"}},
+    "made_with": {},
+}
+SCORES = {"a1": {"f1_macro": 0.5, "per_type": {}, "mcc": None}}
+RUN = {"tasks": SCORES, "macro": 0.5, "splits": {"a1": "test"}}
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def positions(value, path=()):
+    """Every place in a JSON value."""
+    if path:
+        yield path
+    parts = value.items() if isinstance(value, dict) else []
+    parts = enumerate(value) if isinstance(value, list) else parts
+    for key, part in parts:
+        yield from positions(part, (*path, key))
 
 
-class TestWritingAside:
-    def write(self, folder: Path, word: str) -> None:
-        with write_aside(folder) as aside:
-            (aside / "inner").mkdir(parents=True)
-            (aside / "inner" / "file").write_text(word)
-
-    def test_what_was_written_takes_its_place(self, tmp_path):
-        for word in ("old", "new"):
-            self.write(tmp_path / "run" / "model", word)
-            assert (tmp_path / "run" / "model" / "inner" / "file").read_text() == word
-            assert names(tmp_path / "run") == ["model"]
-
-    def test_a_file_can_be_written_too(self, tmp_path):
-        for word in ("old", "new"):
-            with write_aside(tmp_path / "scores.json") as aside:
-                aside.write_text(word)
-            assert (tmp_path / "scores.json").read_text() == word
-            assert names(tmp_path) == ["scores.json"]
-
-    def test_the_older_folder_stays_when_writing_fails(self, tmp_path):
-        self.write(tmp_path / "model", "old")
-
-        def write_half():
-            with write_aside(tmp_path / "model") as aside:
-                aside.mkdir()
-                (aside / "half").touch()
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            write_half()
-        assert names(tmp_path) == ["model"]
-        assert (tmp_path / "model" / "inner" / "file").read_text() == "old"
-
-    def test_killed_between_any_two_system_calls_there_is_the_old_or_the_new(
-        self, tmp_path, monkeypatch
-    ):
-        found, fatal = [], 0
-        while not found or found[-1] != "ended":
-            run = tmp_path / str(fatal)
-            self.write(run / "model", "old")
-            calls = iter(range(1000))
-
-            def die_at(function, fatal=fatal, calls=calls):
-                def call(*arguments, **options):
-                    if next(calls) == fatal:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return function(*arguments, **options)
-
-                return call
-
-            with monkeypatch.context() as patch:
-                for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
-                    patch.setattr(os, name, die_at(getattr(os, name)))
-                code = in_a_fork(lambda run=run: self.write(run / "model", "new"))
-            assert code in (0, -signal.SIGKILL)
-            clean_up(run)
-            assert names(run) == ["model"]
-            content = (run / "model" / "inner" / "file").read_text()
-            found.append(content if code else "ended")
-            fatal += 1
-        changes = found.index("new")  # once new, never old again
-        assert set(found[:changes]) == {"old"}
-        assert set(found[changes:-1]) == {"new"}
-        assert len(found) > 12
-
-    def test_every_file_is_on_the_disk_before_it_gets_its_name(self, tmp_path, monkeypatch):
-        done = []
-
-        def record(function, place):
-            def call(path, *arguments):
-                done.append(f"{function.__name__} {Path(path).name}")
-                return function(path, *arguments)
-
-            monkeypatch.setattr(*place, call)
-
-        record(artifacts._sync_one, (artifacts, "_sync_one"))
-        record(os.rename, (os, "rename"))
-        self.write(tmp_path / "model", "word")
-        assert sorted(done[:3]) == ["_sync_one file", "_sync_one inner", "_sync_one model"]
-        assert done[3:] == ["rename model", f"_sync_one {tmp_path.name}"]
-
-    def test_other_errors_are_left_as_they_are(self, tmp_path):
-        for error in (ValueError("not about the disk"), FileNotFoundError(2, "a bug", "of ours")):
-            with pytest.raises(type(error)) as raised, write_aside(tmp_path / "model"):
-                raise error
-            assert raised.value is error
+def exchanged(value, path, new):
+    value = copy.deepcopy(value)
+    inner = value
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = new
+    return value
 
 
-class TestRefusals:
-    """What a full disk, a read-only one, or a file in the way does to a write."""
-
-    CODES = ("ENOSPC", "EROFS", "EACCES", "EDQUOT", "EIO", "ENAMETOOLONG")
-
-    @pytest.mark.parametrize("code", CODES)
-    def test_one_message_and_nothing_left(self, tmp_path, code):
-        number = getattr(errno, code)
-
-        def write_half():
-            with write_aside(tmp_path / "new" / "x") as aside:
-                aside.write_text("half")
-                raise OSError(number, os.strerror(number))
-
-        with pytest.raises(UserError) as raised:
-            write_half()
-        (fault,) = raised.value.faults
-        assert fault.startswith(f"could not be written: {os.strerror(number)}; ")
-        assert names(tmp_path) == []
-
-    def test_the_older_file_stays(self, tmp_path, monkeypatch):
-        write_json(tmp_path / "x.json", {"old": 1})
-        monkeypatch.setattr(Path, "write_text", full)
-        with pytest.raises(UserError, match="No space left on device"):
-            write_json(tmp_path / "x.json", {"new": 2})
-        assert names(tmp_path) == ["x.json"]
-        assert json.loads((tmp_path / "x.json").read_bytes()) == {"old": 1}
-
-    def test_a_file_of_a_folder_is_told_as_the_folder(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(Path, "write_text", full)
-        with pytest.raises(UserError) as raised, write_aside(tmp_path / "model") as aside:
-            write_json(aside / "config.json", {})
-        assert str(raised.value).startswith(f"{tmp_path / 'model'}: 1 fault")
-        assert names(tmp_path) == []
-
-    def test_below_a_file(self, tmp_path):
-        (tmp_path / "taken").write_text("mine")
-        with pytest.raises(UserError, match="Not a directory"):
-            write_json(tmp_path / "taken" / "x.json", {})
-        assert (tmp_path / "taken").read_text() == "mine"
-
-    def test_where_nothing_can_be_made(self):
-        with pytest.raises((UserError, FileNotFoundError)):
-            write_json(Path("/proc/polyhead/x.json"), {})
-
-    def test_a_folder_in_the_way_of_a_file_stays(self, tmp_path):
-        (tmp_path / "scores.json").mkdir()
-        (tmp_path / "scores.json" / "mine").touch()
-        with pytest.raises(UserError, match="scores.json"):
-            write_json(tmp_path / "scores.json", {})
-        assert names(tmp_path) == ["scores.json"]
-        assert names(tmp_path / "scores.json") == ["mine"]
-
-    def test_a_file_in_the_way_of_a_folder_stays(self, tmp_path):
-        (tmp_path / "model").write_text("mine")
-        with (
-            pytest.raises(UserError, match="Not a directory"),
-            write_aside(tmp_path / "model") as aside,
-        ):
-            aside.mkdir()
-        assert (tmp_path / "model").read_text() == "mine"
-        assert names(tmp_path) == ["model"]
-
-    def test_advice_is_added_and_made_only_then(self, tmp_path):
-        asked = []
-
-        def advice():
-            asked.append(1)
-            return "do this"
-
-        with write_aside(tmp_path / "x", advice=advice) as aside:
-            aside.touch()
-        assert asked == []
-        with (
-            pytest.raises(UserError, match="are free there; do this$"),
-            write_aside(tmp_path / "x", advice=advice),
-        ):
-            full()
-
-    @pytest.mark.parametrize(
-        ("error", "reason"),
-        [
-            (OSError(28, "x"), "No space left on device"),
-            (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left"),
-            (RuntimeError("[enforce fail at inline_container.cc:672]"), "the file was cut short"),
-            (FileNotFoundError(2, "x"), None),
-            (ValueError("no"), None),
-            (UserError("x", ["y"]), None),
-        ],
-    )
-    def test_whose_fault_it_is(self, error, reason):
-        found = refusal(error)
-        assert found is None if reason is None else reason in str(found)
+@pytest.mark.parametrize(
+    ("value", "shape"),
+    [([TRAINING], TRAININGS), ([PROOF], PROOFS), (SCORES, MODEL_SCORES), (RUN, RUN_SCORES)],
+    ids=["training.json", "proof.json", "scores.json", "scores.json of a run"],
+)
+def test_each_exchanged_value_is_named(value, shape):
+    assert shape_fault(value, shape) is None
+    for path in positions(value):
+        fault = shape_fault(exchanged(value, path, ["odd"]), shape)
+        if "recipe" not in path and "made_with" not in path and path[-2:-1] != ("per_type",):
+            odd = "language" in path or "changed" in path or path[-1] in ("tasks", "versions")
+            assert fault or odd, path
+        if fault:
+            assert str(path[-1]) in fault or "0" in fault
+    assert shape_fault(exchanged([TRAINING], (0, "steps"), True), TRAININGS) is not None
+    absent = [{k: v for k, v in TRAINING.items() if k not in ("card", "steps")}]
+    assert shape_fault(absent, TRAININGS) == "[0] lacks card, steps"
 
 
-class TestLeftovers:
-    def test_what_a_killed_write_left_is_replaced(self, tmp_path):
-        left = tmp_path / UNFINISHED / "model"
-        left.mkdir(parents=True)
-        (left / "stale").touch()
-        with write_aside(tmp_path / "model") as aside:
-            aside.mkdir()
-            (aside / "new").touch()
-        assert names(tmp_path) == ["model"]
-        assert names(tmp_path / "model") == ["new"]
-
-    def test_a_file_left_in_the_place_of_a_folder_too(self, tmp_path):
-        (tmp_path / UNFINISHED).mkdir()
-        (tmp_path / UNFINISHED / "model").touch()
-        with write_aside(tmp_path / "model") as aside:
-            aside.mkdir()
-        assert names(tmp_path) == ["model"]
-
-    def test_what_is_written_beside_it_stays(self, tmp_path):
-        other = tmp_path / UNFINISHED / "other"
-        other.mkdir(parents=True)
-        write_json(tmp_path / "x.json", {})
-        assert other.is_dir()
-        clean_up(tmp_path)
-        assert names(tmp_path) == ["x.json"]
+@pytest.mark.parametrize(
+    "text", ["null", "7", "[]", "{", "", "[" * 100_000, "\x00", '{"a":1,"a":1}']
+)
+def test_a_file_that_is_damaged_is_named(text, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as stopped:
+        read_json(path, {})
+    assert str(stopped.value).startswith(f"{path}: 1 fault\n  - ")
+    assert len(str(stopped.value).splitlines()) == 2
 
 
-def full(*_: Any, **__: Any) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_logs_may_hold_what_is_no_number(tmp_path):
+    write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert str(read_json(tmp_path / "a.json", {})["loss"]) == "nan"
+    assert read_json(tmp_path / "b.json", {"none": True}) == {"none": True}
+
+
+def test_scores_of_entities_are_checked_too(tmp_path):
+    row = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 3}
+    good = {"tags": {"entity_f1": 1.0, "per_type": {"city": row}}}
+    write_json(tmp_path / "scores.json", good)
+    assert read_scores(tmp_path) == good
+    for path in positions(row):
+        value = exchanged(good, ("tags", "per_type", "city", *path), None)
+        write_json(tmp_path / "scores.json", value)
+        with pytest.raises(UserError, match=rf"tags.per_type.city.{path[0]} is None"):
+            read_scores(tmp_path)
+
+
+# ---- a run ----
+
+
+@pytest.fixture
+def run(tmp_path):
+    found = {"task": "a1", "kind": "embedding", "rows": 3, "split": "test"}
+    write_json(tmp_path / "scores.json", RUN)
+    write_json(tmp_path / "reports/a1.json", found)
+    write_json(tmp_path / "log_history.json", [{"loss": 1.0, "step": 1, "epoch": 1.0}])
+    return tmp_path
+
+
+RUN_DAMAGES = {
+    "scores: null": ("scores.json", None),
+    "scores: a list": ("scores.json", [1]),
+    "scores: no splits": ("scores.json", {"tasks": SCORES, "macro": 1.0}),
+    "scores: no split": ("scores.json", {**RUN, "splits": {}}),
+    "scores: tasks null": ("scores.json", {**RUN, "tasks": None}),
+    "scores: a task null": ("scores.json", {**RUN, "tasks": {"a1": None}}),
+    "scores: a list as score": ("scores.json", {**RUN, "tasks": {"a1": {"mcc": [1]}}}),
+    "scores: macro": ("scores.json", {**RUN, "macro": "high"}),
+    "scores: a path as task": ("scores.json", {**RUN, "tasks": {"../../x": {}}}),
+    "log: null": ("log_history.json", None),
+    "log: numbers": ("log_history.json", [1, 2]),
+    "report: null": ("reports/a1.json", None),
+    "report: a list": ("reports/a1.json", []),
+    "report: of another task": (
+        "reports/a1.json",
+        {"task": "../../../x", "kind": "embedding", "rows": 3, "split": "test"},
+    ),
+    "report: keys": ("reports/a1.json", {"task": "a1", "confusion": {}}),
+    "report: rows": (
+        "reports/a1.json",
+        {"task": "a1", "kind": "embedding", "rows": "3", "split": "test"},
+    ),
+    "report: tables": (
+        "reports/a1.json",
+        {"task": "a1", "kind": "x", "rows": 3, "split": "test", "entities": {"city": None}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUN_DAMAGES)
+def test_a_damaged_file_of_a_run_is_named(name, run):
+    report(run)
+    path, value = RUN_DAMAGES[name]
+    write_json(run / path, value)
+    before = {p for p in run.parent.rglob("*") if p.is_file()}
+    with pytest.raises(UserError) as stopped:
+        report(run)
+    assert str(stopped.value).startswith(str(run / path))
+    assert {p for p in run.parent.rglob("*") if p.is_file()} == before
+
+
+# ---- a model ----
+
+
+@pytest.fixture
+def folder(tmp_path, make_model, tokenizer_of):
+    model = make_model("bert", {"a1": TaskConfig(head="embedding")})
+    save_folder(model, tokenizer_of("wordpiece"), tmp_path, metrics=SCORES, runs=[TRAINING])
+    return tmp_path
+
+
+CONFIGS = ["null", "[]", '"x"', "[" * 100_000, "{", "", '{"model_type": "bert"}', "{}"]
+
+
+@pytest.mark.parametrize("text", CONFIGS, ids=lambda text: text[:12])
+def test_a_damaged_config_is_one_message(text, folder):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UserError) as stopped:
+        load_model(folder)
+    assert str(stopped.value).startswith(f"{folder}: 1 fault")
+
+
+def test_a_model_without_its_tokenizer_is_refused_with_what_to_do(folder):
+    for path in [*folder.glob("tokenizer*"), folder / "modules.json"]:
+        path.unlink()
+    PolyheadModel.from_pretrained(folder)  # save_pretrained writes no tokenizer
+    with pytest.raises(UserError, match=r"the tokenizer cannot be loaded .*save_pretrained"):
+        load_model(folder)
+
+
+EXPORT = {"kind": "onnx", "inputs": [], "tasks": ["a1"], "adapters": {"a1": None}}
+EXPORT["usable_length"] = 64
+EXPORTS = {
+    "unknown kind": ({**EXPORT, "kind": "../evil"}, "kind is '../evil'; allowed: onnx, openvino"),
+    "kind of another type": ({**EXPORT, "kind": ["onnx"]}, "kind is ['onnx']; it must be str"),
+    "no kind": ({}, "it lacks kind, inputs, tasks"),
+    "a list": ([], "holds []"),
+    "null": (None, "holds null"),
+    "no graph": (EXPORT, "model.onnx is missing"),
+    "no graph of OpenVINO": ({**EXPORT, "kind": "openvino"}, "model.xml is missing"),
+    "tasks": ({**EXPORT, "tasks": "a1"}, "tasks is 'a1'"),
+    "length": ({**EXPORT, "usable_length": "64"}, "usable_length is '64'"),
+    "adapters": ({**EXPORT, "adapters": {}}, "adapters and tasks name other tasks"),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_damaged_export_is_refused(name, folder):
+    value, expected = EXPORTS[name]
+    write_json(folder / "export.json", value)
+    with pytest.raises(UserError) as stopped:
+        load_any(folder)
+    assert expected in str(stopped.value)
+
+
+def test_a_graph_that_is_none_is_refused(folder):
+    pytest.importorskip("onnxruntime")
+    write_json(folder / "export.json", EXPORT)
+    (folder / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match=r"the graph cannot be opened .*copy the folder again"):
+        load_any(folder)
+    write_json(folder / "export.json", {**EXPORT, "tasks": ["b1"], "adapters": {"b1": None}})
+    with pytest.raises(UserError, match=r"export.json and config.json name other tasks"):
+        load_any(folder)

@@ -5,7 +5,6 @@ What they replace, and checkpoints beyond `save_total_limit`, go only after that
 of each file and the room of one more checkpoint.
 """
 
-import json
 import re
 import zipfile
 from pathlib import Path
@@ -15,13 +14,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
-from ..artifacts import (
-    UNFINISHED,
-    clean_up,
-    explained,
-    put_away,
-    put_in_place,
-)
+from ...modeling import reading
+from ..artifacts import UNFINISHED, clean_up, explained, put_away, put_in_place
 from ..errors import RESUME
 
 # ---- reading ----
@@ -80,7 +74,7 @@ def _checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return reading.read_json(path, finite=False)  # a log may hold NaN
 
 
 def stays(run: str | Path) -> str:
