@@ -20,6 +20,7 @@ from ...modeling.compute import Compute, Mode
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from ...modeling.rows import rows_by_task, tasks_to_run
+from ...modeling.windows import window_length
 from ..artifacts import NAME_OR_NONE, read_json
 from ..errors import UserError
 from .load import load_model, load_tokenizer
@@ -248,4 +249,6 @@ def load_any(path: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """
     if not (Path(path) / FILE).is_file():
         return load_model(path)
-    return ExportedModel(path), load_tokenizer(path)
+    model, tokenizer = ExportedModel(path), load_tokenizer(path)
+    tokenizer.model_max_length = window_length(tokenizer, model.usable_length)
+    return model, tokenizer

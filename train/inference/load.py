@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ...modeling.checks import check_tokenizer
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel
+from ...modeling.windows import window_length
 from ..errors import UserError
 
 
@@ -24,7 +25,9 @@ def load_model(path: str | Path) -> tuple[PolyheadModel, PreTrainedTokenizerBase
         if kind != PolyheadConfig.model_type:
             raise UserError(str(path), [f"is a {kind} model, not a Polyhead"])
         model = PolyheadModel.from_pretrained(path)
-        return model, load_tokenizer(path)
+        tokenizer = load_tokenizer(path)
+        tokenizer.model_max_length = window_length(tokenizer, model.usable_length)
+        return model, tokenizer
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
