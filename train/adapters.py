@@ -100,7 +100,12 @@ def _section_faults(section: dict[str, Any]) -> list[str]:
     layers = section.get("layers")
     if layers is not None and _layer_numbers(layers, 1000) is None:
         faults.append(f".layers: {layers!r}; write 'top 2' or a list of layer numbers")
-    options = {k: v for k, v in section.items() if k not in OWN_KEYS}
+    return faults + _option_faults(kind, {k: v for k, v in section.items() if k not in OWN_KEYS})
+
+
+def _option_faults(kind: str, options: dict[str, Any]) -> list[str]:
+    """What is wrong with the fields of the peft config."""
+    faults = []
     idle = sorted(set(options) & set(NOT_READ))
     if idle:
         faults.append(f".{', '.join(idle)}: has no effect here; leave it out")
