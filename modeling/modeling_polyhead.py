@@ -26,13 +26,12 @@ from .configuration_polyhead import PolyheadConfig, TaskConfig
 from .encoder import (
     EncoderInputs,
     EncoderPass,
-    auto_class,
     build_encoder,
     check_reads_texts,
     encode,
+    load_encoder,
     read_encoder_config,
     usable_length,
-    without_pooler,
 )
 from .first_use import FIRST_USE
 from .heads import HEADS, Head
@@ -110,23 +109,21 @@ class PolyheadModel(PolyheadPreTrainedModel):
                 Qwen, ...) is made to attend in both directions (`is_causal=False`).
             tasks: task name to its config.
             pooling: pooling of every task that names none.
-            **kwargs: given to AutoModel.from_pretrained (`revision`, `dtype`, ...).
+            **kwargs: given to AutoModel.from_pretrained (`revision`, `dtype`, ...). Weights are
+                read from safetensors, unless `use_safetensors=False` is among them.
 
         Raises:
+            OSError: there is no such folder or repository, or it has no safetensors.
             ValueError: a task name or task is not valid, or does not fit the encoder; its config
-                is damaged, or that of a model that reads no texts.
+                is damaged, or that of a model that reads no texts; its weights are not all there,
+                of other shapes, integers, NaN or infinite.
         """
         PolyheadConfig(tasks=tasks, pooling=pooling)  # refuse bad tasks before loading anything
         encoder_config = read_encoder_config(
             name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         )
         encoder_config.is_causal = False
-        auto = auto_class(encoder_config)
-        encoder = without_pooler(
-            lambda **more: auto.from_pretrained(
-                name_or_path, config=encoder_config, **kwargs, **more
-            )
-        )
+        encoder = load_encoder(name_or_path, encoder_config, **kwargs)
         check_reads_texts(encoder)
         if os.path.isdir(name_or_path):  # a path of this machine is nobody's business
             encoder.config.name_or_path = ""
