@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from .attention import eager, no_trace
 from .checks import CONFIG_ERRORS, check_sizes
 from .compute import Compute
+from .first_use import FIRST_USE
 from .packing import (
     Texts,
     encode_packed,
@@ -35,8 +36,9 @@ from .packing import (
 )
 from .plans import Plan, make_plan, move, parts_of
 from .pooling import layers_needed, pool
-from .reading import read_json
+from .reading import few, read_json
 from .routing import NotRoutable, Routing, first_adapted_layer
+from .weights import check_finite_tensors
 
 BUILD_ERRORS = (
     ArithmeticError,
@@ -104,6 +106,41 @@ def check_reads_texts(encoder: PreTrainedModel) -> None:
             f"a {config.model_type} model is no text encoder; give an encoder that AutoModel loads "
             "and that reads token ids (bert, roberta, deberta-v2, modernbert, ...)"
         )
+
+
+def load_encoder(name_or_path: str, encoder_config: Any, **kwargs: Any) -> PreTrainedModel:
+    """A pretrained encoder, whole: transformers fills what its files lack with random numbers.
+
+    Args:
+        name_or_path: Hub id or folder.
+        encoder_config: its config.
+        kwargs: for AutoModel.from_pretrained.
+
+    Raises:
+        OSError: there is no such folder or repository, or it has no safetensors.
+        ValueError: a weight is missing, of another shape, an integer, NaN or infinite.
+    """
+    auto = auto_class(encoder_config)
+    options = {"use_safetensors": True, **kwargs, "output_loading_info": True}
+    options["config"] = encoder_config
+    with FIRST_USE:  # transformers exchanges functions of torch while it loads
+        encoder, info = without_pooler(  # pyright: ignore[reportGeneralTypeIssues]
+            lambda **more: auto.from_pretrained(name_or_path, **options, **more)
+        )
+    missing = {key for key in info["missing_keys"] if "pooler" not in key}  # we use none
+    differ = [] if kwargs.get("ignore_mismatched_sizes") else info["mismatched_keys"]
+    faults = {
+        "missing": missing,
+        "other shapes than config.json describes": [key for key, *_ in differ],
+        "not numbers as trained": [
+            name for name, weight in encoder.named_parameters() if not weight.is_floating_point()
+        ],
+    }
+    told = "; ".join(f"{what}: {few(keys)}" for what, keys in faults.items() if keys)
+    if told:
+        raise ValueError(f"encoder {name_or_path}: weights {told}. Is it another model's folder?")
+    check_finite_tensors(f"encoder {name_or_path}", encoder.state_dict())
+    return encoder
 
 
 def usable_length(encoder: PreTrainedModel) -> int | None:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils.hub import hf_api
 
+from .adapter_mixin import AdapterMixin
 from .adapters import load_adapter, plain_state, save_adapter
 from .configuration_polyhead import PolyheadConfig
 from .first_use import FIRST_USE
@@ -43,7 +44,7 @@ AUTO_MAP = {
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "code_revision")
 
 
-class PolyheadPreTrainedModel(PreTrainedModel):
+class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
     """Loading and saving of a `PolyheadModel`."""
 
     config_class = PolyheadConfig
@@ -240,11 +241,6 @@ class PolyheadPreTrainedModel(PreTrainedModel):
         raise ValueError("use attach_adapter(name, config, tasks=[...], state=weights)")
 
     # ---- parts that transformers asks for ----
-
-    @property
-    def loaded_adapters(self) -> list[str]:
-        """The adapters that the encoder holds."""
-        return list(getattr(self.encoder, "peft_config", {}))
 
     @property
     def task_names(self) -> list[str]:

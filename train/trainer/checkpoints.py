@@ -15,13 +15,7 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
 from ...modeling import reading
-from ..artifacts import (
-    UNFINISHED,
-    clean_up,
-    explained,
-    put_away,
-    put_in_place,
-)
+from ..artifacts import UNFINISHED, clean_up, explained, put_away, put_in_place
 from ..errors import RESUME
 
 # ---- reading ----
