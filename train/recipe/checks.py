@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ...modeling.checks import check_task_name
+from ...modeling.configuration_polyhead import options_without_effect
 from ..evaluation.metrics import METRICS, metrics_for
 from .schema import COMPARING, TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe, compares
 
@@ -20,6 +21,7 @@ def task_faults(name: str, task: TaskRecipe) -> list[str]:
         config = task.task_config(labels or _stand_in_labels(task))
     except ValueError as error:
         return [*faults, f"{key}: {error}"]
+    faults += [f"{key}.{fault}" for fault in options_without_effect(config)]
     faults += [f"{key}.data.{fault}" for fault in _column_faults(task)]
     faults += [f"{key}.data.{fault}" for fault in _file_faults(task.data)]
     faults += [f"{key}.data.{fault}" for fault in _script_faults(task.data)]
