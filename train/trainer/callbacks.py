@@ -104,6 +104,24 @@ class TrainingState(_Kept):
         self.balancer.load_state_dict(kept["balancer"])
 
 
+class RunIdentity(_Kept):
+    """What a checkpoint is made of, for `identity.check_resume`, which has read it before.
+
+    Args:
+        identity: makes it, once a training begins.
+    """
+
+    def __init__(self, identity: Callable[[], dict[str, Any]]) -> None:
+        self.identity = identity
+
+    def keep(self) -> dict[str, Any]:
+        """See `identity_of`."""
+        return self.identity()
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """It is what it is."""
+
+
 class TaskStopping(_Kept):
     """Ends the training of a task whose own metric stops improving; the others go on.
 

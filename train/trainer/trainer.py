@@ -9,6 +9,7 @@ What it overrides and why:
 """
 
 import os
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,10 +41,18 @@ from ..hub.push import HUB_ERRORS, push
 from ..optimization.freezing import Unfreezing, apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
 from ..recipe.schema import MultiTaskArguments
-from .callbacks import AfterStep, SetEpoch, TaskProgress, TaskStopping, TrainingState
+from .callbacks import (
+    AfterStep,
+    RunIdentity,
+    SetEpoch,
+    TaskProgress,
+    TaskStopping,
+    TrainingState,
+)
 from .checkpoints import AtomicCheckpoints
 from .evaluation_loop import TaskEvaluation, TaskSums
 from .fsdp import ShardedTasks, check_deepspeed, own_class, prepare_sharding
+from .identity import check_resume, identity_of
 from .optimizer_step import TaskSteps
 from .sigterm import LeaveOnSigterm, outlive_sigterm
 
@@ -61,6 +70,7 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
         eval_dataset: `EvalSplit` by source name.
         sources: source name to its tasks, for the collator.
         multitask: sampling, balancing, what trains, when to stop.
+        origin: what tells the encoder's first weights from others; a checkpoint keeps it.
 
     Raises:
         ValueError: arguments that do not fit several tasks.
@@ -79,6 +89,7 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
         train_dataset: MultiTaskDataset | None = None,
         eval_dataset: dict[str, EvalSplit] | None = None,
         multitask: MultiTaskArguments | None = None,
+        origin: str | None = None,
     ) -> None:
         if args.remove_unused_columns:
             raise ValueError("TrainingArguments: set remove_unused_columns=False")
@@ -91,6 +102,7 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
             raise ValueError("TrainingArguments: several ranks need use_reentrant=False")
         args.ddp_find_unused_parameters = True  # a head or adapter may have no rows on a rank
         self.multitask = multitask or MultiTaskArguments()
+        self.origin = origin
         self.sources = sources
         options = (tokenizer, model.config.tasks, model.task_names, sources)
         packed = train_dataset is not None and self.multitask.sampling.packing and model.can_pack
@@ -144,6 +156,7 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
             self._steps_between_comparisons(sorted(rows)), sorted(rows)
         )
         callbacks = [SetEpoch(self.sampler, collator), self.unfreezing, self.leaving, self.counts]
+        callbacks.append(RunIdentity(lambda: self.identity))
         for callback in [*callbacks, AfterStep(self._end_of_step)]:
             self.add_callback(callback)
         stopping = multitask.stopping
@@ -221,6 +234,26 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
         return super().create_optimizer(model)
 
     # ---- saving and loading ----
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint of this training is made of; see `identity.py`."""
+        parts: Any = getattr(self.train_dataset, "parts", {})
+        evaluation: Any = self.eval_dataset or {}
+        rows = {f"{name} train": part for name, part in parts.items()}
+        rows |= {f"{name} {part.split}": part.rows for name, part in evaluation.items()}
+        options: dict[str, Any] = {"rows": rows, "origin": self.origin}
+        return identity_of(self.model_for_tasks, self.args, self.multitask, **options)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any):  # noqa: ANN201 - HF's
+        """As HF's, from no checkpoint of other tasks, rows or steps.
+
+        Raises:
+            UserError: something else made the checkpoint; every difference is named.
+        """
+        if isinstance(resume_from_checkpoint, str):
+            check_resume(resume_from_checkpoint, self.identity)
+        return super().train(resume_from_checkpoint, *args, **options)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The encoder and heads as HF loads them, then the adapters beside them."""
