@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ModelPath = Annotated[str, typer.Argument(help="Folder or Hub id of a Polyhead.")]
 InputPath = Annotated[
     Path | None,
-    typer.Option("--input", help="parquet, CSV, TSV, JSONL, or folder of parquet files."),
+    typer.Option("--input", help="parquet, CSV, TSV, JSONL, or folder of parquet."),
 ]
 OutputPath = Annotated[Path | None, typer.Option("--output", help="parquet, CSV, TSV or JSONL.")]
 BatchTokens = Annotated[
