@@ -41,6 +41,9 @@ class TaskConfig:
         pair: the task reads two texts (sentence-pair tasks).
         scheme: `iob1`, `iob2` or `bioes` for entity tags; None for token labels that stand alone
             (part of speech). Found from the labels when not given.
+        signs: signs that entities begin or end with, found in the data. Where a sub-token holds
+            several words (`£5`, `."`), an entity leaves out signs at its ends that are not listed;
+            None leaves out none.
         threshold: a label of a multi-label task is set when its probability reaches this.
         loss: one of `EMBEDDING_LOSSES`, for `embedding`; default cosent.
         temperature: divides the cosines of the contrastive loss.
@@ -70,6 +73,7 @@ class TaskConfig:
     dropout: float = 0.1
     pair: bool = False
     scheme: str | None = None
+    signs: list[str] | None = None
     threshold: float = 0.5
     loss: str | None = None
     temperature: float = 0.05
@@ -95,6 +99,7 @@ class TaskConfig:
         for option, owner in (
             ("problem_type", "sequence_classification"),
             ("scheme", "token_classification"),
+            ("signs", "token_classification"),
             ("loss", "embedding"),
             ("matryoshka", "embedding"),
             ("prompts", "embedding"),
@@ -177,6 +182,8 @@ class TaskConfig:
                 raise ValueError(
                     f"scheme {self.scheme} needs tags like B-x, I-x; got {self.labels}"
                 )
+            if self.scheme != "bioes" and scheme_of(self.labels) == "bioes":
+                raise ValueError(f"scheme {self.scheme} has no E- and S-; got {self.labels}")
 
     def prompt(self, part: int = 0) -> str:
         """What is put before a text: 0 for the query (anchor), 1 and more for the document."""
@@ -196,10 +203,12 @@ class TaskConfig:
 def scheme_of(labels: list[str]) -> str | None:
     """The tag scheme of `labels`: bioes, iob1 (when none begins with B-), iob2, or None.
 
-    IOB1 with some B- tags has the same labels as IOB2; it must be named.
+    IOB1 with some B- tags has the same labels as IOB2; it must be named. Tags without a kind (`B`,
+    `B-`) make no entities.
     """
-    prefixes = {label[:2] for label in labels if label != "O"}
-    if not prefixes or not prefixes <= {"B-", "I-", "E-", "S-"}:
+    tags = [label for label in labels if label != "O"]
+    prefixes = {tag[:2] for tag in tags}
+    if not tags or not prefixes <= {"B-", "I-", "E-", "S-"} or min(map(len, tags)) < 3:
         return None
     if prefixes & {"E-", "S-"}:
         return "bioes"

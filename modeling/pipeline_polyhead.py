@@ -12,7 +12,6 @@ that under the calls of other threads; so the pipeline has copies of its own, on
 """
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
@@ -24,9 +23,10 @@ from transformers import Pipeline, PreTrainedTokenizerBase
 from .attention import has_kernel
 from .compute import Mode, check_mode
 from .configuration_polyhead import TaskConfig
-from .decoding import Window, decode_classes, decode_entities, encode_windows, split_words
+from .decoding import decode_classes, decode_entities, even_scores, read_scores
 from .first_use import FIRST_USE
 from .packing import cumulative
+from .windows import Reads, Span, Window, encode_windows, split_words, units_of
 
 TextOrPair = str | tuple[str, str]
 STRETCH = 1024  # texts of a generator that are sorted by length together
@@ -192,39 +192,37 @@ class PolyheadPipeline(Pipeline):
     ) -> list[dict[str, Any]]:
         model = self._without_dropout()
         results: list[dict[str, Any]] = [{} for _ in texts]
-        words = [split_words(text) if isinstance(text, str) else [] for text in texts]
-        windows = self._windows(texts, words, tasks)
-        # (W, L) log-probabilities of each text, filled window by window
+        units, windows = self._windows(texts, tasks)
+        # (U, L) log-probabilities of each text, filled window by window
         scores = {
-            name: [_uniform(len(w), self.model.config.tasks[name].num_labels) for w in words]
+            name: [even_scores(len(u), self.model.config.tasks[name].num_labels) for u in units]
             for name in tasks
             if self.model.config.tasks[name].head == "token_classification"
         }
-        windows.sort(key=lambda entry: -len(entry[2].input_ids))
-        lengths = [len(window.input_ids) for _, _, window in windows]
+        windows.sort(key=lambda entry: -len(entry[1].input_ids))
+        lengths = [len(window.input_ids) for _, window, _ in windows]
         for cut in self._batches(lengths, options["batch_tokens"], options["batch_size"]):
             batch = windows[cut]
-            found = self._encode(model, [window for _, _, window in batch], tasks)
+            found = self._encode(model, [window for _, window, _ in batch], tasks)
             for name in tasks:
                 task = self.model.config.tasks[name]
-                for values, (row, first, window) in zip(found[name], batch, strict=True):
+                for values, (row, window, reads) in zip(found[name], batch, strict=True):
                     if name in scores:
-                        for word, token in window.first_tokens:
-                            scores[name][row][word] = values[token].log_softmax(-1)
-                    elif first:
+                        read_scores(scores[name][row], values, reads)
+                    elif window.first:
                         results[row][name] = self._decode(task, values, window.input_ids, options)
         for name, rows in scores.items():
             task = self.model.config.tasks[name]
             for row, text in enumerate(texts):
                 results[row][name] = decode_entities(
-                    str(text), words[row], rows[row], task.labels, task.scheme
+                    str(text), units[row], rows[row], task.labels, task.scheme, task.signs
                 )
         return results
 
     def _windows(
-        self, texts: list[TextOrPair], words: list[list[tuple[int, int]]], tasks: list[str]
-    ) -> list[tuple[int, bool, Window]]:
-        """(row, is its first, window) for each window that the tasks need."""
+        self, texts: list[TextOrPair], tasks: list[str]
+    ) -> tuple[list[list[list[Span]]], list[tuple[int, Window, Reads]]]:
+        """Units of each text; (row, window, the units read in it) for what the tasks need."""
         # a tokenizer without a limit says 1e30, one of another model may say more than fits
         limit = min(self.tokenizer.model_max_length, self.model.usable_length or 1 << 20)
         pairs = isinstance(texts[0], tuple)
@@ -233,20 +231,20 @@ class PolyheadPipeline(Pipeline):
             first, second = zip(*texts, strict=True)
             encoded = tokenizer(list(first), list(second), truncation=True, max_length=limit)
             types = encoded.get("token_type_ids")
-            return [
-                (row, True, Window(ids, types[row] if types else None, []))
+            return [[] for _ in texts], [
+                (row, Window(ids, types[row] if types else None), [])
                 for row, ids in enumerate(encoded["input_ids"])
             ]
-        heads = {self.model.config.tasks[name].head for name in tasks}
-        every = "token_classification" in heads
-        return [
-            (row, number == 0, window)
-            for row, found in enumerate(
-                encode_windows(tokenizer, [str(t) for t in texts], words, limit)
-            )
-            for number, window in enumerate(found)
-            if every or number == 0
-        ]
+        every = any(self.model.config.tasks[n].head == "token_classification" for n in tasks)
+        words = [split_words(str(text)) if every else [] for text in texts]
+        encoded = encode_windows(tokenizer, [str(text) for text in texts], words, limit)
+        units, windows = [], []
+        for row, found in enumerate(encoded):
+            of_text, reads = units_of(words[row], [window.first_tokens for window in found])
+            units.append(of_text)
+            last = None if every else 1
+            windows += [(row, *pair) for pair in zip(found[:last], reads[:last], strict=True)]
+        return units, windows
 
     def _tokenizer_for(self, limit: int, *, pairs: bool) -> PreTrainedTokenizerBase:
         """A tokenizer that cuts texts, or pairs, at `limit` and is asked for nothing else."""
@@ -342,8 +340,3 @@ class PolyheadPipeline(Pipeline):
     def postprocess(self, model_outputs: Any, **_: Any) -> Any:
         """Not used; see `__call__`."""
         return model_outputs
-
-
-def _uniform(words: int, labels: int) -> Tensor:
-    """(W, L) log-probabilities that say nothing: what a word without sub-token keeps."""
-    return torch.full((words, labels), -math.log(labels))

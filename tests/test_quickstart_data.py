@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from polyhead.modeling.decoding import locate_words, spans_of, split_words
+from polyhead.modeling.tags import spans_of
+from polyhead.modeling.windows import locate_words, split_words
 from scipy.sparse import csr_matrix
 
 FOLDER = Path(__file__).parents[1] / "configs" / "quickstart"

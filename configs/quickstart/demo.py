@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from polyhead.modeling.decoding import spans_of
+from polyhead.modeling.tags import spans_of
 from polyhead.train.commands.training import train
 from polyhead.train.data.loading import Source, load_sources
 from polyhead.train.evaluation.metrics import compute

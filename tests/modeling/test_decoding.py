@@ -10,14 +10,23 @@ from hypothesis import strategies as st
 from polyhead.modeling.decoding import (
     decode_classes,
     decode_entities,
+    gold_entities,
+    unit_tags,
+    word_tags,
+)
+from polyhead.modeling.tags import (
     decode_tags,
-    encode_windows,
     legal_transitions,
-    locate_words,
-    refine,
     spans_of,
-    split_words,
     viterbi,
+    write_tags,
+)
+from polyhead.modeling.windows import (
+    encode_windows,
+    joined_words,
+    locate_words,
+    split_words,
+    units_of,
 )
 from seqeval.scheme import IOB1, IOB2, IOBES, Entities
 
@@ -62,21 +71,6 @@ def test_words_cover_all_but_white_space_in_order(text):
     spans = split_words(text)
     covered = [place for start, end in spans for place in range(start, end)]
     assert covered == [place for place, sign in enumerate(text) if not sign.isspace()]
-
-
-def test_refine_splits_given_words_and_says_whose_part_each_is():
-    text = "the U.S. don't \u00a0 end"
-    words = [(0, 3), (4, 8), (9, 14), (15, 16), (17, 20)]  # the fourth is an odd space
-    spans, owner = refine(text, words)
-    parts = ["the", "U", ".", "S", ".", "don", "'", "t", "\u00a0", "end"]
-    assert [text[start:end] for start, end in spans] == parts
-    assert owner == [0, 1, 1, 1, 1, 2, 2, 2, 3, 4]
-
-
-@given(st.text(alphabet="ab é🎉.東", max_size=30))
-def test_refine_of_found_words_changes_nothing(text):
-    words = split_words(text)
-    assert refine(text, words) == (words, list(range(len(words))))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +125,25 @@ def test_first_token_of_each_word_starts_where_the_word_starts(text, family, tok
 def test_a_token_over_several_words_is_read_for_each(family, text, tokens, tokenizer_of):
     [[window]] = encode_windows(tokenizer_of(family), [text], [split_words(text)], 200)
     assert window.first_tokens == list(enumerate(tokens))
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "units"),
+    [
+        ("wordpiece", "on go🎉now on", [["on"], ["go", "🎉", "now"], ["on"]]),
+        ("unigram", "on 東京 on", [["on"], ["東", "京"], ["on"]]),
+        ("bpe", "on 東京 on", [["on"], ["東"], ["京"], ["on"]]),
+        ("wordpiece", "on \u200b on", [["on"], ["\u200b"], ["on"]]),  # has no token
+    ],
+)
+def test_words_of_one_token_are_one_unit(family, text, units, tokenizer_of):
+    words = split_words(text)
+    [[window]] = encode_windows(tokenizer_of(family), [text], [words], 200)
+    spans, [reads] = units_of(words, [window.first_tokens])
+    assert [[text[a:b] for a, b in unit] for unit in spans] == units
+    tokens = dict(window.first_tokens)
+    first = [sum(map(len, units[:number])) for number in range(len(units))]
+    assert reads == [(unit, tokens[w]) for unit, w in enumerate(first) if w in tokens]
 
 
 def test_a_text_that_fits_is_one_window_as_the_tokenizer_gives_it(family, tokenizer_of):
@@ -325,7 +338,128 @@ def test_an_illegal_best_tag_is_repaired_by_the_scores():
     assert decode_tags(scores, ["O", "B-x", "I-x"], "iob2") == ["B-x", "I-x"]
 
 
+@given(entities=ENTITIES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_entities_are_written_as_the_tags_that_they_were_read_from(scheme, entities):
+    tags, spans = write(entities, scheme)
+    words = joined_words(["w"] * len(tags))
+    characters = [(kind, words[a][0], words[b - 1][1]) for kind, a, b in spans]
+    assert gold_entities("w " * len(tags), words, tags, scheme) == characters
+    assert write_tags(characters, words, scheme) == tags
+
+
+PARTS = {  # text, given words, their tags -> tags of the words of the pipeline
+    "a word with signs": (
+        "ask vera@x.org now", ["ask", "vera@x.org", "now"],
+        {"iob2": ["O", "B-m", "O"], "iob1": ["O", "I-m", "O"], "bioes": ["O", "S-m", "O"]},
+        {"iob2": "O B I I I I O", "iob1": "O I I I I I O", "bioes": "O B I I I E O"},
+    ),
+    "two neighbours": (
+        "a-b c-d", ["a-b", "c-d"],
+        {"iob2": ["B-m", "B-m"], "iob1": ["I-m", "B-m"], "bioes": ["S-m", "S-m"]},
+        {"iob2": "B I I B I I", "iob1": "I I I B I I", "bioes": "B I E B I E"},
+    ),
+    "one that goes on": (
+        "a-b c-d", ["a-b", "c-d"],
+        {"iob2": ["B-m", "I-m"], "iob1": ["I-m", "I-m"], "bioes": ["B-m", "E-m"]},
+        {"iob2": "B I I I I I", "iob1": "I I I I I I", "bioes": "B I I I I E"},
+    ),
+    "halves of a word": (
+        "10km off", ["10", "km", "off"],
+        {"iob2": ["B-m", "I-m", "O"], "iob1": ["I-m", "I-m", "O"], "bioes": ["B-m", "E-m", "O"]},
+        {"iob2": "B O", "iob1": "I O", "bioes": "S O"},
+    ),
+    "a word without a label": (
+        "a b c", ["a", "b", "c"],
+        {"iob2": ["B-m", None, "O"], "iob1": ["I-m", None, "O"], "bioes": ["S-m", None, "O"]},
+        {"iob2": "B - O", "iob1": "I - O", "bioes": "S - O"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("case", PARTS)
+def test_parts_of_words_have_the_tags_that_are_read_as_the_entity(case, scheme):
+    text, given_words, tags, expected = PARTS[case]
+    words, units = locate_words(text, given_words), [[word] for word in split_words(text)]
+    found = unit_tags(text, units, words, tags[scheme], scheme)
+    assert " ".join("-" if tag is None else tag[0] for tag in found) == expected[scheme]
+    if "-" not in expected[scheme]:
+        spans = [(unit[0][0], unit[-1][1]) for unit in units]
+        assert gold_entities(text, spans, found, scheme) == gold_entities(
+            text, words, tags[scheme], scheme
+        )
+
+
+@pytest.mark.parametrize(
+    ("tags", "label"),
+    [
+        ({"£": "O", "5": "B-m"}, "B-m"),
+        ({"£": "B-m", "5": "I-m"}, "B-m"),
+        ({"£": "B-m", "5": "O"}, "B-m"),
+        ({"£": "B-x", "5": "B-m"}, "B-x"),  # both cannot be had; the first is
+        ({"£": "O", "5": "O"}, "O"),
+        ({"£": None, "5": "O"}, None),
+        ({"£": None, "5": "B-m"}, "B-m"),
+        ({"£5": "B-m"}, "B-m"),
+    ],
+)
+def test_a_unit_of_several_words_is_learned_as_the_entity_that_begins_in_it(tags, label):
+    words = locate_words("pay £5 now", ["pay", *tags, "now"])
+    units = [[(0, 3)], [(4, 5), (5, 6)], [(7, 10)]]
+    found = unit_tags("pay £5 now", units, words, ["O", *tags.values(), "O"], "iob2")
+    assert found == ["O", label, "O"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "label"),
+    [
+        ({"£": "SYM", "5": "NUM"}, "NUM"),
+        ({"£5": "NUM"}, "NUM"),
+        ({"£": None, "5": "NUM"}, "NUM"),
+        ({"£": "SYM", "5": None}, None),
+    ],
+)
+def test_without_a_scheme_a_unit_has_the_tag_of_its_letters_and_digits(tags, label):
+    words = locate_words("£5", list(tags))
+    assert unit_tags("£5", [[(0, 1), (1, 2)]], words, list(tags.values()), None) == [label]
+
+
 # ---- what a user reads ----
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "signs", "word"),
+    [
+        ("£5", [(0, 1), (1, 2)], None, "£5"),
+        ("£5", [(0, 1), (1, 2)], [], "5"),
+        ("£5", [(0, 1), (1, 2)], ["£"], "£5"),
+        ("5%", [(0, 1), (1, 2)], [], "5"),
+        ("(5)", [(0, 1), (1, 2), (2, 3)], ["."], "5"),
+        (".)", [(0, 1), (1, 2)], ["."], "."),
+        (".)", [(0, 1), (1, 2)], [], ".)"),  # an entity, if the model says so
+        ("£", [(0, 1)], [], "£"),  # a word that is read alone is what it is
+    ],
+)
+def test_signs_that_no_entity_ends_with_are_left_out_of_shared_tokens(text, unit, signs, word):
+    scores = torch.tensor([[0.1, 0.9]]).log()
+    [found] = decode_entities(text, [unit], scores, ["O", "B-m"], "iob2", signs)
+    assert (found["word"], text[found["start"] : found["end"]]) == (word, word)
+
+
+def test_answers_are_given_back_to_the_words_of_the_data():
+    text = "we don't go"
+    words = locate_words(text, ["we", "do", "n't", "go"])
+    spans = split_words(text)  # we don ' t go
+    names = ["PRON", "VERB", "PART", "PART", "ADV"]
+    scores = torch.full((5, 4), -9.0)
+    labels = ["PRON", "VERB", "PART", "ADV"]
+    for unit, name in enumerate(names):
+        scores[unit, labels.index(name)] = 0.0
+    found = decode_entities(text, [[span] for span in spans], scores, labels, None)
+    assert [entity["word"] for entity in found] == ["we", "don", "'", "t", "go"]
+    assert word_tags(found, words, None) == ["PRON", "VERB", "PART", "ADV"]
+    assert word_tags([], words, None) == [None] * 4
 
 
 def test_entities_have_exact_characters_and_mean_scores():
@@ -334,7 +468,7 @@ def test_entities_have_exact_characters_and_mean_scores():
     labels = ["O", "B-city", "I-city"]
     rows = [[0.9, 0.05, 0.05], [0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]
     scores = torch.tensor([*rows, [0.9, 0.05, 0.05], [0.3, 0.5, 0.2]]).log()
-    assert decode_entities(text, words, scores, labels, "iob2") == [
+    assert decode_entities(text, [[word] for word in words], scores, labels, "iob2") == [
         {
             "entity_group": "city",
             "score": pytest.approx(0.7),
@@ -355,7 +489,7 @@ def test_entities_have_exact_characters_and_mean_scores():
 
 def test_without_a_scheme_every_word_is_given():
     scores = torch.tensor([[0.75, 0.25], [0.25, 0.75]]).log()
-    found = decode_entities("we go", [(0, 2), (3, 5)], scores, ["PRON", "VERB"], None)
+    found = decode_entities("we go", [[(0, 2)], [(3, 5)]], scores, ["PRON", "VERB"], None)
     assert found == [
         {"entity_group": "PRON", "score": pytest.approx(0.75), "word": "we", "start": 0, "end": 2},
         {"entity_group": "VERB", "score": pytest.approx(0.75), "word": "go", "start": 3, "end": 5},

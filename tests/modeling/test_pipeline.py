@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import ENCODERS
 from polyhead.modeling import PolyheadPipeline, TaskConfig, attention
-from polyhead.modeling.decoding import decode_entities, split_words
+from polyhead.modeling.decoding import decode_entities
+from polyhead.modeling.windows import split_words
 
 SEQUENCE = {"head": "sequence_classification"}
 TAGS = ["O", "B-x", "I-x", "B-y", "I-y"]
@@ -87,7 +88,7 @@ def directly(pipe, text):
             if topics[i] >= 0.4
         ],
         "urgency": {"score": float(out.logits["urgency"][0, 0])},
-        "slots": decode_entities(text, words, scores, TAGS, "iob2"),
+        "slots": decode_entities(text, [[word] for word in words], scores, TAGS, "iob2"),
         "vector": out.embeddings["vector"][0].numpy(),
     }
 

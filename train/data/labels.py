@@ -1,45 +1,56 @@
-"""Labels of a task from its data: the label list, the tag scheme, tags of parts of words."""
+"""Labels of a task from its data; those of token tasks are read by `tags.py`."""
 
 from collections import Counter
 from typing import Any
 
 import datasets
 
-from ...modeling.configuration_polyhead import TaskConfig, scheme_of
-from ...modeling.decoding import legal_transitions, refine, split_tag
+from ...modeling.configuration_polyhead import TaskConfig
 from ..recipe.schema import TaskRecipe
+from .tags import TagSet, find_tags
 
 
 def labels_in(value: Any) -> list[str]:
-    """The labels of one row: none, one, or a list of them."""
+    """The labels of one row: none, one, or a list of them; null in a list is none."""
     if value is None:
         return []
-    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    values = value if isinstance(value, list) else [value]
+    return [str(label) for label in values if label is not None]
 
 
 def find_labels(
-    name: str, task: TaskRecipe, splits: dict[str, datasets.Dataset]
-) -> tuple[TaskConfig | None, list[str]]:
+    name: str,
+    task: TaskRecipe,
+    splits: dict[str, datasets.Dataset],
+    text: str | None = None,
+) -> tuple[TaskConfig | None, list[str], list[str]]:
     """A task's labels and tag scheme from the train split.
 
     Columns of class ids with names (ClassLabel) are turned to names in `splits`.
 
+    Args:
+        name: of the task.
+        task: as the recipe has it.
+        splits: checked rows.
+        text: for token tasks, column of the text; None where the words are joined by spaces.
+
     Returns:
-        the task's config and no faults, or None and the faults.
+        the task's config, notes on how its labels were read, and no faults; or None and the faults.
     """
-    column, labels, scheme = str(task.data.label), None, None
+    column, labels, tags = str(task.data.label), None, TagSet()
     faults: list[str] = []
     if has_classes(task):
         for split, rows in splits.items():
             splits[split] = _ids_to_names(rows, column)
-        counts = Counter(x for value in splits["train"][:][column] for x in labels_in(value))
         if task.head == "token_classification":
-            scheme, faults = _find_scheme(name, task, splits, set(counts))
-            counts.update(_split_word_tags(splits["train"], task, scheme))
-        labels, more = _agree(name, task, _order(set(counts)))
+            tags = find_tags(name, task, splits, text)
+            counts, faults = tags.counts, tags.faults
+        else:
+            counts = Counter(x for value in splits["train"][:][column] for x in labels_in(value))
+        labels, more = _agree(name, task, _order(set(counts)), tags.renamed)
         faults += more
         faults += _unlabelled(name, task, splits)
-        if scheme is None and "entity_f1" in (task.metrics or []):
+        if tags.scheme is None and "entity_f1" in (task.metrics or []):
             faults.append(
                 f"tasks.{name}.metrics: entity_f1 does not fit, the tags in {column!r} have no "
                 "B-, I-, E- or S-; allowed: token_accuracy"
@@ -49,11 +60,11 @@ def find_labels(
         if not known:
             faults = [f"tasks.{name}.data.label: no row of train has a number in {column!r}"]
     if faults:
-        return None, faults
+        return None, [], faults
     try:
-        return task.task_config(labels, scheme), []
+        return task.task_config(labels, tags.scheme, tags.signs), tags.notes, []
     except ValueError as error:
-        return None, [f"tasks.{name}: {error} (labels found in column {column!r} of train)"]
+        return None, [], [f"tasks.{name}: {error} (labels found in column {column!r} of train)"]
 
 
 def _unlabelled(name: str, task: TaskRecipe, splits: dict[str, datasets.Dataset]) -> list[str]:
@@ -73,11 +84,13 @@ def has_classes(task: TaskRecipe) -> bool:
     return classifies and task.problem_type != "regression"
 
 
-def _agree(name: str, task: TaskRecipe, found: list[str]) -> tuple[list[str], list[str]]:
+def _agree(
+    name: str, task: TaskRecipe, found: list[str], renamed: dict[str, str]
+) -> tuple[list[str], list[str]]:
     """The labels in the recipe's order where it gives them; a fault where it leaves some out."""
     if task.labels is None:
         return found, []
-    given = [str(label) for label in task.labels]
+    given = list(dict.fromkeys(renamed.get(str(x), str(x)) for x in task.labels))
     extra = [label for label in found if label not in given]
     if extra:
         return given, [
@@ -109,75 +122,3 @@ def _ids_to_names(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     values = [name_of(value) for value in rows[:][column]]
     feature = text if inner is kind else datasets.List(text)
     return rows.remove_columns(column).add_column(column, values, feature=feature)
-
-
-def _find_scheme(
-    name: str, task: TaskRecipe, splits: dict[str, datasets.Dataset], tags: set[str]
-) -> tuple[str | None, list[str]]:
-    """The tag scheme that all rows follow, or the first row that breaks the nearest one."""
-    place = f"tasks.{name}.data.label"
-    marked = {tag for tag in tags if tag[:2] in ("B-", "I-", "E-", "S-")}
-    if scheme_of(sorted(tags)) is None:
-        odd = sorted(tags - marked - {"O"})
-        if marked and task.scheme is None and len(marked) > len(odd):
-            return None, [
-                f"{place}: tags {', '.join(odd[:5])} stand beside {', '.join(sorted(marked)[:5])}; "
-                "a tag is O or begins with B-, I-, E- or S-"
-            ]
-        return None, []
-    broken = {}
-    marks = {tag[:2] for tag in marked}
-    possible = ("bioes",) if marks & {"E-", "S-"} else ("iob1", "iob2")
-    for scheme in [task.scheme] if task.scheme else possible:
-        broken[scheme] = _first_break(splits, str(task.data.label), scheme)
-        if broken[scheme] is None:
-            return scheme, []
-    scheme = task.scheme or possible[-1]
-    split, row, word, before, after = broken[scheme]  # pyright: ignore[reportGeneralTypeIssues]
-    return None, [
-        f"{place}: {split} breaks the tag scheme {scheme}: row {row}, word {word}: "
-        f"{after!r} cannot follow {before!r}"
-    ]
-
-
-def _first_break(
-    splits: dict[str, datasets.Dataset], column: str, scheme: str
-) -> tuple[str, int, int, str, str] | None:
-    """(split, row, word, tag before, tag) of the first tag that may not stand where it does."""
-    for split, rows in splits.items():
-        tags = [[str(tag) for tag in row] for row in rows[:][column]]
-        labels = sorted({tag for row in tags for tag in row})
-        index = {label: i for i, label in enumerate(labels)}
-        starts, pairs, ends = (part.tolist() for part in legal_transitions(labels, scheme))
-        for number, row in enumerate(tags):
-            ids = [index[tag] for tag in row]
-            if ids and not starts[ids[0]]:
-                return split, number, 0, "the start", row[0]
-            for word in range(1, len(ids)):
-                if not pairs[ids[word - 1]][ids[word]]:
-                    return split, number, word, row[word - 1], row[word]
-            if ids and not ends[ids[-1]]:
-                return split, number, len(row), row[-1], "the end"
-    return None
-
-
-def part_tags(tag: str, parts: int, scheme: str | None) -> list[str]:
-    """Tags of the parts of a word that `split_words` cuts: B-x -> B-x, I-x, ..."""
-    prefix, kind = split_tag(tag)
-    if parts == 1 or scheme is None or prefix == "O":
-        return [tag] * parts
-    first = {"S": "B", "E": "I"}.get(prefix, prefix)
-    last = "E" if prefix in "SE" else "I"
-    return [f"{first}-{kind}", *[f"I-{kind}"] * (parts - 2), f"{last}-{kind}"]
-
-
-def _split_word_tags(rows: datasets.Dataset, task: TaskRecipe, scheme: str | None) -> Counter[str]:
-    """Tags that only appear once words are cut into parts; the model must know them too."""
-    found: Counter[str] = Counter()
-    batch = rows[:]
-    for words, tags in zip(batch[task.data.tokens], batch[task.data.label], strict=True):
-        for word, tag in zip(words, tags, strict=True):
-            if tag != "O" and not word.isalnum():
-                parts = len(refine(word, [(0, len(word))])[0])
-                found.update(part_tags(str(tag), parts, scheme))
-    return found

@@ -15,10 +15,11 @@ import datasets.exceptions
 import numpy as np
 
 from ...modeling.configuration_polyhead import TaskConfig
-from ...modeling.decoding import locate_words
+from ...modeling.windows import locate_words
 from ..errors import UserError
 from ..recipe.schema import DataConfig, Recipe, TaskRecipe
 from .labels import find_labels, labels_in
+from .tags import tag_faults
 
 SPLITS = ("train", "validation", "test")
 SHOWN = 3  # rows named in a fault
@@ -33,12 +34,14 @@ class Source:
         configs: what the model gets for each task, with labels and tag scheme found in the data.
         splits: the raw rows of train, and of validation and test where there are any.
         text: column with the text; None where only `tokens` are given.
+        notes: what a user should know of how labels were read.
     """
 
     tasks: dict[str, TaskRecipe]
     splits: dict[str, datasets.Dataset]
     text: str | None
     configs: dict[str, TaskConfig] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -50,9 +53,14 @@ class Source:
         """The data section of the first task; its source and texts are those of all."""
         return next(iter(self.tasks.values())).data
 
-    def words_of(self, split: str, task: str) -> list[list[str]]:
-        """The words of every row, for a token task."""
-        return self.splits[split][:][self.tasks[task].data.tokens]
+    def scheme_of(self, task: str, config: TaskConfig) -> str | None:
+        """The scheme that a token task's tags are written in; None where the model has none.
+
+        A model may be evaluated on rows in another scheme than that of its training.
+        """
+        if config.scheme is None or task not in self.configs:
+            return config.scheme
+        return self.configs[task].scheme or config.scheme
 
     def texts_of(self, batch: dict[str, list]) -> list[list[str]]:
         """For each text column in turn, the texts of a batch of rows."""
@@ -106,8 +114,12 @@ def reason(error: BaseException) -> str:
 
 
 def unseen_labels(sources: list[Source]) -> list[str]:
-    """Labels of validation and test that the model cannot know, as lines to show."""
-    lines = []
+    """Labels read as others, and those of validation and test that the model cannot know.
+
+    Returns:
+        lines to show.
+    """
+    lines = [note for source in sources for note in source.notes]
     for source in sources:
         for name, config in source.configs.items():
             for split, rows in source.splits.items():
@@ -143,13 +155,13 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
             # embedding rows are groups of texts: not to be shared with heads over one text
             grouped = task.head == "embedding" and (task.data.text_pair or task.prompts)
             kind = repr(task.prompts) if grouped else False
-            by_text.setdefault((*columns, kind), {})[name] = task
-        bare = by_text.pop((None, None, None, False), {})
-        single = [key for key in by_text if key[1] is None and key[2] is None]
-        if bare and len(single) == 1:  # words and their text: one pass over the text for both
-            by_text[single[0]] = dict(sorted({**by_text[single[0]], **bare}.items()))
-        elif bare:
-            by_text[(None, None, None, False)] = bare
+            words = task.data.tokens if task.data.text is None else None  # they are the text
+            by_text.setdefault((*columns, kind, words), {})[name] = task
+        single = [key for key in by_text if key[0] and key[1:4] == (None, None, False)]
+        bare = [key for key in by_text if key[0] is None]
+        if len(single) == len(bare) == 1:  # words and their text: one pass over the text for both
+            both = {**by_text[single[0]], **by_text.pop(bare[0])}
+            by_text[single[0]] = dict(sorted(both.items()))
         yield from by_text.values()
 
 
@@ -233,7 +245,8 @@ def _check_rows(source: Source) -> list[str]:
     if faults:
         return faults
     for name, task in source.tasks.items():
-        found, label_faults = find_labels(name, task, source.splits)
+        found, notes, label_faults = find_labels(name, task, source.splits, source.text)
+        source.notes += notes
         faults += label_faults
         if found is not None:
             source.configs[name] = found
@@ -259,30 +272,28 @@ def _token_faults(source: Source, name: str, split: str, batch: dict[str, list])
     """Faults of words, of tags against words, and of words against the text beside them."""
     data, place = source.tasks[name].data, f"tasks.{name}.data"
     tokens = batch[str(data.tokens)]
-    bad = [i for i, row in enumerate(tokens) if not _is_list_of_text(row)]
+    tags = batch[str(data.label)] if source.tasks[name].head == "token_classification" else None
+    # beside a text, a row without tags needs no words either: the task skips it
+    skips = [source.text is not None and row is None for row in (tokens if tags is None else tags)]
+    bad = [
+        i
+        for i, (row, skipped) in enumerate(zip(tokens, skips, strict=True))
+        if not _is_list_of_text(row) and not (row is None and skipped)
+    ]
     if bad:
         return [
             f"{place}.tokens: {split}, column {data.tokens!r}: no list of words in {_rows(bad)}, "
             f"but {tokens[bad[0]]!r:.80}"
         ]
     faults = []
-    if source.tasks[name].head == "token_classification":
-        tags = batch[str(data.label)]
-        bad = [i for i, row in enumerate(tags) if not isinstance(row, list) or None in row]
-        if bad:
-            return [f"{place}.label: {split}, column {data.label!r}: no tags in {_rows(bad)}"]
-        bad = [i for i, (t, w) in enumerate(zip(tags, tokens, strict=True)) if len(t) != len(w)]
-        if bad:
-            i = bad[0]
-            faults.append(
-                f"{place}.label: {split}: as many tags as tokens, but {_rows(bad)} "
-                f"({len(tags[i])} tags, {len(tokens[i])} tokens)"
-            )
+    if tags is not None:
+        where = f"{place}.label: {split}, column {data.label!r}"
+        faults += tag_faults(where, tags, tokens, _rows)
     texts = batch[source.text] if source.text is not None else []
     bad = [
         i
         for i, text in enumerate(texts)
-        if isinstance(text, str) and locate_words(text, tokens[i]) is None
+        if isinstance(text, str) and not skips[i] and locate_words(text, tokens[i]) is None
     ]
     if bad:
         i = bad[0]

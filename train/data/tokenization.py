@@ -6,11 +6,10 @@ A tokenized row (one per window of a long text) holds
     row, window      number of the row in its split, and of the window in its row
     labels_<task>    class id, number, list of 0/1, or one tag id per token (-100: not read);
                      nothing for masked LM, whose labels are made when rows are collated
-    words_<task>     token tasks: per token the word that is scored there, or -1
+    words            token tasks: per token the number of the first word that is read there, or -1
+    word_counts      and how many words are
 """
 
-from collections import Counter
-from itertools import accumulate
 from typing import Any
 
 import datasets
@@ -18,11 +17,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import TaskConfig
-from ...modeling.decoding import Span, Window, encode_windows, locate_words, refine
+from ...modeling.decoding import unit_tags
 from ...modeling.heads import IGNORE
+from ...modeling.windows import Span, Window, encode_windows, split_words, units_of
 from ..recipe.schema import DataConfig
-from .labels import labels_in, part_tags
+from .labels import labels_in
 from .loading import Source
+from .tags import row_words, tags_in
 
 
 def tokenize(
@@ -71,16 +72,19 @@ def _encode(
     texts = _prompted(source, source.texts_of(batch))
     word_tasks = [n for n, c in configs.items() if c.head == "token_classification"]
     if len(texts) > 1:
-        groups = _encode_texts(source, tokenizer, texts)
-        windows = [[group] for group in groups]
-        spans: list[list[Span]] = [[] for _ in numbers]
-        owners: list[list[int]] = spans  # pyright: ignore[reportAssignmentType]
+        windows = [[group] for group in _encode_texts(source, tokenizer, texts)]
+        words: list[list[Span]] = [[] for _ in numbers]
     else:
-        words = _words(source, batch, texts[0]) if word_tasks else [[] for _ in numbers]
-        fine = [refine(text, w) for text, w in zip(texts[0], words, strict=True)]
-        spans, owners = [f[0] for f in fine], [f[1] for f in fine]
-        found = encode_windows(tokenizer, texts[0], spans, tokenizer.model_max_length)
-        windows = [[[w] for w in (row if word_tasks else row[:1])] for row in found]
+        words = [split_words(text) if word_tasks else [] for text in texts[0]]
+        encoded = encode_windows(tokenizer, texts[0], words, tokenizer.model_max_length)
+        windows = [[[w] for w in (row if word_tasks else row[:1])] for row in encoded]
+    labels = {
+        name: _unit_labels(source, name, config, batch, words, windows)
+        if name in word_tasks
+        else _labels(config, source.tasks[name].data, batch, len(numbers))
+        for name, config in configs.items()
+        if config.head != "masked_lm"
+    }
     columns: dict[str, list] = {"input_ids": [], "row": [], "window": []}
     if windows and windows[0][0][0].token_type_ids is not None:
         columns["token_type_ids"] = []
@@ -91,17 +95,13 @@ def _encode(
                 columns["token_type_ids"].append([window.token_type_ids for window in group])
             columns["row"].append(numbers[i])
             columns["window"].append(number)
-            for name, config in configs.items():
-                data = source.tasks[name].data
-                value = batch[data.label][i] if data.label is not None else None
-                if name in word_tasks:
-                    labels, read = _token_labels(config, value, group[0], owners[i])
-                    columns.setdefault(f"words_{name}", []).append(read)
-                elif config.head == "masked_lm":
-                    continue
-                else:
-                    labels = _label(config, data, value)
-                columns.setdefault(f"labels_{name}", []).append(labels)
+            if word_tasks:
+                words_read, counts = _words_by_token(group[0])
+                columns.setdefault("words", []).append(words_read)
+                columns.setdefault("word_counts", []).append(counts)
+            for name, values in labels.items():
+                of_row = values[i][number] if name in word_tasks else values[i]
+                columns.setdefault(f"labels_{name}", []).append(of_row)
     return columns
 
 
@@ -124,47 +124,62 @@ def _encode_texts(
         encoded = [tokenizer(texts[0], texts[1], **options)]
     return [
         [
-            Window(e["input_ids"][i], e["token_type_ids"][i] if "token_type_ids" in e else None, [])
+            Window(e["input_ids"][i], e["token_type_ids"][i] if "token_type_ids" in e else None)
             for e in encoded
         ]
         for i in range(len(texts[0]))
     ]
 
 
-def _words(source: Source, batch: dict[str, list], texts: list[str]) -> list[list[Span]]:
-    """Character spans of the words of each row in its text."""
-    column = next(t.data.tokens for t in source.tasks.values() if t.data.tokens)
-    spans = []
-    for text, words in zip(texts, batch[str(column)], strict=True):
-        found = locate_words(text, words) if source.text is not None else _joined(words)
-        assert found is not None, "checked when the data was loaded"
-        spans.append(found)
-    return spans
+def _words_by_token(window: Window) -> tuple[list[int], list[int]]:
+    """For each token of a window, the first word that is read there (or -1), and how many are."""
+    words, counts = ([fill] * len(window.input_ids) for fill in (-1, 0))
+    for word, token in window.first_tokens:
+        words[token] = word if words[token] < 0 else words[token]
+        counts[token] += 1
+    return words, counts
 
 
-def _joined(words: list[str]) -> list[Span]:
-    """Spans of words joined by single spaces."""
-    ends = accumulate(len(word) + 1 for word in words)
-    return [(end - 1 - len(word), end - 1) for word, end in zip(words, ends, strict=True)]
+def first_tokens_of(words: list[int], counts: list[int]) -> list[tuple[int, int]]:
+    """(word, token) of a window from its columns `words` and `word_counts`."""
+    return [
+        (first + more, token)
+        for token, (first, count) in enumerate(zip(words, counts, strict=True))
+        for more in range(count)
+    ]
 
 
-def _token_labels(
-    config: TaskConfig, tags: list | None, window: Window, owner: list[int]
-) -> tuple[list[int], list[int]]:
-    """Tag ids by token, and by token the word that is scored there (its first part)."""
-    labels = [IGNORE] * len(window.input_ids)
-    read = [-1] * len(window.input_ids)
-    ids = {label: i for i, label in enumerate(config.labels or [])}
-    first = {word: part for part, word in reversed(list(enumerate(owner)))}
-    parts = Counter(owner)
-    for part, token in window.first_tokens:
-        word = owner[part]
-        if part == first[word]:
-            read[token] = word
+def _unit_labels(
+    source: Source,
+    name: str,
+    config: TaskConfig,
+    batch: dict[str, list],
+    words: list[list[Span]],
+    windows: list[list[list[Window]]],
+) -> list[list[list[int]]]:
+    """Tag ids by row, window and token: those of the units that are read there, else IGNORE."""
+    task, scheme = source.tasks[name], source.scheme_of(name, config)
+    ids: dict[str | None, int] = {label: i for i, label in enumerate(config.labels or [])}
+    labels = []
+    rows = zip(row_words(task, source.text, batch), batch[str(task.data.label)], strict=True)
+    for i, ((text, word_spans), tags) in enumerate(rows):
+        units, reads = units_of(words[i], [window.first_tokens for [window] in windows[i]])
+        by_window = [[IGNORE] * len(window.input_ids) for [window] in windows[i]]
         if tags is not None:
-            tag = part_tags(str(tags[word]), parts[word], config.scheme)[part - first[word]]
-            labels[token] = ids.get(tag, IGNORE)
-    return labels, read
+            of_units = unit_tags(
+                text, units, word_spans, tags_in(tags) or [], scheme, config.scheme
+            )
+            for of_tokens, pairs in zip(by_window, reads, strict=True):
+                for unit, token in pairs:
+                    of_tokens[token] = ids.get(of_units[unit], IGNORE)
+        labels.append(by_window)
+    return labels
+
+
+def _labels(config: TaskConfig, data: DataConfig, batch: dict[str, list], rows: int) -> list:
+    """Labels of the rows of a batch."""
+    values = batch[data.label] if data.label is not None else [None] * rows
+    return [_label(config, data, value) for value in values]
 
 
 def _label(config: TaskConfig, data: DataConfig, value: Any) -> Any:

@@ -16,7 +16,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from ...modeling.configuration_polyhead import TaskConfig
-from ...modeling.decoding import spans_of
+from ...modeling.tags import spans_of
 
 TEXT = datasets.Value("string")
 NUMBER = datasets.Value("float64")
@@ -171,22 +171,26 @@ class EntityF1(_Metric):
         super().__init__(**kwargs)
 
     def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict:
-        found = [
+        found, true = (
             {(row, *span) for row, tags in enumerate(rows) for span in spans_of(tags, self.scheme)}
             for rows in (predictions, references)
-        ]
-        kinds = sorted({span[1] for spans in found for span in spans})
-        per_type = {
-            kind: _f1(*({span for span in spans if span[1] == kind} for spans in found))
-            for kind in kinds
-        }
-        total = _f1(*found)
-        return {
-            "entity_f1": total["f1"],
-            "precision": total["precision"],
-            "recall": total["recall"],
-            "per_type": per_type,
-        }
+        )
+        return entity_scores(found, true)
+
+
+def entity_scores(found: set[tuple], true: set[tuple]) -> dict[str, Any]:
+    """`entity_f1`, `precision`, `recall` and `per_type` of entities (row, kind, start, end)."""
+    per_type = {
+        kind: _f1(*({span for span in spans if span[1] == kind} for spans in (found, true)))
+        for kind in sorted({span[1] for span in found | true})
+    }
+    total = _f1(found, true)
+    return {
+        "entity_f1": total["f1"],
+        "precision": total["precision"],
+        "recall": total["recall"],
+        "per_type": per_type,
+    }
 
 
 def _f1(found: set, wanted: set) -> dict[str, float]:
@@ -249,7 +253,11 @@ def main_metric(names: Sequence[str]) -> str:
 
 
 def compute(
-    names: Sequence[str], task: TaskConfig, predictions: list, references: list
+    names: Sequence[str],
+    task: TaskConfig,
+    predictions: list,
+    references: list,
+    entities: tuple[set[tuple], set[tuple]] | None = None,
 ) -> dict[str, Any]:
     """All metrics of one task.
 
@@ -258,12 +266,17 @@ def compute(
         task: the task.
         predictions: label strings, lists of them (multi-label), numbers, or lists of tags.
         references: the same.
+        entities: of a token task, those of the model and the true ones, as (row, kind, start, end);
+            without them they are read from the tags.
 
     Returns:
         metric name to value; `entity_f1` brings `precision`, `recall` and `per_type` along.
     """
     values: dict[str, Any] = {}
     for name in names:
+        if name == "entity_f1" and entities is not None:
+            values.update(entity_scores(*entities))
+            continue
         metric = EntityF1(str(task.scheme)) if name == "entity_f1" else METRICS[name]()
         lists = isinstance(metric, _F1) and task.problem_type != "multi_label_classification"
         given = [[[x] for x in side] if lists else side for side in (predictions, references)]

@@ -4,7 +4,7 @@ References are read from the raw rows, not from the encoded labels: a label that
 know counts as wrong instead of dropping out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -15,10 +15,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import TaskConfig
-from ...modeling.decoding import decode_tags
+from ...modeling.decoding import (
+    decode_entities,
+    even_scores,
+    gold_entities,
+    read_scores,
+    unit_tags,
+    word_tags,
+)
+from ...modeling.windows import Span, split_words, units_of
 from ..data.labels import labels_in
 from ..data.loading import Source
-from ..data.tokenization import tokenize
+from ..data.tags import row_words, tags_in
+from ..data.tokenization import first_tokens_of, tokenize
 from .metrics import compute, default_metrics, main_metric
 
 
@@ -85,7 +94,7 @@ def score(task: str, config: TaskConfig, part: EvalSplit, predictions: np.ndarra
     if config.loss == "mse":
         return {"cosine": _cosine_to_teacher(part, task, predictions)}
     found = answers(task, config, part, predictions)
-    return compute(names, config, found.given, found.wanted)
+    return compute(names, config, found.given, found.wanted, found.entities)
 
 
 @dataclass
@@ -95,13 +104,18 @@ class Answers:
     Args:
         given: label strings, lists of them, numbers, or the tags of words.
         wanted: what the rows say.
-        values: the logits that `given` was read from, (N, L) or (N, g, D); of a token task the
-            words' log-probabilities, (W, L) for each row.
+        values: the logits that `given` was read from, (N, L) or (N, g, D); of a token task
+            log-probabilities (U, L) of the units that have a label.
+        unit_tags: of a token task, the labels of those units.
+        entities: of a token task with a tag scheme, the entities of the model and of the rows, as
+            (row, kind, start, end), characters.
     """
 
     given: list
     wanted: list
     values: Any
+    unit_tags: list[str] = field(default_factory=list)
+    entities: tuple[set[tuple], set[tuple]] | None = None
 
 
 def answers(task: str, config: TaskConfig, part: EvalSplit, predictions: np.ndarray) -> Answers:
@@ -114,11 +128,9 @@ def answers(task: str, config: TaskConfig, part: EvalSplit, predictions: np.ndar
         predictions: one entry per row of `part.rows`, see `score`.
     """
     values = torch.from_numpy(np.ascontiguousarray(predictions)).float()
-    references, data = _references(part, task), part.source.tasks[task].data
     if config.head == "token_classification":
-        words = _word_scores(task, config, part, values)
-        tags = [decode_tags(row, config.labels or [], config.scheme) for row in words]
-        return Answers(tags, references, words)
+        return _token_answers(task, config, part, values)
+    references, data = _references(part, task), part.source.tasks[task].data
     windows, rows = part.rows["window"][:], part.rows["row"][:]
     first = [i for i, window in enumerate(windows) if window == 0]
     rows = [rows[i] for i in first]
@@ -130,18 +142,58 @@ def answers(task: str, config: TaskConfig, part: EvalSplit, predictions: np.ndar
     return Answers(_read_answers(config, values[kept]), wanted, values[kept])
 
 
-def _word_scores(task: str, config: TaskConfig, part: EvalSplit, values: Tensor) -> list[Tensor]:
-    """Log-probabilities (W, L) of the words of every row, put together from its windows.
+def _token_answers(task: str, config: TaskConfig, part: EvalSplit, values: Tensor) -> Answers:
+    """What the pipeline answers to the texts of a split, against the words of its rows.
 
-    A word that has no sub-token of its own keeps even scores.
+    Args:
+        task: name of the task.
+        config: the task as the model knows it.
+        part: the split.
+        values: (N, T, L) logits of the windows, in the order of `part.rows`.
     """
-    lengths = [len(words) for words in part.source.words_of(part.split, task)]
-    scores = [torch.zeros(length, len(config.labels or [])) for length in lengths]
-    logs = values.log_softmax(-1)
-    for i, (row, read) in enumerate(zip(part.rows["row"], part.rows[f"words_{task}"], strict=True)):
-        places = [token for token, word in enumerate(read) if word >= 0]
-        scores[row][[read[token] for token in places]] = logs[i, places]
-    return scores
+    rows, recipe = part.source.splits[part.split][:], part.source.tasks[task]
+    labels, scheme = config.labels or [], part.source.scheme_of(task, config)
+    windows: dict[int, list[int]] = {}
+    for i in np.argsort(part.rows["window"][:], kind="stable").tolist():
+        windows.setdefault(part.rows["row"][i], []).append(i)
+    found = Answers([], [], [], entities=(set(), set()) if config.scheme else None)
+    words, counts = part.rows["words"][:], part.rows["word_counts"][:]
+    texts = zip(row_words(recipe, part.source.text, rows), rows[recipe.data.label], strict=True)
+    for row, ((text, word_spans), tags) in enumerate(texts):
+        tags = tags_in(tags)
+        if tags is None:
+            continue
+        first_tokens = [first_tokens_of(words[i], counts[i]) for i in windows[row]]
+        units, reads = units_of(split_words(text), first_tokens)
+        scores = even_scores(len(units), len(labels))
+        for i, pairs in zip(windows[row], reads, strict=True):
+            read_scores(scores, values[i], pairs)
+        entities = decode_entities(text, units, scores, labels, config.scheme, config.signs)
+        answered = word_tags(entities, word_spans, scheme)
+        labelled = [word for word, tag in enumerate(tags) if tag is not None]
+        found.given.append([answered[word] or "" for word in labelled])
+        found.wanted.append([tags[word] for word in labelled])
+        of_units = unit_tags(text, units, word_spans, tags, scheme, config.scheme)
+        known = [unit for unit, tag in enumerate(of_units) if tag is not None]
+        found.values.append(scores[known])
+        found.unit_tags += [str(of_units[unit]) for unit in known]
+        if found.entities is not None and scheme is not None:
+            true = gold_entities(text, word_spans, tags, scheme)
+            ends = [(start, end) for _, start, end in true]
+            unknown = [  # words without a label, and what of an entity goes on from one
+                span
+                for span, tag in zip(word_spans, tags, strict=True)
+                if tag is None or (tag != "O" and not _meets(span, ends))
+            ]
+            spans = [(e["entity_group"], e["start"], e["end"]) for e in entities]
+            found.entities[0].update((row, *x) for x in spans if not _meets(x[1:], unknown))
+            found.entities[1].update((row, *x) for x in true)
+    return found
+
+
+def _meets(span: Span, others: list[Span]) -> bool:
+    """Has a character in common with one of the others."""
+    return any(start < span[1] and span[0] < end for start, end in others)
 
 
 def macro(scores: dict[str, dict[str, Any]]) -> float:
@@ -152,7 +204,7 @@ def macro(scores: dict[str, dict[str, Any]]) -> float:
 def _references(part: EvalSplit, task: str) -> list:
     config, column = part.source.configs[task], part.source.tasks[task].data.label
     values = part.source.splits[part.split][:][column]
-    if config.head == "token_classification" or config.problem_type == "multi_label_classification":
+    if config.problem_type == "multi_label_classification":
         return [None if value is None else labels_in(value) for value in values]
     if config.problem_type == "single_label_classification":
         return [None if value is None else str(value) for value in values]

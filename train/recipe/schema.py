@@ -102,15 +102,21 @@ class TaskRecipe:
     max_rows: int | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0)
 
-    def task_config(self, labels: list[str] | None = None, scheme: str | None = None) -> TaskConfig:
-        """The model's side of this task, with the labels and tag scheme found in the data."""
+    def task_config(
+        self,
+        labels: list[str] | None = None,
+        scheme: str | None = None,
+        signs: list[str] | None = None,
+    ) -> TaskConfig:
+        """The model's side of this task, with labels, tag scheme and signs found in the data."""
         options = {
             f.name: getattr(self, f.name)
             for f in fields(TaskConfig)
-            if f.name not in ("labels", "scheme", "pair", "adapter")
+            if f.name not in ("labels", "scheme", "signs", "pair", "adapter")
         }
         pair = self.head == "sequence_classification" and self.data.text_pair is not None
-        return TaskConfig(labels=labels, scheme=scheme or self.scheme, pair=pair, **options)
+        options |= {"scheme": scheme or self.scheme, "signs": signs}
+        return TaskConfig(labels=labels, pair=pair, **options)
 
 
 @dataclass(config=STRICT, kw_only=True)

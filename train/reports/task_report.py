@@ -247,7 +247,9 @@ def task_report(
         unknown = true.shape[1] - len(labels)  # the model gives them no probability
         probabilities = np.pad(values.sigmoid().numpy(), ((0, 0), (0, unknown)))
         return report | {"reliability": reliability(probabilities, true)}
+    wanted_tags = wanted
     if config.head == "token_classification":
+        wanted_tags = found.unit_tags
         given, wanted = ([tag for row in side for tag in row] for side in (given, wanted))
         values = torch.cat([torch.zeros(0, len(labels)), *values])
         report |= {"labelled": len(wanted), "unit": "words"}
@@ -256,7 +258,7 @@ def task_report(
     if "per_type" in scores:
         report["entities"] = scores["per_type"]
     ids = {label: i for i, label in enumerate(labels)}
-    wanted_ids = [ids.get(label, -1) for label in wanted]
+    wanted_ids = [ids.get(label, -1) for label in wanted_tags]
     return report | {"reliability": reliability(values.softmax(-1).numpy(), wanted_ids)}
 
 

@@ -5,7 +5,6 @@ import json
 
 import datasets
 import pytest
-from polyhead.train.data.labels import part_tags
 from polyhead.train.data.loading import unseen_labels
 from train_helpers import (
     messages,
@@ -274,27 +273,6 @@ class TestSchemes:
         }
         with pytest.raises(ValueError, match="test breaks the tag scheme iob2: row 0, word 1"):
             sources_of(slots=tags(files))
-
-    @pytest.mark.parametrize(
-        ("tag", "scheme", "parts"),
-        [
-            ("O", "iob2", ["O", "O", "O"]),
-            ("B-x", "iob2", ["B-x", "I-x", "I-x"]),
-            ("I-x", "iob2", ["I-x", "I-x", "I-x"]),
-            ("I-x", "iob1", ["I-x", "I-x", "I-x"]),
-            ("B-x", "iob1", ["B-x", "I-x", "I-x"]),
-            ("S-x", "bioes", ["B-x", "I-x", "E-x"]),
-            ("B-x", "bioes", ["B-x", "I-x", "I-x"]),
-            ("I-x", "bioes", ["I-x", "I-x", "I-x"]),
-            ("E-x", "bioes", ["I-x", "I-x", "E-x"]),
-            ("NOUN", None, ["NOUN", "NOUN", "NOUN"]),
-        ],
-    )
-    def test_a_word_cut_in_three_keeps_its_tag_legal(self, tag, scheme, parts):
-        assert part_tags(tag, 3, scheme) == parts
-
-    def test_a_word_in_one_part_keeps_its_tag(self):
-        assert part_tags("S-x", 1, "bioes") == ["S-x"]
 
 
 def test_a_text_that_json_lines_escape_arrives_as_it_was(tmp_path):

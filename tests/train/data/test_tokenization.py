@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from polyhead.train.data.dataset import MultiTaskDataset
-from polyhead.train.data.tokenization import tokenize
+from polyhead.train.data.tokenization import first_tokens_of, tokenize
 from tokenizers import pre_tokenizers
 from train_helpers import (
     messages,
@@ -69,18 +69,18 @@ class TestWords:
             expected = tokenizer(row["tokens"], is_split_into_words=True)
             reads = first_tokens(expected)
             assert found["input_ids"][number] == [expected["input_ids"]]
-            assert found["words_slots"][number] == reads
+            assert found["words"][number] == reads
             assert found["labels_slots"][number] == [
                 -100 if word < 0 else labels.index(row["tags"][word]) for word in reads
             ]
 
-    def test_a_word_with_signs_is_scored_once_and_labelled_at_each_part(self, tmp_path, tokenizer):
+    def test_a_word_with_signs_is_read_and_labelled_at_each_part(self, tmp_path, tokenizer):
         row = {"tokens": ["in", "New-York", "."], "tags": ["O", "B-loc", "O"]}
         source = source_of(tmp_path, [row], slots=SLOTS)
         found = tokenize(source, "train", tokenizer)[0]
         expected = tokenizer(row["tokens"], is_split_into_words=True)
         assert found["input_ids"] == [expected["input_ids"]]
-        assert found["words_slots"] == first_tokens(expected)
+        assert [word for word in found["words"] if word >= 0] == [0, 1, 2, 3, 4]
         names = source.configs["slots"].labels
         text = "in New-York ."
         offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
@@ -101,7 +101,7 @@ class TestWords:
         encoded = tokenizer(row["text"], return_offsets_mapping=True)
         assert found["input_ids"] == [encoded["input_ids"]]
         starts = {}
-        for place, word in enumerate(found["words_slots"]):
+        for place, word in enumerate(found["words"]):
             if word >= 0:
                 start, end = encoded["offset_mapping"][place]
                 starts[word] = row["text"][start:end].strip()
@@ -113,14 +113,14 @@ class TestWords:
         row = {"tokens": ["in", "\u200b", "Zürich"], "tags": ["O", "O", "B-loc"]}
         source = source_of(tmp_path, [row], slots=SLOTS)
         found = tokenize(source, "train", tokenizer_of("wordpiece"))[0]
-        assert [word for word in found["words_slots"] if word >= 0] == [0, 2]
+        assert [word for word in found["words"] if word >= 0] == [0, 2]
 
     def test_a_row_without_words_has_special_tokens_only(self, tmp_path, tokenizer):
         rows = [{"tokens": WORDS, "tags": TAGS}, {"tokens": [], "tags": []}]
         source = source_of(tmp_path, rows, slots=SLOTS)
         found = tokenize(source, "train", tokenizer)[1]
         assert found["input_ids"] == [tokenizer("")["input_ids"]]
-        assert found["words_slots"] == [-1] * len(found["input_ids"][0])
+        assert found["words"] == [-1] * len(found["input_ids"][0])
 
     def test_an_unknown_tag_is_no_label(self, tmp_path, tokenizer):
         source = source_of(tmp_path, [{"tokens": WORDS, "tags": TAGS}], slots=SLOTS)
@@ -129,10 +129,40 @@ class TestWords:
         found = tokenize(source, "train", tokenizer)[0]
         labelled = {
             word
-            for word, label in zip(found["words_slots"], found["labels_slots"], strict=True)
+            for word, label in zip(found["words"], found["labels_slots"], strict=True)
             if word >= 0 and label == -100
         }
         assert labelled == {6}
+
+
+class TestSharedTokens:
+    """Of words that share a sub-token, each is read there; the token has one label."""
+
+    ROWS = (("bioes", ["S-m"]), ("iob2", ["B-m"]), ("iob1", ["I-m"]))
+
+    @pytest.mark.parametrize(("scheme", "tags"), ROWS)
+    def test_a_word_keeps_the_tag_of_an_entity_of_its_own(
+        self, scheme, tags, tmp_path, tokenizer_of
+    ):
+        row = {"tokens": ["in", "go🎉now", "on"], "tags": ["O", *tags, "O"]}  # one unknown token
+        source = source_of(tmp_path, [row], slots={**SLOTS, "scheme": scheme})
+        found = tokenize(source, "train", tokenizer_of("wordpiece"))[0]
+        names = source.configs["slots"].labels
+        assert [names[i] for i in found["labels_slots"] if i >= 0] == ["O", *tags, "O"]
+        assert [(w, n) for w, n in zip(found["words"], found["word_counts"], strict=True) if n] == [
+            (0, 1), (1, 3), (4, 1)
+        ]  # fmt: skip
+        assert first_tokens_of(found["words"], found["word_counts"]) == [
+            (0, 1), (1, 2), (2, 2), (3, 2), (4, 3)
+        ]  # fmt: skip
+
+    def test_an_entity_is_not_lost_beside_a_word_of_none(self, tmp_path, tokenizer_of):
+        row = {"text": "in go🎉now on", "tokens": ["in", "go", "🎉", "now", "on"]}
+        row["tags"] = ["O", "O", "O", "B-m", "O"]
+        source = source_of(tmp_path, [row], slots={**SLOTS, "text": "text"})
+        found = tokenize(source, "train", tokenizer_of("wordpiece"))[0]
+        names = source.configs["slots"].labels
+        assert [names[i] for i in found["labels_slots"] if i >= 0] == ["O", "B-m", "O"]
 
 
 class TestWindows:
@@ -162,14 +192,14 @@ class TestWindows:
 
     def test_every_word_is_scored_in_exactly_one_window(self, found, long_row):
         rows = found[1].filter(lambda row: row["row"] == 1)
-        read = [word for window in rows["words_slots"] for word in window if word >= 0]
+        read = [word for window in rows["words"] for word in window if word >= 0]
         assert sorted(read) == list(range(len(long_row["tokens"])))
 
     def test_every_word_carries_its_own_tag(self, found, long_row):
         source, rows = found
         names = source.configs["slots"].labels
         rows = rows.filter(lambda row: row["row"] == 1)
-        for words, labels in zip(rows["words_slots"], rows["labels_slots"], strict=True):
+        for words, labels in zip(rows["words"], rows["labels_slots"], strict=True):
             for word, label in zip(words, labels, strict=True):
                 if word >= 0:
                     assert names[label] == long_row["tags"][word]
