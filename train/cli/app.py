@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from ..errors import Left, UserError
+from ..errors import Interrupted, UserError
 from .console import (
     err,
     is_first_rank,
@@ -276,6 +276,6 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         show_fault(str(error))
         sys.exit(2)
-    except Left as left:
-        note(str(left))
-        sys.exit(left.exit_code)
+    except Interrupted as error:
+        note(str(error))
+        sys.exit(error.exit_code)

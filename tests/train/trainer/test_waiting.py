@@ -101,7 +101,7 @@ def test_a_step_waits_once_for_the_losses(device, build, packing, adapters):
     options |= {"logging_strategy": "no", "logging_nan_inf_filter": False}  # as recipes have it
     trainers = [build(**options), device(build(**options, output="other"))]
     for trainer in trainers:
-        trainer.comparison.every = 0  # it reads what it finds
+        trainer.optimizer_step.comparison.every = 0  # it reads what it finds
         if adapters:
             torch.manual_seed(1)
             names = [n for n in trainer.model.task_names if n != "near"]
