@@ -141,11 +141,8 @@ class MultiTaskTrainer(FolderCheckpoints):
 
     def _make_optimizer_step(self, dataset: MultiTaskDataset) -> OptimizerStep:
         model, balancing = self.model, self.multitask.balancing
-        rows = {
-            task: len(dataset.ranges[name])
-            for name, tasks in self.sources.items()
-            for task in tasks
-        }
+        sizes = {name: len(rows) for name, rows in dataset.ranges.items()}
+        rows = {task: sizes[name] for name, tasks in self.sources.items() for task in tasks}
         configs = {name: model.config.tasks[name] for name in rows}
         balancer = make_balancer(balancing, configs, rows, self.args.seed)
         apply_freeze(model, self.multitask.freeze)
