@@ -6,13 +6,28 @@
 differs between encoders (hidden size, layers, usable length) is asked of the encoder's config.
 """
 
+import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .checks import LARGEST_WIDTH, check_choice, check_fields, check_sizes, check_task_name
+from .checks import (
+    CONFIG_ERRORS,
+    FORMAT_VERSION,
+    LARGEST_WIDTH,
+    check_choice,
+    check_fields,
+    check_finite,
+    check_options,
+    check_sizes,
+    check_task_name,
+    check_types,
+)
+from .reading import read_json
 
 HEAD_KINDS = ("embedding", "sequence_classification", "token_classification", "masked_lm")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -22,6 +37,14 @@ GROUP_LOSSES = ("contrastive", "triplet")  # of groups: anchor, positive, hard n
 TEACHER_LOSSES = ("margin_mse", "mse")  # of triplets with a margin, of texts with a vector
 EMBEDDING_LOSSES = (*SCORED_LOSSES, *GROUP_LOSSES, *TEACHER_LOSSES)
 SCHEMES = ("iob1", "iob2", "bioes")
+NUMBERS = (  # options of a task
+    "dropout",
+    "threshold",
+    "temperature",
+    "false_negative_margin",
+    "margin",
+    "loss_weight",
+)
 ACTIVATIONS = ("tanh", "relu", "gelu")
 
 
@@ -88,14 +111,18 @@ class TaskConfig:
     adapter: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_labels()
+        check_types("", self)
         check_choice("head", self.head, HEAD_KINDS)
         check_choice("pooling", self.pooling, (None, *POOLINGS))
         check_choice("activation", self.activation, (None, *ACTIVATIONS))
         check_choice("loss", self.loss, (None, *EMBEDDING_LOSSES))
+        for name in NUMBERS:
+            if getattr(self, name) is not None:
+                check_finite(name, getattr(self, name))
         self._check_numbers()
         if self.pair and self.head != "sequence_classification":
             raise ValueError(f"pair belongs to sequence_classification, not to {self.head}")
-        self._check_labels()
         for option, owner in (
             ("problem_type", "sequence_classification"),
             ("scheme", "token_classification"),
@@ -152,7 +179,14 @@ class TaskConfig:
 
     def _check_labels(self) -> None:
         if self.labels is not None:
-            self.labels = [str(label) for label in self.labels]
+            labels: Any = self.labels
+            if isinstance(labels, (str, dict)) or not isinstance(labels, Iterable):
+                raise ValueError(f"labels is {labels!r}; it must be a list of strings")
+            labels = list(labels)
+            odd = [x for x in labels if not isinstance(x, (str, Integral))]
+            if odd:
+                raise ValueError(f"labels holds {odd[0]!r}; a label is a string")
+            self.labels = [str(label) for label in labels]
             repeated = sorted({x for x in self.labels if self.labels.count(x) > 1})
             if repeated:
                 raise ValueError(f"labels repeat: {', '.join(repeated)}")
@@ -226,9 +260,14 @@ class PolyheadConfig(PreTrainedConfig):
             order of `tasks`.
         pooling: pooling of every task that names none.
         adapters: names of the adapters saved with the model, in `adapters/<name>/`.
+        adapter_hashes: adapter to the sha256 of its two files, as they were saved; loading compares
+            them, so that no adapter answers for another. Without an entry an adapter is taken as
+            it is (folders of older releases have none).
+        format_version: of the saved folder.
 
     Raises:
-        ValueError: a task name or a task is not valid, or names an adapter that is not listed.
+        ValueError: a task name or a task is not valid, or names an adapter that is not listed; an
+            option has another type; the folder is of a newer release.
     """
 
     model_type = "polyhead"
@@ -241,9 +280,10 @@ class PolyheadConfig(PreTrainedConfig):
     task_names: list[str] | None = None
     pooling: str = "mean"
     adapters: list[str] | None = None
+    adapter_hashes: dict[str, str] | None = None
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
-    format_version: int = 1
+    format_version: int = FORMAT_VERSION
     custom_pipelines: dict[str, Any] = field(
         default_factory=lambda: {
             "polyhead": {"impl": "pipeline_polyhead.PolyheadPipeline", "pt": ["AutoModel"]}
@@ -257,13 +297,12 @@ class PolyheadConfig(PreTrainedConfig):
                 f"this is a {kind} model, not a Polyhead; put heads on it with "
                 "PolyheadModel.from_encoder(name_or_path, tasks={...})"
             )
+        check_options(self)
         check_sizes(self.encoder_config)
         if isinstance(self.encoder_config, dict):
             drop = ("trust_remote_code", "auto_map")
             self.encoder_config = {k: v for k, v in self.encoder_config.items() if k not in drop}
         check_choice("pooling", self.pooling, POOLINGS)
-        if not isinstance(self.tasks or {}, dict):
-            raise ValueError(f"tasks is {self.tasks!r}; it must be a dict by name")
         given = dict(self.tasks or {})
         names = list(self.task_names) if self.task_names is not None else list(given)
         if sorted(names) != sorted(given):
@@ -278,6 +317,28 @@ class PolyheadConfig(PreTrainedConfig):
                 check_fields(f"task {name!r}", TaskConfig, task)
             self.set_task(name, TaskConfig(**task) if isinstance(task, dict) else task)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As PreTrainedConfig.from_dict; what does not make a config is a ValueError.
+
+        Raises:
+            ValueError: the encoder's config or one of the options is not valid.
+        """
+        encoder = config_dict.get("encoder_config", {"model_type": "bert"})
+        if not isinstance(encoder, PreTrainedConfig) and (
+            not isinstance(encoder, dict) or not isinstance(encoder.get("model_type"), str)
+        ):
+            raise ValueError("config.json: encoder_config must be a dict with a model_type")
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except CONFIG_ERRORS as error:
+            raise ValueError(f"config.json: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """Of PreTrainedConfig, with bounds; AutoConfig reads the file itself, before our code."""
+        return cls._decode_special_floats(read_json(json_file))
 
     def set_task(self, name: str, task: TaskConfig) -> None:
         """Add a task, last in order.

@@ -10,6 +10,7 @@ batch, `H` hidden, `E` width of the token embeddings.
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -17,10 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from .attention import eager, no_trace
+from .checks import CONFIG_ERRORS, check_sizes
 from .compute import Compute
 from .packing import (
     Texts,
@@ -33,7 +35,34 @@ from .packing import (
 )
 from .plans import Plan, make_plan, move, parts_of
 from .pooling import layers_needed, pool
+from .reading import read_json
 from .routing import NotRoutable, Routing, first_adapted_layer
+
+BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def read_encoder_config(name_or_path: str, **hub: Any) -> Any:
+    """An encoder's config; a file on disk is checked before transformers reads it.
+
+    Raises:
+        OSError: there is no such folder or repository.
+        ValueError: the config is damaged, or asks for sizes that no encoder has.
+    """
+    path = os.path.join(name_or_path, hub.get("subfolder") or "", "config.json")
+    if os.path.exists(path):
+        check_sizes(read_json(path, finite=False))
+    try:
+        return AutoConfig.from_pretrained(name_or_path, **hub)
+    except CONFIG_ERRORS as error:
+        raise ValueError(f"{name_or_path}: {type(error).__name__}: {error}") from error
 
 
 def auto_class(encoder_config: Any) -> Any:
@@ -50,9 +79,31 @@ def without_pooler(load: Callable[..., PreTrainedModel]) -> PreTrainedModel:
 
 
 def build_encoder(encoder_config: Any) -> PreTrainedModel:
-    """A new encoder with random weights, from its config."""
+    """A new encoder with random weights, from its config.
+
+    Raises:
+        ValueError: the config makes no encoder, or none that reads texts.
+    """
     auto = auto_class(encoder_config)
-    return without_pooler(lambda **more: auto.from_config(encoder_config, **more))
+    try:
+        encoder = without_pooler(lambda **more: auto.from_config(encoder_config, **more))
+    except BUILD_ERRORS as error:  # an activation that is unknown, sizes that do not divide, ...
+        raise ValueError(
+            f"encoder_config makes no {encoder_config.model_type}: {type(error).__name__}: {error}"
+        ) from error
+    check_reads_texts(encoder)
+    return encoder
+
+
+def check_reads_texts(encoder: PreTrainedModel) -> None:
+    """Raise ValueError for a model that reads no token ids, or has not one size and one depth."""
+    config = encoder.config
+    sizes = (getattr(config, "hidden_size", None), getattr(config, "num_hidden_layers", None))
+    if encoder.main_input_name != "input_ids" or not all(isinstance(n, int) for n in sizes):
+        raise ValueError(
+            f"a {config.model_type} model is no text encoder; give an encoder that AutoModel loads "
+            "and that reads token ids (bert, roberta, deberta-v2, modernbert, ...)"
+        )
 
 
 def usable_length(encoder: PreTrainedModel) -> int | None:

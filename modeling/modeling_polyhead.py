@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
-from .adapters import inject, load_plain, remove
+from .adapters import load_plain
 from .attention import eager
 from .checks import check_task_name
 from .compute import Compute, Mode, set_compute
@@ -29,7 +28,9 @@ from .encoder import (
     EncoderPass,
     auto_class,
     build_encoder,
+    check_reads_texts,
     encode,
+    read_encoder_config,
     usable_length,
     without_pooler,
 )
@@ -41,7 +42,7 @@ from .packing import Texts, can_pack, moved_to
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
 from .pooling import layers_needed, pool
 from .pretrained_polyhead import HUB_ARGUMENTS, PolyheadPreTrainedModel
-from .rows import Rows, check_tasks, labels_of_rows, rows_by_task, tasks_to_run
+from .rows import check_tasks, labels_of_rows, rows_by_task, tasks_to_run
 
 logger = logging.get_logger(__name__)
 
@@ -112,10 +113,11 @@ class PolyheadModel(PolyheadPreTrainedModel):
             **kwargs: given to AutoModel.from_pretrained (`revision`, `dtype`, ...).
 
         Raises:
-            ValueError: a task name or task is not valid, or does not fit the encoder.
+            ValueError: a task name or task is not valid, or does not fit the encoder; its config
+                is damaged, or that of a model that reads no texts.
         """
         PolyheadConfig(tasks=tasks, pooling=pooling)  # refuse bad tasks before loading anything
-        encoder_config = AutoConfig.from_pretrained(
+        encoder_config = read_encoder_config(
             name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         )
         encoder_config.is_causal = False
@@ -125,6 +127,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
                 name_or_path, config=encoder_config, **kwargs, **more
             )
         )
+        check_reads_texts(encoder)
         if os.path.isdir(name_or_path):  # a path of this machine is nobody's business
             encoder.config.name_or_path = ""
         config = PolyheadConfig(encoder_config=encoder.config, pooling=pooling, dtype=encoder.dtype)
@@ -163,53 +166,6 @@ class PolyheadModel(PolyheadPreTrainedModel):
         del self.config.tasks[name]
         self.config.task_names = [t for t in self.task_names if t != name]
         self._retie()
-
-    def attach_adapter(
-        self,
-        name: str,
-        config: Any,
-        tasks: Iterable[str],
-        *,
-        state: dict[str, Tensor] | None = None,
-    ) -> None:
-        """Put a PEFT adapter into the encoder for the rows of `tasks`.
-
-        The encoder's own weights stay plain weights in the saved folder; the adapter is saved
-        beside them in PEFT's format.
-
-        Args:
-            name: name of the adapter; by convention the task's, unless it is shared.
-            config: a peft config (LoraConfig, IA3Config) whose targets are layers of the encoder.
-            tasks: the tasks whose rows go through it.
-            state: its weights, with the keys of PEFT's files; None for new ones.
-
-        Raises:
-            ImportError: peft is missing.
-            ValueError: the name is not allowed or taken, a task is unknown, or the config or the
-                weights do not fit; the model is left as it was.
-        """
-        check_task_name(name)
-        names = list(tasks)
-        check_tasks(self.task_names, names)
-        inject(self.encoder, name, config, state)
-        self.config.adapters = [*(self.config.adapters or []), name]
-        for task in names:
-            self.config.tasks[task].adapter = name
-
-    def detach_adapter(self, name: str) -> None:
-        """Take an adapter out; its tasks read the bare encoder from then on.
-
-        Raises:
-            ValueError: there is no such adapter.
-        """
-        known = self.config.adapters or []
-        if name not in known:
-            raise ValueError(f"unknown adapter {name!r}; there are: {', '.join(known) or 'none'}")
-        if name in self.loaded_adapters:
-            remove(self.encoder, name)
-        self.config.adapters = [a for a in known if a != name]
-        for task in self.config.tasks.values():
-            task.adapter = None if task.adapter == name else task.adapter
 
     def view(self, task: str) -> "PolyheadModel":
         """One classification task of this model as HF's class for it; all weights are shared.
@@ -376,28 +332,6 @@ class PolyheadModel(PolyheadPreTrainedModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         states = output.hidden_states if deep else (output.last_hidden_state,)
         return pool(states, Texts(mask=mask), pooling)
-
-    @eager
-    def _adapters_of_texts(
-        self, names: list[str], rows: Rows, count: int
-    ) -> list[list[str | None]] | str | None:
-        """The adapters that each text is wanted through; one, or None, where all have the same."""
-        adapters = {name: self.config.tasks[name].adapter for name in names}
-        absent = {a for a in adapters.values() if a is not None} - set(self.loaded_adapters)
-        if absent:
-            raise ValueError(
-                f"adapter {', '.join(sorted(absent))} is not loaded; "
-                f"loaded are: {', '.join(self.loaded_adapters) or 'none'}"
-            )
-        if len(set(adapters.values())) < 2:
-            return next(iter(adapters.values()), None)
-        by_text: list[list[str | None]] = [[] for _ in range(count)]
-        for name in names:
-            chosen = rows[name]
-            for row in range(count) if chosen is None else chosen.tolist():
-                if adapters[name] not in by_text[row]:
-                    by_text[row].append(adapters[name])
-        return by_text
 
     @property
     @eager

@@ -21,12 +21,13 @@ from torch import Tensor
 from transformers import Pipeline, PreTrainedTokenizerBase
 
 from .attention import has_kernel
+from .checks import check_tokenizer
 from .compute import Mode, check_mode
 from .configuration_polyhead import TaskConfig
 from .decoding import decode_classes, decode_entities, even_scores, read_scores
 from .first_use import FIRST_USE
 from .packing import cumulative
-from .windows import Reads, Span, Window, encode_windows, split_words, units_of
+from .windows import Reads, Span, Window, encode_windows, split_words, units_of, window_length
 
 TextOrPair = str | tuple[str, str]
 STRETCH = 1024  # texts of a generator that are sorted by length together
@@ -76,6 +77,7 @@ class PolyheadPipeline(Pipeline):
     def __init__(self, *args: Any, compute: Mode = "auto", **kwargs: Any) -> None:
         check_mode(compute)
         super().__init__(*args, **kwargs)
+        check_tokenizer(self.tokenizer)
         self.model.eval()
         self.model.set_compute(compute)
         self._tokenizers: dict[tuple[int, bool], PreTrainedTokenizerBase] = {}
@@ -223,8 +225,7 @@ class PolyheadPipeline(Pipeline):
         self, texts: list[TextOrPair], tasks: list[str]
     ) -> tuple[list[list[list[Span]]], list[tuple[int, Window, Reads]]]:
         """Units of each text; (row, window, the units read in it) for what the tasks need."""
-        # a tokenizer without a limit says 1e30, one of another model may say more than fits
-        limit = min(self.tokenizer.model_max_length, self.model.usable_length or 1 << 20)
+        limit = window_length(self.tokenizer, self.model.usable_length)
         pairs = isinstance(texts[0], tuple)
         tokenizer = self._tokenizer_for(limit, pairs=pairs)
         if pairs:

@@ -15,11 +15,26 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils.hub import hf_api
 
+from .adapter_mixin import AdapterMixin
 from .adapters import load_adapter, plain_state, save_adapter
 from .configuration_polyhead import PolyheadConfig
 from .first_use import FIRST_USE
 from .routing import checkpoint_contexts, line_up
 from .rows import check_tasks
+from .weights import (
+    REPORTED,
+    check_complete,
+    check_files,
+    check_finite_tensors,
+    check_folder,
+    check_no_stray_adapters,
+    remove_saved,
+)
+
+try:
+    from safetensors import SafetensorError
+except ImportError:
+    SafetensorError = ValueError
 
 AUTO_MAP = {
     "AutoModel": "modeling_polyhead.PolyheadModel",
@@ -29,7 +44,7 @@ AUTO_MAP = {
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "code_revision")
 
 
-class PolyheadPreTrainedModel(PreTrainedModel):
+class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
     """Loading and saving of a `PolyheadModel`."""
 
     config_class = PolyheadConfig
@@ -62,16 +77,24 @@ class PolyheadPreTrainedModel(PreTrainedModel):
         saved before it, and the last bit of a dot product on the alignment, so that another task
         would change a regression's score.
 
+        A folder that is not whole is refused: nothing is filled with random numbers, and no pickle
+        is read.
+
         Args:
             pretrained_model_name_or_path: folder or Hub id of a saved Polyhead.
             args: for PreTrainedModel.from_pretrained.
             tasks: load the adapters of these tasks only; None for all. The others' heads are
                 there, but running them raises.
-            kwargs: for PreTrainedModel.from_pretrained.
+            kwargs: for PreTrainedModel.from_pretrained. Two of them ask for
+                weights that are not the file's: `ignore_mismatched_sizes=True`, and
+                `output_loading_info=True`, whose report then tells what is missing or left over.
 
         Raises:
             ImportError: the model has adapters and peft is missing.
-            ValueError: a task is unknown, or an adapter does not fit the encoder.
+            OSError: there is no such folder or repository, or it lacks a file.
+            ValueError: a task is unknown; config.json is not valid; a weight is missing, left over,
+                of another shape or type, NaN or infinite; an adapter is missing, damaged, another
+                one than was saved, or does not fit the encoder; the tokenizer's file is missing.
         """
         with FIRST_USE:  # transformers exchanges functions of torch while it loads
             return cls._from_pretrained(pretrained_model_name_or_path, *args, tasks=tasks, **kwargs)
@@ -84,8 +107,18 @@ class PolyheadPreTrainedModel(PreTrainedModel):
         tasks: Iterable[str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        kwargs.setdefault("use_safetensors", True)  # never a pickle
-        found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError("use_safetensors=False would read a pickle, which can run any code")
+        kwargs["use_safetensors"] = True
+        folder = os.path.join(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        check_folder(folder)
+        reported = REPORTED.set(bool(kwargs.get("output_loading_info")))
+        try:
+            found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"{folder}: a file of weights is damaged: {error}") from error
+        finally:
+            REPORTED.reset(reported)
         model = found[0] if isinstance(found, tuple) else found
         for parameter in model.parameters():
             if not parameter.is_meta:
@@ -96,11 +129,45 @@ class PolyheadPreTrainedModel(PreTrainedModel):
             names = list(tasks)
             check_tasks(model.task_names, names)
             wanted = sorted({a for n in names if (a := model.config.tasks[n].adapter) is not None})
+        check_no_stray_adapters(folder, model.config.adapters or [])
         hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
+        hashes = model.config.adapter_hashes or {}
         for name in wanted:
-            load_adapter(model.encoder, name, str(pretrained_model_name_or_path), **hub)
+            repo, expected = str(pretrained_model_name_or_path), hashes.get(name)
+            load_adapter(model.encoder, name, repo, expected=expected, **hub)
         line_up(model.encoder)
         return found
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: "PolyheadPreTrainedModel",
+        state_dict: dict[str, Any] | None,
+        checkpoint_files: list[str] | None,
+        load_config: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Of PreTrainedModel: between reading files and filling what they lack, where we refuse.
+
+        Weights given as `state_dict` are the caller's own affair.
+        """
+        if checkpoint_files and load_config.hf_quantizer is None:
+            check_files(model, checkpoint_files)
+        info, offloaded = PreTrainedModel._load_pretrained_model(
+            model,  # pyright: ignore[reportArgumentType]
+            state_dict,
+            checkpoint_files,
+            load_config,
+            *args,
+            **kwargs,
+        )
+        if checkpoint_files:
+            source = os.path.dirname(checkpoint_files[0])
+            model._adjust_missing_and_unexpected_keys(info)  # what the encoder's class may ignore
+            differ = load_config.ignore_mismatched_sizes
+            check_complete(model, source, info, sizes_may_differ=differ)
+            check_finite_tensors(source, model.state_dict())
+        return info, offloaded
 
     def save_pretrained(
         self,
@@ -110,6 +177,9 @@ class PolyheadPreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ) -> None:
         """As PreTrainedModel.save_pretrained, with each adapter in `adapters/<name>/`.
+
+        A model that lies there goes first, and config.json and the weights come last: a saving that
+        is cut off leaves a folder that does not load, never one that is half of each.
 
         Raises:
             ValueError: an adapter of the model is not loaded; saving would lose it.
@@ -125,11 +195,14 @@ class PolyheadPreTrainedModel(PreTrainedModel):
         if self.loaded_adapters:
             state_dict = plain_state(self, state_dict or self.state_dict())
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         if is_main_process:
+            remove_saved(save_directory)
+            hashes = {}
             for name in self.loaded_adapters:
                 folder = os.path.join(save_directory, "adapters", name)
-                save_adapter(self.encoder, name, folder, own)
+                hashes[name] = save_adapter(self.encoder, name, folder, own)
+            self.config.adapter_hashes = hashes or None
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def _upload_modified_files(
         self,
@@ -164,11 +237,6 @@ class PolyheadPreTrainedModel(PreTrainedModel):
         raise ValueError("use attach_adapter(name, config, tasks=[...], state=weights)")
 
     # ---- parts that transformers asks for ----
-
-    @property
-    def loaded_adapters(self) -> list[str]:
-        """The adapters that the encoder holds."""
-        return list(getattr(self.encoder, "peft_config", {}))
 
     @property
     def task_names(self) -> list[str]:

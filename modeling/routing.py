@@ -88,7 +88,7 @@ class Routed:
             return layer.base_layer(x, *args, **kwargs)
         if layer.merged:
             raise ValueError(f"adapters {layer.merged_adapters} are merged; unmerge them to route")
-        if not any(_has_adapter(layer, name) for name in plan.names):
+        if not any(has_adapter(layer, name) for name in plan.names):
             return layer.base_layer(x, *args, **kwargs)  # below the layers where texts are copied
         stretches = _whole(plan, x)
         kind = _kind(layer, stretches)
@@ -261,11 +261,11 @@ def first_adapted_layer(encoder: PreTrainedModel, adapters: Iterable[str | None]
 def _first_layer(encoder: PreTrainedModel, name: str) -> int | None:
     layers = layers_of(encoder, encoder.config.num_hidden_layers)
     numbers = {id(m): i for i, layer in enumerate(layers or []) for m in layer.modules()}
-    found = [numbers.get(id(m)) for m in encoder.modules() if _has_adapter(m, name)]
+    found = [numbers.get(id(m)) for m in encoder.modules() if has_adapter(m, name)]
     return None if None in found or not found else min(found)  # pyright: ignore
 
 
-def _has_adapter(module: nn.Module, name: str) -> bool:
+def has_adapter(module: nn.Module, name: str) -> bool:
     """The module is a layer of this adapter."""
     parts: Any = module.adapter_layer_names if isinstance(module, Routed) else ()
     tables: Any = module._modules  # getattr would cost more

@@ -68,6 +68,16 @@ class Window:
     first_tokens: Reads = field(default_factory=list)
 
 
+def window_length(tokenizer: PreTrainedTokenizerBase, usable: int | None) -> int:
+    """Tokens in a window of a text; the pipeline, training and evaluation ask here.
+
+    Args:
+        tokenizer: without a limit it says 1e30; one of another model may say more than fits.
+        usable: tokens that the encoder takes; None where it has no limit.
+    """
+    return min(tokenizer.model_max_length, usable or 1 << 20)
+
+
 def encode_windows(
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],

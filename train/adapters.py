@@ -10,18 +10,25 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import peft
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..modeling.adapters import remove
+from ..modeling.adapter_options import (
+    NOT_READ,
+    adapter_option_faults,
+    check_adapter_options,
+    make_peft_config,
+)
+from ..modeling.adapters import read_adapter_files, remove, resolved_options
 from ..modeling.checks import check_task_name
 from ..modeling.modeling_polyhead import PolyheadModel
 from ..modeling.routing import Routed, layers_of, line_up
 
 logger = logging.get_logger(__name__)
 KINDS = {"lora": peft.LoraConfig, "ia3": peft.IA3Config}
+ALL_LINEAR = "all-linear"  # PEFT's word
+LIST_OF_NAMES = "write a list of module names"
 OWN_KEYS = ("name", "type", "layers", "path")  # of `adapter:` beside the fields of the peft config
 
 
@@ -84,10 +91,21 @@ def _section_faults(section: dict[str, Any]) -> list[str]:
     layers = section.get("layers")
     if layers is not None and _layer_numbers(layers, 1000) is None:
         faults.append(f".layers: {layers!r}; write 'top 2' or a list of layer numbers")
-    try:
-        KINDS[kind](**{k: v for k, v in section.items() if k not in OWN_KEYS})
-    except (TypeError, ValueError) as error:
-        faults.append(f": {error}")
+    options = {k: v for k, v in section.items() if k not in OWN_KEYS}
+    idle = sorted(set(options) & set(NOT_READ))
+    if idle:
+        faults.append(f".{', '.join(idle)}: has no effect here; leave it out")
+    options = {k: v for k, v in options.items() if k not in NOT_READ}
+    if isinstance(options.get("target_modules"), str) and options["target_modules"] != ALL_LINEAR:
+        faults.append(f".target_modules: {options['target_modules']!r:.80}; {LIST_OF_NAMES}")
+        del options["target_modules"]
+    wrong = adapter_option_faults({**options, "peft_type": kind.upper()})
+    faults += [f": {fault}" for fault in wrong]
+    if not wrong:
+        try:
+            KINDS[kind](**{k: v for k, v in options.items() if k != "feedforward_modules"})
+        except (ImportError, TypeError, ValueError) as error:  # options that exclude each other
+            faults.append(f": {error}")
     return faults
 
 
@@ -147,15 +165,17 @@ def read_adapter(encoder: PreTrainedModel, path: str) -> tuple[Any, dict[str, Te
         ValueError: there is no adapter, or it is of a kind or for modules that are not here.
     """
     try:
-        config = peft.PeftConfig.from_pretrained(path)
-        state = peft.load_peft_weights(path, device="cpu")
-    except (OSError, ValueError, SafetensorError) as error:
+        files = read_adapter_files(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"adapter path {path}: {str(error).splitlines()[0]}") from error
-    kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    kind = str(files.options.get("peft_type")).lower()
     if kind not in KINDS:
         raise ValueError(f"adapter path {path}: its type is {kind}; allowed: {', '.join(KINDS)}")
-    weights = _own_weights(encoder, state, kind, path)
-    return _fitted(encoder, config, kind, weights), {k: v for k, (_, v) in weights.items()}
+    weights = _own_weights(encoder, files.state, kind, path)
+    state = {key: value for key, (_, value) in weights.items()}
+    options = _fitted(encoder, files.options, state)
+    check_adapter_options(f"adapter path {path}", options)
+    return make_peft_config(options), state
 
 
 def _own_weights(
@@ -185,21 +205,19 @@ def _own_weights(
     return found
 
 
-def _fitted(encoder: PreTrainedModel, config: Any, kind: str, weights: dict[str, Any]) -> Any:
-    """The config with full names of the encoder's modules, and nothing of another model."""
-    config, prefix = copy.copy(config), f"{encoder.base_model_prefix}."
-    config.target_modules = sorted({name for name, _ in weights.values()})
-    for field in ("modules_to_save", "task_type", "layers_to_transform", "layers_pattern"):
-        setattr(config, field, None)
-    if kind == "ia3":
-        before = config.feedforward_modules or []
-        config.feedforward_modules = _named(config.target_modules, before)
-    for field in ("rank_pattern", "alpha_pattern") if kind == "lora" else ():
-        given = getattr(config, field) or {}
-        own = {re.sub(rf"^\^?{prefix}", "", key): value for key, value in given.items()}
-        setattr(config, field, own)
-    config.inference_mode = False
-    return config
+def _fitted(
+    encoder: PreTrainedModel, options: dict[str, Any], state: dict[str, Tensor]
+) -> dict[str, Any]:
+    """The options with full names of the encoder's modules, and nothing of another model."""
+    of_another = ("modules_to_save", "task_type", "layers_to_transform", "layers_pattern")
+    options = {k: v for k, v in options.items() if k not in (*of_another, "target_modules")}
+    options = resolved_options(encoder, options, state) | {"inference_mode": False}
+    prefix = f"{encoder.base_model_prefix}."
+    for field in ("rank_pattern", "alpha_pattern"):
+        if isinstance(options.get(field), dict):
+            own = {re.sub(rf"^\^?{prefix}", "", str(k)): v for k, v in options[field].items()}
+            options[field] = own
+    return options
 
 
 def _named(modules: list[str], endings: Iterable[str]) -> list[str]:
@@ -298,7 +316,7 @@ def peft_config(model: PolyheadModel, section: dict[str, Any]) -> Any:
     if layers is None:
         if "layers" in section:
             raise ValueError(f"adapter layers: {encoder.config.model_type} has no list of layers")
-        return KINDS[section.get("type", "lora")](**{"target_modules": "all-linear", **options})
+        return KINDS[section.get("type", "lora")](**{"target_modules": ALL_LINEAR, **options})
     numbers = _layer_numbers(section.get("layers", list(range(count))), count)
     if numbers is None:
         raise ValueError(
@@ -309,10 +327,10 @@ def peft_config(model: PolyheadModel, section: dict[str, Any]) -> Any:
     wanted = options.pop("target_modules", None)
     if isinstance(wanted, (list, tuple)):
         targets = _named(linear, wanted)
-    elif wanted in (None, "all-linear"):
+    elif wanted in (None, ALL_LINEAR):
         targets = linear
     else:
-        raise ValueError("adapter target_modules: write a list of module names")
+        raise ValueError(f"adapter target_modules: {LIST_OF_NAMES}")
     if not targets:
         names = sorted({name.rpartition(".")[2] for name in linear})
         raise ValueError(f"adapter target_modules: {wanted}; the layers have: {', '.join(names)}")

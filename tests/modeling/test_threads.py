@@ -287,7 +287,7 @@ class TestSeveralModels:
         expected, answers = pipe(TEXTS), []
 
         def work():
-            # not by remote code: transformers' copying of it fails in threads at times, with an error
+            # not by remote code: transformers fails at times to copy it in several threads
             model = PolyheadModel.from_pretrained(tmp_path)
             loaded = PolyheadPipeline(model=model, tokenizer=pipe.tokenizer)
             answers.append(loaded(TEXTS))

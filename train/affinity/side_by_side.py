@@ -1,6 +1,5 @@
 """Each task trained alone, and all of them jointly, on the same budget."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from ..adapters import adapter_name
-from ..artifacts import write_json
+from ..artifacts import RUN_SCORES, read_json, write_json
 from ..commands.setup import Prepared
 from ..commands.training import train
 from ..evaluation.metrics import LOWER_IS_BETTER, main_metric
@@ -83,8 +82,7 @@ def _train_once(
         began = time.perf_counter()
         train(path, notify=notify)
         write_json(clock, round(time.perf_counter() - began, 1))
-    seconds = json.loads(clock.read_text(encoding="utf-8")) if clock.is_file() else None
-    return json.loads(scores.read_text(encoding="utf-8")), seconds
+    return read_json(scores, {}, RUN_SCORES), read_json(clock, 0.0) or None
 
 
 def _side_by_side(single: dict[str, Any], joint: dict[str, Any], rows: int) -> dict[str, Any]:

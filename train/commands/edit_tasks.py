@@ -11,8 +11,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ...modeling.adapters import changed_adapters
+from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..artifacts import RUNS, SCORES, read_json, write_json
+from ..artifacts import RUNS, TRAININGS, read_json, read_scores, write_json
 from ..errors import UserError
 from ..hub.card import pictures_of
 from ..hub.folder import save_folder, write_card
@@ -63,8 +65,8 @@ def add_task(
             source=source,
             before=before,
             change=("added", sorted(found.recipe.tasks)),
-            metrics={**read_json(source / SCORES, {}), **scores.get("tasks", {})},
-            runs=[*read_json(source / RUNS, []), about(trainer, found, scores)],
+            metrics={**read_scores(source), **scores.get("tasks", {})},
+            runs=[*read_json(source / RUNS, [], TRAININGS), about(trainer, found, scores)],
         )
         write_json(folder / "scores.json", scores)
         pictures = describe(trainer, reports, folder)
@@ -110,8 +112,8 @@ def remove_task(model_path: str | Path, tasks: list[str], output: str | Path) ->
         source=source,
         before=before,
         change=("removed", sorted(tasks)),
-        metrics={k: v for k, v in read_json(source / SCORES, {}).items() if k not in tasks},
-        runs=read_json(source / RUNS, []),
+        metrics={k: v for k, v in read_scores(source).items() if k not in tasks},
+        runs=read_json(source / RUNS, [], TRAININGS),
     )
 
 
@@ -127,6 +129,7 @@ def verify(model_path: str | Path) -> dict[str, Any]:
     proofs = read_proofs(model_path)
     if not proofs:
         raise UserError(str(model_path), [f"has no {FILE}; add-task and remove-task write one"])
+    _check_adapters(model_path)
     said, found = proofs[-1], fresh_fingerprint(model_path)
     same_machine = said["made_with"] == found["made_with"]
     if not same_machine:  # weights alone are the same anywhere
@@ -136,6 +139,21 @@ def verify(model_path: str | Path) -> dict[str, Any]:
     if faults:
         raise UserError(str(model_path), faults)
     return {"tasks": list(said["tasks"]), "logits_compared": same_machine}
+
+
+def _check_adapters(model_path: str | Path) -> None:
+    """Name the tasks whose adapter is not the one that was saved; such a folder does not load."""
+    try:
+        config = PolyheadConfig.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        raise UserError(str(model_path), [f"no model can be loaded: {error}"]) from error
+    changed = changed_adapters(str(model_path), config.adapter_hashes or {})
+    readers = {name: task.adapter for name, task in config.tasks.items() if task.adapter in changed}
+    if readers:
+        raise UserError(
+            str(model_path),
+            [f"task {name}: its weights changed (adapter {a})" for name, a in readers.items()],
+        )
 
 
 def _check_folder(model_path: str | Path) -> None:

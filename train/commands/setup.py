@@ -234,16 +234,21 @@ def _sentence_transformer(place: str) -> tuple[str, str]:
     Raises:
         ValueError: it pools in a way that there is none for here.
     """
-    modules = read_json(Path(place) / "modules.json", [])
+    path = Path(place) / "modules.json"
+    modules = read_json(path, [], [{"type": str, "path": str}])
+    for inner in (Path(module["path"]) for module in modules):
+        if inner.is_absolute() or ".." in inner.parts:
+            raise ValueError(f"{path}: {str(inner)!r:.80} leaves the folder")
     paths = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
     if "Pooling" not in paths:
         return place, "mean"
     config = read_json(Path(place) / paths["Pooling"] / "config.json", {})
     modes = config.get("pooling_mode") or [flag for flag in FLAGS if config.get(flag)]
-    modes = [modes] if isinstance(modes, str) else modes
+    modes = modes if isinstance(modes, list) else [str(modes)]
     if len(modes) != 1 or modes[0] not in MODES:
         known = ", ".join(mode for mode in MODES if mode not in FLAGS)
-        raise ValueError(f"pools by {', '.join(modes) or 'no known mode'}; known: {known}")
+        named = ", ".join(map(str, modes)) or "no known mode"
+        raise ValueError(f"pools by {named}; known: {known}")
     return str(Path(place, paths.get("Transformer", ""))), MODES[modes[0]]
 
 

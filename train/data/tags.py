@@ -157,14 +157,14 @@ def _find_scheme(
             found.scheme = scheme
             return
     fewest = min(reversed(broken), key=lambda scheme: sum(map(len, broken[scheme].values())))
+    told = []
     for split, breaks in broken[fewest].items():
         if breaks:
             times = f" {len(breaks):,} times" if len(breaks) > 1 else ""
             more = f"; and {len(breaks) - SHOWN:,} more" if len(breaks) > SHOWN else ""
-            found.faults.append(
-                f"{place}: {split} breaks the tag scheme {fewest}{times}: "
-                f"{'; '.join(breaks[:SHOWN])}{more}. Mend the tags: {REPAIR[fewest]}"
-            )
+            rows_told = "; ".join(breaks[:SHOWN])
+            told.append(f"{split} breaks the tag scheme {fewest}{times}: {rows_told}{more}")
+    found.faults.append(f"{place}: {'. '.join(told)}. Mend the tags: {REPAIR[fewest]}")
 
 
 def _breaks(rows: dict[str, list[list[str | None] | None]], scheme: str) -> dict[str, list[str]]:

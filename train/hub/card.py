@@ -19,7 +19,7 @@ from transformers import TrainerState
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..artifacts import PLOTS, RUNS, SCORES, read_json
+from ..artifacts import PLOTS, RUNS, TRAININGS, read_json, read_scores
 from ..data.loading import Source
 from ..recipe.schema import DataConfig, Recipe
 from ..reports.curves import training_curves
@@ -153,7 +153,7 @@ def render_card(model: PolyheadModel, folder: str | Path) -> str:
         folder: where it is saved; scores, runs, proofs and pictures may be missing.
     """
     folder = Path(folder)
-    scores, runs = read_json(folder / SCORES, {}), read_json(folder / RUNS, [])
+    scores, runs = read_scores(folder), read_json(folder / RUNS, [], TRAININGS)
     every = {name: about for run in runs for name, about in run["tasks"].items()}
     data = {name: every[name] for name in model.task_names if name in every}
     template = resources.files("polyhead.train.hub").joinpath("model_card.md")

@@ -23,11 +23,13 @@ from transformers.utils import logging
 
 from ...modeling.adapters import adapter_state, plain_state
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..artifacts import read_json
+from ..artifacts import PROOFS, read_json
+from ..errors import UserError
 
 FILE = "proof.json"  # in a model's folder: one entry for each change
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)  # tokens of the probe's rows, if the encoder can
 SEED = 0
+UNREADABLE = 3  # exit code of the process that computes the proof of a folder
 
 
 def fingerprint(model: PolyheadModel) -> dict[str, Any]:
@@ -84,9 +86,16 @@ def _hash(tensors: dict[str, Tensor]) -> str:
 
 
 def fresh_fingerprint(folder: str | Path) -> dict[str, Any]:
-    """`fingerprint` of a saved model, by a process of its own."""
+    """`fingerprint` of a saved model, by a process of its own.
+
+    Raises:
+        UserError: the folder does not load.
+        RuntimeError: the process failed.
+    """
     command = [sys.executable, "-m", "polyhead.train.hub.proof", str(folder)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode == UNREADABLE:
+        raise UserError(str(folder), [f"no model can be loaded: {run.stderr.splitlines()[-1]}"])
     if run.returncode:
         raise RuntimeError(f"{folder}: the proof could not be computed:\n{run.stderr}")
     return json.loads(run.stdout)
@@ -104,15 +113,23 @@ def compare(before: dict[str, Any], after: dict[str, Any], tasks: Iterable[str])
 
 
 def read_proofs(folder: str | Path) -> list[dict[str, Any]]:
-    """The entries of a folder's proof.json, oldest first."""
-    return read_json(Path(folder) / FILE, [])
+    """The entries of a folder's proof.json, oldest first.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return read_json(Path(folder) / FILE, [], PROOFS)
 
 
 def main() -> None:
     """Print the fingerprint of the folder named on the command line."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = PolyheadModel.from_pretrained(sys.argv[1])
+    try:
+        model = PolyheadModel.from_pretrained(sys.argv[1])
+    except (OSError, ValueError) as error:
+        sys.stderr.write("\n" + " ".join(str(error).split()))
+        sys.exit(UNREADABLE)
     sys.stdout.write(json.dumps(fingerprint(model)))
 
 

@@ -1,6 +1,5 @@
 """A saved model to the Hub, in one commit."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx
 
 from ...modeling.configuration_polyhead import PolyheadConfig
+from ..artifacts import read_json
 from ..errors import UserError
 from .folder import CARD, THIS_FOLDER
 
@@ -83,7 +83,7 @@ def _files_to_push(folder: Path) -> dict[str, int]:
     """Size by path of what belongs to the model."""
     if not (folder / "config.json").is_file() or not (folder / CARD).is_file():
         raise UserError("push", [f"{folder} is no folder of a saved Polyhead"])
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    kind = read_json(folder / "config.json", {}).get("model_type")
     if kind != PolyheadConfig.model_type:
         raise UserError("push", [f"{folder} holds a {kind} model, not a Polyhead"])
     paths = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -4,23 +4,26 @@ The folder holds the graph (`model.onnx`, or `model.xml` and `model.bin`), the t
 config and `export.json`: what goes in, what comes out, what made it. `export/graph.py` writes it.
 """
 
+import importlib
 import importlib.util
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ...modeling.compute import Compute, Mode
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from ...modeling.rows import rows_by_task, tasks_to_run
+from ...modeling.windows import window_length
+from ..artifacts import NAME_OR_NONE, read_json
 from ..errors import UserError
-from .load import load_model
+from .load import load_model, load_tokenizer
 
 FILE = "export.json"
 PACKAGES = {
@@ -40,6 +43,8 @@ def missing_packages(kind: str) -> list[str]:
     )
 
 
+# Errors of ONNX Runtime for a file that holds no graph.
+UNREADABLE = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel")
 # Runs a graph: arrays by input name in, arrays by task out.
 Engine = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -48,14 +53,18 @@ def onnx_engine(folder: Path, mode: Mode = "exact") -> Engine:
     """ONNX Runtime on as many threads as torch has, in the graph's own precision."""
     import onnxruntime
 
+    states = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     if mode == "bf16":
         raise ValueError("compute is 'bf16'; ONNX Runtime runs the graph in its own precision")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session: Any = onnxruntime.InferenceSession(
-        folder / "model.onnx", options, providers=onnxruntime.get_available_providers()
-    )
+    try:
+        session: Any = onnxruntime.InferenceSession(
+            folder / "model.onnx", options, providers=onnxruntime.get_available_providers()
+        )
+    except tuple(getattr(states, name) for name in UNREADABLE) as error:
+        raise ValueError(str(error)) from error
     names = [output.name for output in session.get_outputs()]
     return lambda given: dict(zip(names, session.run(names, given), strict=True))
 
@@ -79,6 +88,35 @@ def openvino_engine(folder: Path, mode: Mode = "exact") -> Engine:
 
 
 ENGINES = {"onnx": onnx_engine, "openvino": openvino_engine}
+GRAPHS = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
+ABOUT = {
+    "kind": str,
+    "inputs": [str],
+    "tasks": [str],
+    "adapters": {str: NAME_OR_NONE},
+    "usable_length": (int, NoneType),
+}
+AGAIN = "copy the folder again, or export the model again"
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """What `export.json` holds, checked, and that the graph lies beside it.
+
+    Raises:
+        UserError: it cannot be read, is of an unknown kind, or the graph is missing.
+    """
+    about = read_json(Path(folder) / FILE, {}, ABOUT)
+    kind = about.get("kind")
+    if kind not in ENGINES:
+        known = ", ".join(ENGINES)
+        raise UserError(str(folder), [f"{FILE}: kind is {kind!r:.80}; allowed: {known}"])
+    absent = [name for name in GRAPHS[kind] if not (Path(folder) / name).is_file()]
+    faults = [f"{name} is missing; {AGAIN}" for name in absent]
+    if set(about["adapters"]) != set(about["tasks"]):
+        faults.append(f"{FILE}: adapters and tasks name other tasks; {AGAIN}")
+    if faults:
+        raise UserError(str(folder), faults)
+    return about
 
 
 class ExportedModel(nn.Module):
@@ -95,14 +133,23 @@ class ExportedModel(nn.Module):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self.about = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+        self.about = read_about(folder)
         faults = missing_packages(self.about["kind"])
         if faults:
             raise UserError(str(folder), faults)
-        self.config = PolyheadConfig.from_pretrained(folder)
+        try:
+            self.config = PolyheadConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(str(folder), [str(error).strip().splitlines()[0]]) from error
+        if self.about["tasks"] != self.config.task_names:
+            raise UserError(str(folder), [f"{FILE} and config.json name other tasks; {AGAIN}"])
         self.folder, self.low, self.dtype = Path(folder), False, torch.float32
         self.compute = Compute("exact")
-        self.engine = ENGINES[self.about["kind"]](self.folder)
+        try:
+            self.engine = ENGINES[self.about["kind"]](self.folder)
+        except (RuntimeError, ValueError) as error:
+            fault = f"the graph cannot be opened ({str(error).strip().splitlines()[0]}); {AGAIN}"
+            raise UserError(str(folder), [fault]) from error
         self.device = torch.device("cpu")
         with torch.device("meta"):  # what to run and its losses; no weights, and no part of this
             self.__dict__["shell"] = PolyheadModel(self.config)
@@ -202,4 +249,6 @@ def load_any(path: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """
     if not (Path(path) / FILE).is_file():
         return load_model(path)
-    return ExportedModel(path), AutoTokenizer.from_pretrained(path)
+    model, tokenizer = ExportedModel(path), load_tokenizer(path)
+    tokenizer.model_max_length = window_length(tokenizer, model.usable_length)
+    return model, tokenizer

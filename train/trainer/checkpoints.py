@@ -7,7 +7,6 @@ more checkpoint.
 """
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
+from ...modeling import reading
 from ..errors import RESUME, UserError
 
 UNFINISHED = ".unfinished"  # in output_dir: what is being written
@@ -93,7 +93,7 @@ def _checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return reading.read_json(path, finite=False)  # a log may hold NaN
 
 
 # ---- writing ----

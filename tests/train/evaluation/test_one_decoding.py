@@ -1,5 +1,6 @@
 """What evaluation scores is what the pipeline answers: the same entities, to the character."""
 
+import copy
 import random
 
 import pytest
@@ -61,7 +62,7 @@ PIECES = [
 ]
 
 
-def rows_of_words(seed, count=24):
+def rows_of_words(seed, count=14):
     """White space words full of signs; every sixth row is several windows long."""
     draw = random.Random(seed)
     sizes = [draw.randint(60, 90) if n % 6 == 0 else draw.randint(0, 9) for n in range(count)]
@@ -151,14 +152,12 @@ def source_of(tmp_path, lines, **options):
     return source
 
 
-CASES = [(f, s) for f in ENCODER for s in ("iob2", "bioes")] + [("bpe", "iob1"), ("unigram", None)]
+CASES = [(f, s, None) for f in ENCODER for s in ("iob2", "bioes")]
+CASES += [("bpe", "iob1", None), ("unigram", None, None), ("wordpiece", "iob2", [])]
 
 
-@pytest.mark.parametrize(("family", "scheme"), CASES)
-@pytest.mark.parametrize("signs", [None, [], [".", "'"]], ids=["all", "none", "some"])
+@pytest.mark.parametrize(("family", "scheme", "signs"), [*CASES, ("unigram", "bioes", [".", "'"])])
 def test_the_score_is_that_of_the_pipelines_answers(family, scheme, signs, pipe_of, tmp_path):
-    if scheme is None and signs is not None:
-        pytest.skip("plain tags have no ends")
     pipe = pipe_of(family, scheme, signs)
     lines = labelled(pipe, rows_of_words(1), scheme, 2)
     source = source_of(tmp_path, lines, scheme=scheme)
@@ -186,7 +185,7 @@ def test_words_in_their_text_are_scored_there(family, pipe_of, tmp_path):
     ]
     lines = [{"text": t, "tokens": t.split(), "tags": ["O"] * len(t.split())} for t in texts]
     lines[1]["tags"] = ["B-x" for _ in lines[1]["tokens"]]
-    lines[2]["tags"] = ["B-y", *["I-x"] * 0, *["O"] * (len(lines[2]["tokens"]) - 1)]
+    lines[2]["tags"] = ["B-y", *["O"] * (len(lines[2]["tokens"]) - 1)]
     source = source_of(tmp_path, lines, text="text")
     hits = count = 0
     for line, answer in zip(lines, pipe(texts), strict=True):
@@ -232,7 +231,9 @@ def test_the_command_scores_what_a_saved_model_answers(pipe_of, tmp_path):
     lines = labelled(pipe, rows_of_words(9), "iob2", 10)
     path = str(write_rows(tmp_path / "rows.jsonl", lines))
     pipe.model.save_pretrained(tmp_path / "model")
-    pipe.tokenizer.save_pretrained(tmp_path / "model")
+    tokenizer = copy.deepcopy(pipe.tokenizer)
+    tokenizer.model_max_length = int(1e30)  # the model's own limit holds in both
+    tokenizer.save_pretrained(tmp_path / "model")
     data = {"data_files": {"train": path, "test": path}, "tokens": "tokens", "label": "tags"}
     one = {"head": "token_classification", "data": data}
     recipe = {"encoder": str(tmp_path / "model"), "tasks": {"one": one}, "output_dir": "out"}

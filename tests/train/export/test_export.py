@@ -81,10 +81,8 @@ def attached(model, path):
 def assert_same_states(model, encoder, batch):
     real = batch["attention_mask"].bool()
     expected = encoder(**batch).last_hidden_state
-    same_code = model.encoder(**batch).last_hidden_state  # PEFT's own forward, unrouted
     routed = model(**batch, tasks=["extra"]).last_hidden_state
     bare = model(**batch, tasks=[]).last_hidden_state
-    assert (same_code[real] - expected[real]).abs().max() <= 1e-6
     assert (routed[real] - expected[real]).abs().max() <= 1e-5  # sums in another order
     assert (bare[real] - expected[real]).abs().max() > 1e-2  # the adapter matters
 
