@@ -73,6 +73,7 @@ def train(setting: str, seed: int, runs: Path) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         given = [*overrides, f"training.seed={seed}", f"output_dir={folder}"]
         command = [sys.executable, "-m", "polyhead.train", str(recipe_of(task, folder)), *given]
+        command.append("--overwrite")  # of a run that was cut off
         start = time.time()
         with open(folder / "log.txt", "w", encoding="utf-8") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log)

@@ -26,7 +26,8 @@ from typing import Any
 
 import psutil
 from conftest import make_tokenizer
-from polyhead.train.trainer.checkpoints import REPLACED, UNFINISHED, is_intact, latest_intact
+from polyhead.train.artifacts import REPLACED, UNFINISHED
+from polyhead.train.trainer.checkpoints import is_intact, latest_intact
 from safetensors.torch import load_file
 from train_helpers import files_of, messages, pairs, write_recipe, write_rows
 

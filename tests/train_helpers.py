@@ -1,6 +1,7 @@
 """Small rows, recipes in YAML and calls of the command, for the tests of `polyhead.train`."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +107,18 @@ def run_cli(*arguments: str | Path) -> int:
     with pytest.raises(SystemExit) as stopped:
         cli.main([str(argument) for argument in arguments])
     return int(stopped.value.code or 0)
+
+
+def in_a_fork(function: Callable[[], Any]) -> int:
+    """Run a function in a child process; its exit code, or minus the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            function()
+            os._exit(0)
+        except BaseException:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def message_of(stderr: str) -> list[str]:

@@ -167,7 +167,7 @@ def main(recipe: str = "configs/quickstart.yaml") -> int:
     console = Console(highlight=False)
     loaded = load_recipe(recipe, sys.argv[2:])
     rules = baselines(load_sources(loaded, recipe))
-    scores: dict[str, Any] = train(recipe, sys.argv[2:])["tasks"]
+    scores: dict[str, Any] = train(recipe, sys.argv[2:], overwrite=True)["tasks"]
     table = Table("task", "metric", "rules of thumb", "Polyhead", title="Test rows")
     beaten = True
     for task, values in rules.items():

@@ -13,7 +13,7 @@ FLOORS = [
     ["data"],
     ["kinds"],
     ["recipe.schema"],
-    ["errors", "artifacts", "distributed", "adapters", "lazy", "__init__"],
+    ["errors", "artifacts", "outputs", "distributed", "adapters", "lazy", "__init__"],
 ]
 FLOOR = {f"train.{room}": number for number, rooms in enumerate(FLOORS) for room in rooms}
 FLOOR["modeling"] = len(FLOORS)

@@ -11,7 +11,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from ..adapters import adapter_name
-from ..artifacts import RUN_SCORES, read_json, write_json
+from ..artifacts import RUN_SCORES, read_json, write_json, write_text
 from ..commands.setup import Prepared
 from ..commands.training import train
 from ..evaluation.metrics import LOWER_IS_BETTER, main_metric
@@ -77,10 +77,10 @@ def _train_once(
         folder.mkdir(parents=True, exist_ok=True)
         for old in (scores, clock):
             old.unlink(missing_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         notify(f"training {folder}")
         began = time.perf_counter()
-        train(path, notify=notify)
+        train(path, overwrite=True, notify=notify)
         write_json(clock, round(time.perf_counter() - began, 1))
     return read_json(scores, {}, RUN_SCORES), read_json(clock, 0.0) or None
 

@@ -4,13 +4,16 @@ Commands import what they need themselves: `polyhead --help` answers without loa
 """
 
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
+from ..artifacts import refusal
 from ..errors import Interrupted, UserError
+from ..outputs import source_fault
 from .console import (
     err,
     is_first_rank,
@@ -25,7 +28,7 @@ from .console import (
     print_scores,
     show_fault,
 )
-from .predict import AsJson, ModelPath, embed, predict
+from .predict import AsJson, ModelPath, Overwrite, embed, predict
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,8 +42,20 @@ Overrides = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"polyhead {metadata.version('polyhead')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version),
+]
+
+
 @app.callback()
-def quiet() -> None:
+def quiet(version: Version = False) -> None:
     """One transformer encoder, many tasks."""
     from transformers.utils import logging
 
@@ -49,23 +64,32 @@ def quiet() -> None:
 
 
 @app.command()
-def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
     """Train a recipe; the finished model is saved in output_dir/model."""
     from ..commands.training import train as run
 
-    scores = run(recipe, overrides, notify=note)
+    scores = run(recipe, overrides, overwrite=overwrite, notify=note)
     _show_run(scores, as_json=as_json)
     _leave_ranks()
 
 
 @app.command("add-task")
 def add_task(
-    model: ModelPath, recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False
+    model: ModelPath,
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train new tasks onto a finished model; prove that the others stay the same."""
     from ..commands.edit_tasks import add_task as run
 
-    scores = run(model, recipe, overrides, notify=note)
+    scores = run(model, recipe, overrides, overwrite=overwrite, notify=note)
     _show_run(scores, as_json=as_json)
     if is_first_rank() and not as_json:
         out.print("proven: the encoder and all other tasks are the same to the bit")
@@ -76,12 +100,14 @@ def remove_task(
     model: ModelPath,
     tasks: Annotated[list[str], typer.Argument(help="Tasks to remove.")],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Save a model without some tasks; prove that the others are the same."""
     from ..commands.edit_tasks import remove_task as run
 
-    run(model, tasks, output)
-    err.print(f"{output}: proven, the encoder and all other tasks are the same to the bit")
+    run(model, tasks, output, overwrite=overwrite)
+    line = f"{output}: proven, the encoder and all other tasks are the same to the bit"
+    err.print(Text(line), soft_wrap=True)
 
 
 @app.command()
@@ -96,6 +122,7 @@ def export(
     int8: Annotated[
         Path | None, typer.Option(help="Quantise to int8; a recipe with rows to calibrate, score.")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Write tasks for ONNX Runtime or OpenVINO, or one as a plain transformers model."""
@@ -113,20 +140,22 @@ def export(
         faults.append("--int8 is for onnx and openvino")
     if overrides and int8 is None:
         faults.append(f"{overrides[0]!r} is for the recipe of --int8, and there is none")
+    if fault := source_fault(model, output, may_lie_inside=True):
+        faults.append(fault)
     if faults:
         raise UserError("export", faults)
     loaded, tokenizer = load_model(model)
     if kind == "hf":
-        name = export_hf(loaded, tokenizer, task=str(task), folder=output)
-        err.print(f"{output}: {name}, the same logits as task {task}")
+        name = export_hf(loaded, tokenizer, task=str(task), folder=output, overwrite=overwrite)
+        line = f"{output}: {name}, the same logits as task {task}"
+        err.print(Text(line), soft_wrap=True)
         return
     tasks = loaded.task_names if task is None else task.split(",")
+    target: dict[str, Any] = {"tasks": tasks, "folder": output, "overwrite": overwrite}
     if int8 is None:
-        about = export_graph(loaded, tokenizer, kind, tasks=tasks, folder=output)
+        about = export_graph(loaded, tokenizer, kind, **target)
     else:
-        about = export_int8(
-            loaded, tokenizer, kind, tasks=tasks, folder=output, recipe=int8, overrides=overrides
-        )
+        about = export_int8(loaded, tokenizer, kind, **target, recipe=int8, overrides=overrides)
     if as_json:
         print_json(about)
     else:
@@ -275,6 +304,12 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments)
     except UserError as error:
         show_fault(str(error))
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder in the way: where no one has explained it
+        reason = refusal(error)
+        if reason is None:
+            raise
+        show_fault(f"{error.filename or 'a file'}: {reason}")
         sys.exit(2)
     except Interrupted as error:
         note(str(error))

@@ -29,7 +29,8 @@ def note(line: str) -> None:
 
 def show_fault(message: str) -> None:
     """Tell a mistake of the user."""
-    err.print(Text(message, style="red"), soft_wrap=True)
+    shown = message.encode(errors="backslashreplace").decode()  # half a surrogate of an argument
+    err.print(Text(shown, style="red"), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -9,6 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ..errors import UserError
+from ..outputs import target_faults
 from .console import err, note, print_answer, print_json, show_fault
 
 if TYPE_CHECKING:
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
 
 ModelPath = Annotated[str, typer.Argument(help="Folder or Hub id of a Polyhead.")]
 InputPath = Annotated[
-    Path | None, typer.Option("--input", help="parquet, CSV, JSONL, or folder of parquet files.")
+    Path | None,
+    typer.Option("--input", help="parquet, CSV, TSV, JSONL, or folder of parquet files."),
 ]
-OutputPath = Annotated[Path | None, typer.Option("--output", help="parquet, CSV or JSONL.")]
+OutputPath = Annotated[Path | None, typer.Option("--output", help="parquet, CSV, TSV or JSONL.")]
 BatchTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens in one pass; 1024 on a CPU.", show_default=False)
 ]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Texts in one pass, instead.")]
 ComputeMode = Annotated[str, typer.Option(help="How to compute: auto, exact or bf16.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -39,12 +42,13 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     batch_tokens: BatchTokens = None,
     batch_size: BatchSize = None,
     compute: ComputeMode = "auto",
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict for texts, or for every row of a file."""
     from ..inference.files import plain
 
-    files = _files("predict", texts, source, target)
+    files = _files("predict", texts, source, target, overwrite=overwrite)
     if pair and (not texts or len(texts) != 2):
         raise UserError("predict", ["--pair takes two texts"])
     chosen = tasks.split(",") if tasks else None
@@ -82,11 +86,12 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
     batch_tokens: BatchTokens = None,
     batch_size: BatchSize = None,
     compute: ComputeMode = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Vectors of an embedding task, for texts (JSON) or for every row of a file."""
     from ..inference.files import plain
 
-    files = _files("embed", texts, source, target)
+    files = _files("embed", texts, source, target, overwrite=overwrite)
 
     def choose(pipe: "PolyheadPipeline") -> list[str]:
         try:
@@ -106,12 +111,21 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
 
 
 def _files(
-    command: str, texts: list[str] | None, source: Path | None, target: Path | None
+    command: str,
+    texts: list[str] | None,
+    source: Path | None,
+    target: Path | None,
+    *,
+    overwrite: bool,
 ) -> tuple[Path, Path] | None:
     """The files to read and to write; None where texts are given."""
     if (source is None) != (target is None) or (source is None) == (not texts):
         raise UserError(command, ["give texts, or both --input and --output"])
-    return None if source is None or target is None else (source, target)
+    if source is None or target is None:
+        return None
+    if faults := target_faults(target, overwrite=overwrite, is_file=True):
+        raise UserError(command, faults)
+    return source, target
 
 
 def _sizes(command: str, batch_tokens: int | None, batch_size: int | None) -> dict[str, Any]:

@@ -4,7 +4,6 @@ The model is read from one folder and written to another, beside it and renamed 
 holds: neither a mistake nor a failed proof leaves anything at the place asked for.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,28 @@ from transformers import PreTrainedTokenizerBase
 from ...modeling.adapters import changed_adapters
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..artifacts import RUNS, TRAININGS, read_json, read_scores, write_json
+from ..artifacts import (
+    REPORTS,
+    RUNS,
+    SCORES,
+    TRAININGS,
+    UNFINISHED,
+    read_json,
+    read_scores,
+    write_aside,
+    write_json,
+)
 from ..errors import UserError
 from ..hub.card import pictures_of
 from ..hub.folder import save_folder, write_card
 from ..hub.proof import FILE, compare, fresh_fingerprint, read_proofs
 from ..inference.load import load_model
+from ..outputs import CHECKPOINT, MODEL, source_fault, target_faults
+from ..recipe.schema import Recipe
 from .setup import prepare
-from .training import about, describe, fit
+from .training import about, describe, fit, output_faults
+
+RUN_FOLDERS = (MODEL, REPORTS, UNFINISHED)  # of `output_dir`; all in them may be replaced
 
 
 def add_task(
@@ -29,6 +42,7 @@ def add_task(
     recipe_path: str | Path,
     overrides: list[str] | None = None,
     *,
+    overwrite: bool = False,
     notify: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train the tasks of a recipe on top of a model in which all else is frozen.
@@ -40,6 +54,7 @@ def add_task(
         model_path: folder of the finished model.
         recipe_path: a recipe without `encoder`, with new tasks only.
         overrides: `key=value` with dotted keys.
+        overwrite: replace the run that stands in `output_dir`, and nothing else that lies there.
         notify: called with each line worth knowing before training starts.
 
     Returns:
@@ -51,42 +66,50 @@ def add_task(
     """
     _check_folder(model_path)
     source = Path(model_path)
-    found = prepare(recipe_path, overrides, onto=model_path)
+
+    def check(recipe: Recipe) -> list[str]:
+        fault = _touching_fault(source, Path(recipe.output_dir))
+        return [fault] if fault else output_faults(recipe, overwrite=overwrite)
+
+    found = prepare(recipe_path, overrides, onto=model_path, check=check)
     folder = Path(found.recipe.output_dir)
-    if _would_touch(Path(model_path), folder, folder / "model"):
-        raise UserError(str(recipe_path), ["output_dir: the model lies there; name another"])
     before = fresh_fingerprint(model_path)
-    trainer, scores, reports = fit(found, str(recipe_path), notify)
+    trainer, scores, reports = fit(found, str(recipe_path), notify, overwrite=overwrite)
     if trainer.is_world_process_zero():
         _save_proven(
             trainer.model_for_tasks,
             found.tokenizer,
-            folder / "model",
+            folder / MODEL,
             source=source,
             before=before,
             change=("added", sorted(found.recipe.tasks)),
             metrics={**read_scores(source), **scores.get("tasks", {})},
             runs=[*read_json(source / RUNS, [], TRAININGS), about(trainer, found, scores)],
         )
-        write_json(folder / "scores.json", scores)
+        write_json(folder / SCORES, scores)
         pictures = describe(trainer, reports, folder)
-        write_card(trainer.model_for_tasks, folder / "model", pictures)
+        write_card(trainer.model_for_tasks, folder / MODEL, pictures)
     return scores
 
 
-def remove_task(model_path: str | Path, tasks: list[str], output: str | Path) -> None:
+def remove_task(
+    model_path: str | Path, tasks: list[str], output: str | Path, *, overwrite: bool = False
+) -> None:
     """Save a model without some of its tasks, their heads and the adapters that only they read.
 
     Args:
         model_path: folder of the model; it is not touched.
         tasks: what to remove.
         output: folder to write.
+        overwrite: replace a model that stands there.
 
     Raises:
         UserError: a task is unknown, none would be left, or `output` is taken.
         RuntimeError: another task changed; no model has been written.
     """
     _check_folder(model_path)
+    fault = source_fault(model_path, Path(output))
+    target = [fault] if fault else target_faults(Path(output), overwrite=overwrite)
     model, tokenizer = load_model(model_path)
     tasks = list(dict.fromkeys(tasks))
     faults = [
@@ -96,11 +119,7 @@ def remove_task(model_path: str | Path, tasks: list[str], output: str | Path) ->
     ]
     if not set(model.task_names) - set(tasks):
         faults.append("no task would be left")
-    if Path(output).exists():
-        faults.append(f"--output: {output} exists; name a new folder")
-    elif _would_touch(Path(model_path), Path(output), Path(output)):
-        faults.append("--output: the model lies there; name another")
-    if faults:
+    if faults := faults + target:
         raise UserError("remove-task", faults)
     source, before = Path(model_path), fresh_fingerprint(model_path)
     for name in tasks:
@@ -161,14 +180,16 @@ def _check_folder(model_path: str | Path) -> None:
         raise UserError(str(model_path), ["is no folder; download a Hub model first"])
 
 
-def _would_touch(model: Path, run: Path, target: Path) -> bool:
-    """Whether writing a run's files to `run` and its model to `target` would change `model`."""
-    model, aside = model.resolve(), _aside(target).resolve()
-    return model in (target.resolve(), aside) or run.resolve().is_relative_to(model)
-
-
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.unproven")
+def _touching_fault(model: Path, run: Path) -> str | None:
+    """What writing a run would do to the model that it starts from."""
+    if fault := source_fault(model, run / MODEL, "output_dir"):
+        return fault
+    run, model = run.resolve(), model.resolve()
+    inside = model.relative_to(run).parts[:1] if model.is_relative_to(run) else ()
+    written = [name for name in inside if name in RUN_FOLDERS or CHECKPOINT.fullmatch(name)]
+    if run.is_relative_to(model) or written:
+        return "output_dir: the model lies there; name another"
+    return None
 
 
 def _save_proven(
@@ -183,22 +204,20 @@ def _save_proven(
     runs: list[dict[str, Any]],
 ) -> None:
     """Write the folder aside, prove it in a fresh process, then give it its name."""
-    aside = _aside(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    save_folder(model, tokenizer, aside, metrics=metrics, runs=runs)
-    after = fresh_fingerprint(aside)
-    others = [name for name in before["tasks"] if name in after["tasks"]]
-    faults = compare(before, after, others)
-    if faults:
-        raise RuntimeError(f"{'; '.join(faults)}; the model is left at {aside}")
-    proof = {
-        "change": change[0],
-        "changed": change[1],
-        "encoder": after["encoder"],
-        "tasks": {name: after["tasks"][name] for name in others},
-        "made_with": after["made_with"],
-    }
-    write_json(aside / FILE, [*read_proofs(source), proof])
-    write_card(model, aside, [p for name in model.task_names for p in pictures_of(name, source)])
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with write_aside(folder) as aside:
+        save_folder(model, tokenizer, aside, metrics=metrics, runs=runs)
+        after = fresh_fingerprint(aside)
+        others = [name for name in before["tasks"] if name in after["tasks"]]
+        faults = compare(before, after, others)
+        if faults:
+            raise RuntimeError(f"{'; '.join(faults)}; no model has been written")
+        proof = {
+            "change": change[0],
+            "changed": change[1],
+            "encoder": after["encoder"],
+            "tasks": {name: after["tasks"][name] for name in others},
+            "made_with": after["made_with"],
+        }
+        write_json(aside / FILE, [*read_proofs(source), proof])
+        pictures = [p for name in model.task_names for p in pictures_of(name, source)]
+        write_card(model, aside, pictures)

@@ -1,13 +1,18 @@
 """A recipe made ready: data loaded and checked, heads on an encoder, the trainer's arguments."""
 
-import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psutil
+import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     TrainingArguments,
     set_seed,
@@ -24,12 +29,16 @@ from ..evaluation.metrics import default_metrics
 from ..hub.sentence_transformers import POOLING_FLAGS
 from ..inference.load import load_model
 from ..optimization.parameter_groups import freeze_faults
-from ..recipe.arguments import training_arguments
+from ..recipe.arguments import REFUSALS, optimizer_faults, training_arguments
+from ..recipe.packages import package_folder
 from ..recipe.reader import load_recipe
 from ..recipe.schema import MultiTaskArguments, Recipe, ScratchEncoder
+from ..trainer.checkpoints import is_intact
+from ..trainer.identity import weights_digest
 
 FLAGS = {flag: name for name, flag in POOLING_FLAGS.items()}  # sentence-transformers before 5.4
 MODES = {**FLAGS, **{name.replace("_", ""): name for name in POOLING_FLAGS}}
+MOST_LAYERS = 1000
 DEFAULT_LENGTH = 512  # for an encoder and a tokenizer that both know no limit
 
 
@@ -53,6 +62,15 @@ class Prepared:
     def configs(self) -> dict[str, TaskConfig]:
         """The model's tasks."""
         return self.model.config.tasks
+
+    @property
+    def origin(self) -> str:
+        """What tells the encoder's first weights from others."""
+        encoder = self.recipe.encoder
+        if isinstance(encoder, ScratchEncoder):
+            return "random"
+        folder = Path(_resolve(encoder))
+        return weights_digest(folder) if folder.is_dir() else encoder
 
     @property
     def evaluates(self) -> bool:
@@ -81,7 +99,11 @@ class Prepared:
 
 
 def prepare(
-    path: str | Path, overrides: list[str] | None = None, *, onto: str | Path | None = None
+    path: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    onto: str | Path | None = None,
+    check: Callable[[Recipe], list[str]] = lambda recipe: [],
 ) -> Prepared:
     """Load and check everything that a recipe names; nothing is written.
 
@@ -89,12 +111,15 @@ def prepare(
         path: the recipe.
         overrides: `key=value` with dotted keys.
         onto: a finished model that the recipe's tasks are added to; all else in it is frozen.
+        check: further faults of the recipe, before its data are read.
 
     Raises:
         UserError: with all faults of the recipe, or all of the data, or of the encoder.
     """
     given = None if onto is None else load_model(onto)
     recipe = load_recipe(path, overrides, onto=None if given is None else given[0].config)
+    if faults := check(recipe):
+        raise UserError(str(path), faults)
     sources = load_sources(recipe, str(path))
     set_seed(int(recipe.training.get("seed", 42)))
     configs = {name: source.configs[name] for source in sources for name in source.configs}
@@ -140,6 +165,7 @@ def checked_arguments(found: Prepared, path: str) -> TrainingArguments:
     recipe = found.recipe
     args = training_arguments(recipe, evaluates=found.evaluates, source=path)
     faults = _training_faults(found, args)
+    faults += optimizer_faults(args)
     faults += freeze_faults(found.model, recipe.freeze, recipe.optimizer, args)
     if recipe.stopping is not None and args.eval_strategy == "no":
         faults.append("stopping: there are no evaluations to stop by")
@@ -160,6 +186,8 @@ def _training_faults(found: Prepared, args: TrainingArguments) -> list[str]:
     resume = args.resume_from_checkpoint
     if isinstance(resume, str) and not Path(resume).is_dir():
         faults.append(f"training.resume_from_checkpoint: there is no folder {resume}")
+    elif isinstance(resume, str) and not is_intact(resume):
+        faults.append(f"training.resume_from_checkpoint: {resume} is no whole checkpoint")
     if args.load_best_model_at_end:
         names = {"loss", "macro"}
         for source in found.sources:
@@ -184,11 +212,7 @@ def _make_model(
 ) -> tuple[PolyheadModel, PreTrainedTokenizerBase]:
     if isinstance(recipe.encoder, ScratchEncoder):
         tokenizer = AutoTokenizer.from_pretrained(_resolve(recipe.encoder.tokenizer))
-        if "model_type" not in recipe.encoder.config:
-            raise ValueError("config has no model_type; allowed are those of transformers, as bert")
-        options = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        encoder = AutoConfig.for_model(**{**options, **recipe.encoder.config})
-        encoder.is_causal = False
+        encoder = _scratch_encoder(recipe.encoder.config, tokenizer)
         pooling = recipe.pooling or "mean"
         config = PolyheadConfig(encoder_config=encoder, tasks=configs, pooling=pooling)
         model = PolyheadModel(config)
@@ -213,19 +237,33 @@ def _add_tasks(
 
 
 def _resolve(name: str) -> str:
-    """`package:NAME/FOLDER` to the folder inside that installed package."""
-    if not name.startswith("package:"):
-        return name
-    package, _, folder = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            f"the package {package} is not installed; type: pip install {package.replace('_', '-')}"
-        )
-    path = Path(spec.submodule_search_locations[0]) / folder
-    if not path.is_dir():
-        raise ValueError(f"the package {package} has no folder {folder}")
-    return str(path)
+    """An encoder's name as transformers takes it: `package:NAME/FOLDER` is a folder."""
+    return str(package_folder(name)) if name.startswith("package:") else name
+
+
+def _scratch_encoder(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    """The config of an encoder with random weights.
+
+    Raises:
+        ValueError: transformers takes it for no encoder, or it does not fit into memory.
+    """
+    if "model_type" not in given:
+        raise ValueError("config has no model_type; allowed are those of transformers, as bert")
+    for key, value in given.items():  # each is built, even to count its weights
+        if "layers" in key and isinstance(value, int) and value > MOST_LAYERS:
+            raise ValueError(f"config.{key}: {value}; at most {MOST_LAYERS}")
+    options = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    try:
+        config = AutoConfig.for_model(**{**options, **given})
+        config.is_causal = False
+        with torch.device("meta"):
+            shapes = AutoModel.from_config(config)
+    except (*REFUSALS, ArithmeticError, LookupError, AssertionError, MemoryError) as error:
+        raise ValueError(f"config: {type(error).__name__}: {str(error).strip()}") from error
+    needed = sum(p.numel() * p.element_size() for p in shapes.parameters())
+    if needed > psutil.virtual_memory().total:
+        raise ValueError(f"config: its weights take {needed / 1e9:,.0f} GB, more than memory has")
+    return config
 
 
 def _sentence_transformer(place: str) -> tuple[str, str]:

@@ -2,13 +2,22 @@
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from ..artifacts import HISTORY, write_json
+from ..artifacts import (
+    HISTORY,
+    REPORTS,
+    SCORES,
+    clean_up,
+    explained,
+    write_aside,
+    write_json,
+)
 from ..batches.sampler import epochs_of
 from ..data.dataset import MultiTaskDataset
 from ..data.loading import load_sources, unseen_labels
@@ -19,11 +28,16 @@ from ..hub.card import about_run
 from ..hub.folder import save_folder, write_card
 from ..hub.push import HUB_ERRORS
 from ..inference.exported import load_any
+from ..outputs import MODEL, begin_anew, checkpoints_in, run_faults
 from ..recipe.reader import load_recipe
+from ..recipe.schema import Recipe
 from ..reports.curves import training_plots
+from ..reports.figures import SECTIONS
+from ..reports.page import PAGE
 from ..reports.task_report import write_reports
-from ..trainer.checkpoints import clean_up, latest_intact, write_aside
+from ..trainer.checkpoints import latest_intact, stays
 from ..trainer.fsdp import own_class
+from ..trainer.identity import check_resume
 from ..trainer.trainer import MultiTaskTrainer
 from .setup import Prepared, checked_arguments, prepare
 
@@ -32,6 +46,7 @@ def train(
     path: str | Path,
     overrides: list[str] | None = None,
     *,
+    overwrite: bool = False,
     notify: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train a recipe, save `output_dir/model` and `output_dir/scores.json`.
@@ -39,6 +54,7 @@ def train(
     Args:
         path: the recipe.
         overrides: `key=value` with dotted keys.
+        overwrite: replace the run that stands in `output_dir`, and nothing else that lies there.
         notify: called with each line worth knowing before training starts.
 
     Returns:
@@ -46,23 +62,36 @@ def train(
         validation for tasks without test rows.
 
     Raises:
-        UserError: faults of the recipe, its data or its encoder; nothing has been written then.
+        UserError: faults of the recipe, its data or its encoder, or a run stands in `output_dir`;
+            nothing has been written then.
     """
-    found = prepare(path, overrides)
-    trainer, scores, reports = fit(found, str(path), notify)
+    found = prepare(path, overrides, check=partial(output_faults, overwrite=overwrite))
+    trainer, scores, reports = fit(found, str(path), notify, overwrite=overwrite)
     state = trainer.gathered_state()  # by all ranks
     if trainer.is_world_process_zero():
         folder = Path(found.recipe.output_dir)
         model, metrics = trainer.model_for_tasks, scores.get("tasks")
         runs = [about(trainer, found, scores)]
-        with write_aside(folder / "model") as aside, own_class(model):
+        advice = partial(stays, folder)
+        with write_aside(folder / MODEL, advice=advice) as aside, own_class(model):
             save_folder(model, found.tokenizer, aside, metrics=metrics, runs=runs, state_dict=state)
-        with write_aside(folder / "scores.json") as aside:
-            write_json(aside, scores)
-        write_card(model, folder / "model", describe(trainer, reports, folder))
+        with explained(folder, advice):
+            write_json(folder / SCORES, scores)
+            write_card(model, folder / MODEL, describe(trainer, reports, folder))
         if trainer.args.push_to_hub:
-            _push(trainer, folder / "model", notify)
+            _push(trainer, folder / MODEL, notify)
     return scores
+
+
+def output_faults(recipe: Recipe, *, overwrite: bool) -> list[str]:
+    """What keeps a recipe from being trained into its `output_dir`."""
+    folder, resume = Path(recipe.output_dir), recipe.training.get("resume_from_checkpoint")
+    if isinstance(resume, str):
+        goes_on = folder.resolve() in Path(resume).resolve().parents
+    else:  # with broken checkpoints alone it starts anew
+        broken = checkpoints_in(folder) and not (folder / MODEL).exists()
+        goes_on = resume is True and (latest_intact(folder) is not None or bool(broken))
+    return run_faults(folder, goes_on=goes_on, overwrite=overwrite)
 
 
 def _push(trainer: MultiTaskTrainer, folder: Path, notify: Callable[[str], None]) -> None:
@@ -92,7 +121,7 @@ def about(trainer: MultiTaskTrainer, found: Prepared, scores: dict[str, Any]) ->
 
 
 def fit(
-    found: Prepared, path: str, notify: Callable[[str], None]
+    found: Prepared, path: str, notify: Callable[[str], None], *, overwrite: bool = False
 ) -> tuple[MultiTaskTrainer, dict[str, Any], dict[str, Any]]:
     """Train what was prepared and score it; the finished model is not saved yet.
 
@@ -103,6 +132,7 @@ def fit(
         found: recipe, data and model.
         path: the recipe, for errors.
         notify: called with each line worth knowing before training starts.
+        overwrite: remove the checkpoints that stand in `output_dir`.
 
     Raises:
         UserError: arguments that training would stumble over; nothing has been written then.
@@ -123,19 +153,26 @@ def fit(
         if found.evaluates
         else None,
         "multitask": found.multitask,
+        "origin": found.origin,
     }
     try:
         trainer = MultiTaskTrainer(**options)
-    except ValueError as error:  # what only the tokenized rows and the number of ranks tell
-        raise UserError(path, [str(error)]) from error
+    except UserError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:
+        # what only the tokenized rows, the number of ranks and the installed packages tell
+        raise UserError(path, [" ".join(str(error).split())]) from error
     assert trainer.sampler is not None
     for line in trainer.sampler.summary(epochs_of(args, trainer.sampler)):
         notify(line)
     if found.recipe.compute != "exact":
         notify(f"compute: {model.set_compute(found.recipe.compute).reason}")
+    checkpoint = _checkpoint(args, overwrite=overwrite)
+    for line in [] if checkpoint is None else check_resume(checkpoint, trainer.identity):
+        notify(line)
     try:
         with trainer.sigterm:
-            trainer.train(resume_from_checkpoint=_checkpoint(args))
+            trainer.train(resume_from_checkpoint=checkpoint)
     except (Interrupted, UserError):  # close the bar and trackers, as HF does after a whole run
         trainer.callback_handler.on_train_end(args, trainer.state, trainer.control)
         raise
@@ -148,9 +185,19 @@ def describe(trainer: MultiTaskTrainer, reports: dict[str, Any], folder: Path) -
     Returns:
         the pictures of the tasks.
     """
+    _remove_reports(folder / REPORTS)
     write_json(folder / HISTORY, trainer.state.log_history)
     training_plots(trainer.state.log_history, trainer.model_for_tasks.task_names, folder)
     return write_reports(folder, reports)
+
+
+def _remove_reports(folder: Path) -> None:
+    """Remove an earlier run's reports, their pictures and its page; the new run may lack a task."""
+    (folder / PAGE).unlink(missing_ok=True)
+    for path in folder.glob("*.json"):
+        for section in SECTIONS:
+            (folder / f"{path.stem}_{section}.png").unlink(missing_ok=True)
+        path.unlink()
 
 
 def evaluate(
@@ -221,11 +268,13 @@ def _final_scores(trainer: MultiTaskTrainer, found: Prepared) -> tuple[dict[str,
     return {**found_scores, "splits": by_task}, reports
 
 
-def _checkpoint(args: TrainingArguments) -> str | None:
+def _checkpoint(args: TrainingArguments, *, overwrite: bool = False) -> str | None:
     """The checkpoint to resume from: the one named, or for `true` the latest intact one."""
     output_dir, wanted = str(args.output_dir), args.resume_from_checkpoint
     with args.main_process_first(local=args.save_on_each_node):
         clean_up(output_dir)  # what a killed process left
+        if overwrite:
+            begin_anew(Path(output_dir))
     if wanted in (None, False):
         return None
     return latest_intact(output_dir) if wanted is True else str(wanted)

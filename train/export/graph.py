@@ -14,7 +14,6 @@ import copy
 import importlib.metadata
 import inspect
 import logging
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,11 @@ from ...modeling.packing import Texts
 from ...modeling.pooling import pool
 from ...modeling.routing import Routed
 from ..adapters import merged_encoder
-from ..artifacts import write_json
+from ..artifacts import write_aside, write_json
 from ..errors import UserError
 from ..hub.proof import probe_rows
 from ..inference.exported import FILE, PACKAGES, ExportedModel, missing_packages
-from .plain import target_faults, unchecked
+from .plain import output_faults, task_faults
 
 TOLERANCE = 1e-4  # of fp32 outputs against torch's
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "task_ids")
@@ -180,6 +179,7 @@ def export_graph(
     *,
     tasks: list[str],
     folder: str | Path,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write tasks of a model as one graph; it is run and compared before it gets its name.
 
@@ -189,7 +189,8 @@ def export_graph(
         kind: `onnx` or `openvino`.
         tasks: the tasks whose heads the graph gets. With one adapter (or none) among them it is
             merged; with several the graph takes `task_ids`.
-        folder: folder to write; must not be there.
+        folder: folder to write.
+        overwrite: replace an export, or a model, that stands there.
 
     Returns:
         what `export.json` holds.
@@ -198,30 +199,42 @@ def export_graph(
         UserError: a task is unknown, `folder` is taken, a package is missing, adapters do not fit
             one graph, or the graph does not give the model's outputs.
     """
-    folder, aside = Path(folder), unchecked(folder)
-    faults = missing_packages(kind) + target_faults(model, tasks, folder)
+    folder = Path(folder)
+    faults = missing_packages(kind) + task_faults(model, tasks)
+    faults += output_faults(model, folder, overwrite=overwrite)
     if faults:
         raise UserError("export", faults)
-    aside.mkdir(parents=True)
     try:
-        graph = Graph(model, tasks).eval()
-        _write_graph(graph, kind, probe_rows(model), model.usable_length, aside)
-        found = _describe(model, graph, kind)
-        write_json(aside / FILE, found)
-        _config_of(model, tasks).save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        difference = largest_difference(model, ExportedModel(aside))
-        if not difference <= TOLERANCE:
-            raise ValueError(f"the graph's outputs differ from the model's by {difference:.2g}")
-        found["difference"] = difference
-        write_json(aside / FILE, found)
-        aside.rename(folder)
+        with write_aside(folder) as aside:
+            return _write_checked(model, tokenizer, kind, tasks, aside)
+    except UserError:
+        raise
     except (ValueError, torch.onnx.OnnxExporterError) as error:
         kind_of = "" if isinstance(error, ValueError) else "torch cannot export this encoder: "
         raise UserError("export", [f"{kind_of}{str(error).splitlines()[0]}"]) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return found
+
+
+def _write_checked(
+    model: PolyheadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    tasks: list[str],
+    folder: Path,
+) -> dict[str, Any]:
+    """Write the folder, run its graph and compare."""
+    folder.mkdir()
+    graph = Graph(model, tasks).eval()
+    _write_graph(graph, kind, probe_rows(model), model.usable_length, folder)
+    about = _describe(model, graph, kind)
+    write_json(folder / FILE, about)
+    _config_of(model, tasks).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    difference = largest_difference(model, ExportedModel(folder))
+    if not difference <= TOLERANCE:
+        raise ValueError(f"the graph's outputs differ from the model's by {difference:.2g}")
+    about["difference"] = difference
+    write_json(folder / FILE, about)
+    return about
 
 
 def _write_graph(

@@ -19,7 +19,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..artifacts import write_json
+from ..artifacts import write_aside, write_json
 from ..commands.training import evaluate
 from ..data.loading import Source, load_sources
 from ..data.tokenization import tokenize
@@ -27,6 +27,7 @@ from ..errors import UserError
 from ..inference.exported import FILE, ExportedModel, missing_packages
 from ..recipe.reader import load_recipe
 from .graph import export_graph
+from .plain import output_faults
 
 ROWS = 64  # of each source, to find the ranges of activations
 SEED = 42
@@ -41,6 +42,7 @@ def export_int8(
     folder: str | Path,
     recipe: str | Path,
     overrides: list[str] | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write tasks of a model as one int8 graph, and score it against the fp32 graph.
 
@@ -49,10 +51,11 @@ def export_int8(
         tokenizer: its tokenizer.
         kind: `onnx` or `openvino`.
         tasks: the tasks whose heads the graph gets.
-        folder: folder to write; must not be there.
+        folder: folder to write.
         recipe: its training rows calibrate, its validation rows (test, where a source has none)
             are scored; it has some or all of `tasks`.
         overrides: `key=value` with dotted keys, for the recipe.
+        overwrite: replace an export, or a model, that stands there.
 
     Returns:
         what `export.json` holds; under `int8` the main metric of each task before and after.
@@ -68,14 +71,13 @@ def export_int8(
         for name in found.tasks
         if name not in tasks
     ]
-    if faults or folder.exists():
-        taken = [f"--output: {folder} exists; name a new folder"] if folder.exists() else []
-        raise UserError("export", faults + taken)
+    faults += output_faults(model, folder, overwrite=overwrite)
+    if faults:
+        raise UserError("export", faults)
     sources = load_sources(found, str(recipe))
     split = "validation" if all("validation" in s.splits for s in sources) else "test"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-        full, small = Path(place) / "fp32", Path(place) / "int8"
+    with write_aside(folder) as small, tempfile.TemporaryDirectory() as place:
+        full = Path(place) / "fp32"
         about = export_graph(model, tokenizer, kind, tasks=tasks, folder=full)
         before = evaluate(full, recipe, overrides, split=split)["tasks"]
         rows = calibration_rows(sources, tokenizer, ExportedModel(full))
@@ -90,7 +92,6 @@ def export_int8(
             "tasks": {name: _cost(before[name], after[name]) for name in before},
         }
         write_json(small / FILE, about)
-        small.rename(folder)
     return about
 
 

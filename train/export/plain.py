@@ -5,7 +5,6 @@ one. Layers are matched by kind and shape, and the written model is read again a
 task's logits: what does not fit is refused, not approximated.
 """
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +22,11 @@ from transformers import (
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..adapters import merged_encoder
+from ..artifacts import write_aside
 from ..errors import UserError
 from ..hub.proof import probe_rows
 from ..hub.sentence_transformers import save_sentence_transformers
+from ..outputs import source_fault, target_faults
 
 AUTO = {
     "sequence_classification": AutoModelForSequenceClassification,
@@ -37,7 +38,12 @@ TOLERANCE = 1e-4  # of logits: merging rounds the sum of two weights once, inste
 
 
 def export_hf(
-    model: PolyheadModel, tokenizer: PreTrainedTokenizerBase, *, task: str, folder: str | Path
+    model: PolyheadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    task: str,
+    folder: str | Path,
+    overwrite: bool = False,
 ) -> str:
     """Write a task as a folder that stock transformers loads, without peft and without remote code.
 
@@ -47,7 +53,8 @@ def export_hf(
         model: the model; it stays as it is.
         tokenizer: its tokenizer.
         task: name of the task.
-        folder: folder to write; must not be there.
+        folder: folder to write.
+        overwrite: replace an export, or a model, that stands there.
 
     Returns:
         name of the class that loads it.
@@ -55,8 +62,8 @@ def export_hf(
     Raises:
         UserError: the task is unknown, `folder` is taken, or HF's class cannot hold the head.
     """
-    folder, aside = Path(folder), unchecked(folder)
-    faults = target_faults(model, [task], folder)
+    folder = Path(folder)
+    faults = task_faults(model, [task]) + output_faults(model, folder, overwrite=overwrite)
     if faults:
         raise UserError("export", faults)
     config, head = model.config.tasks[task], model.heads[task]
@@ -64,35 +71,32 @@ def export_hf(
         raise UserError("export", [f"{task}: a plain encoder has no place for its projection"])
     plain = merged_encoder(model, config.adapter)
     found = plain if config.head == "embedding" else _with_head(plain, config, head)
-    found.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    if config.head == "embedding":
-        pooled = replace(config, pooling=config.pooling or model.config.pooling)
-        width = model.config.hidden_size
-        save_sentence_transformers(tokenizer, aside, plain=(pooled, width))
-    difference = _difference(model, task, aside)
-    if difference > TOLERANCE:
-        shutil.rmtree(aside)
-        raise UserError("export", [_misfit(type(found).__name__, task, config, difference)])
-    aside.rename(folder)
+    with write_aside(folder) as aside:
+        found.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        if config.head == "embedding":
+            pooled = replace(config, pooling=config.pooling or model.config.pooling)
+            width = model.config.hidden_size
+            save_sentence_transformers(tokenizer, aside, plain=(pooled, width))
+        difference = _difference(model, task, aside)
+        if not difference <= TOLERANCE:
+            raise UserError("export", [_misfit(type(found).__name__, task, config, difference)])
     return type(found).__name__
 
 
-def unchecked(folder: str | Path) -> Path:
-    """Where an export lies until it has been compared with the model."""
-    return Path(folder).with_name(f"{Path(folder).name}.unchecked")
-
-
-def target_faults(model: PolyheadModel, tasks: list[str], folder: str | Path) -> list[str]:
-    """Tasks that the model lacks, and folders that stand where an export is to be written."""
+def task_faults(model: PolyheadModel, tasks: list[str]) -> list[str]:
+    """Tasks that the model lacks, or none at all."""
     known = ", ".join(model.task_names)
-    faults = [
-        f"--task: there is no task {name!r}; there are: {known}"
-        for name in tasks
-        if name not in model.task_names
-    ]
-    places = (Path(folder), unchecked(folder))
-    return faults + [f"--output: {p} exists; name a new folder" for p in places if p.exists()]
+    unknown = [name for name in tasks if name not in model.task_names]
+    faults = [f"--task: there is no task {name!r}; there are: {known}" for name in unknown]
+    return faults if tasks else [f"--task: names none; there are: {known}"]
+
+
+def output_faults(model: PolyheadModel, folder: Path, *, overwrite: bool) -> list[str]:
+    """What keeps an export of a model from being written."""
+    if fault := source_fault(model.config.name_or_path, folder, may_lie_inside=True):
+        return [fault]
+    return target_faults(folder, overwrite=overwrite)
 
 
 def _with_head(encoder: PreTrainedModel, task: TaskConfig, head: nn.Module) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..artifacts import PLOTS, RUNS, SCORES, write_json
+from ..artifacts import PLOTS, RUNS, SCORES, write_json, write_text
 from . import proof
 from .card import render_card
 from .sentence_transformers import save_sentence_transformers
@@ -48,7 +48,7 @@ def save_folder(
             write_json(folder / name, value)
     write_card(model, folder)
     handler = resources.files("polyhead.train.hub").joinpath("handler.py")
-    (folder / "handler.py").write_text(handler.read_text(encoding="utf-8"), encoding="utf-8")
+    write_text(folder / "handler.py", handler.read_text(encoding="utf-8"))
 
 
 def write_card(model: PolyheadModel, folder: Path, pictures: Iterable[Path] = ()) -> None:
@@ -62,4 +62,4 @@ def write_card(model: PolyheadModel, folder: Path, pictures: Iterable[Path] = ()
     for picture in pictures:
         (folder / PLOTS).mkdir(exist_ok=True)
         shutil.copy(picture, folder / PLOTS)
-    (folder / CARD).write_text(render_card(model, folder), encoding="utf-8")
+    write_text(folder / CARD, render_card(model, folder))

@@ -1,13 +1,14 @@
 """The `training` of a recipe: which of TrainingArguments' fields it may set, and our defaults."""
 
 import difflib
+import math
 from dataclasses import fields
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from ..errors import UserError
 from .schema import Recipe
@@ -24,6 +25,40 @@ REFUSED_TRAINING = {
     "restore_callback_states_from_checkpoint": "they always are",
     "enable_jit_checkpoint": "always done on SIGTERM",
 }
+
+
+TINY = 1e-30  # more than 0
+POSITIVE, COUNT, SIZE = (TINY, 1e9), (0, 1e9), (1, 1e6)
+RANGES = {  # lowest and highest value of the numbers that TrainingArguments takes unread
+    "adam_beta1": (0, 0.999999999),
+    "adam_beta2": (0, 0.999999999),
+    "adam_epsilon": (TINY, 1),
+    "data_seed": (0, 2**32 - 1),
+    "dataloader_num_workers": (0, 1024),
+    "dataloader_prefetch_factor": SIZE,
+    "ddp_bucket_cap_mb": SIZE,
+    "ddp_timeout": (1, 1e9),
+    "eval_accumulation_steps": SIZE,
+    "eval_delay": COUNT,
+    "eval_steps": POSITIVE,
+    "gradient_accumulation_steps": SIZE,
+    "learning_rate": (0, 1000),
+    "logging_steps": POSITIVE,
+    "max_grad_norm": COUNT,
+    "max_steps": (-1, 1e9),
+    "neftune_noise_alpha": COUNT,
+    "num_train_epochs": (TINY, 1e5),
+    "per_device_eval_batch_size": SIZE,
+    "per_device_train_batch_size": SIZE,
+    "save_steps": POSITIVE,
+    "save_total_limit": SIZE,
+    "seed": (0, 2**32 - 1),
+    "torch_empty_cache_steps": SIZE,
+    "warmup_steps": COUNT,
+    "weight_decay": (0, 1000),
+}
+# What TrainingArguments and what it asks raise of a value that a user has written.
+REFUSALS = (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, RuntimeError)
 
 
 @cache
@@ -44,15 +79,34 @@ def training_faults(training: Any) -> list[str]:
             near = difflib.get_close_matches(str(key), _training_types(), n=1)
             hint = f"did you mean {near[0]}?" if near else "see TrainingArguments of transformers"
             faults.append(f"training.{key}: unknown key; {hint}")
-        elif key != "resume_from_checkpoint":  # a path, or true for the latest
-            kind = TypeAdapter(
-                _training_types()[key], config=ConfigDict(arbitrary_types_allowed=True)
-            )
-            try:
-                kind.validate_python(value)
-            except ValidationError as error:
-                faults.append(f"training.{key}: {error.errors()[0]['msg']}, got {value!r}")
+        elif key == "resume_from_checkpoint":
+            if value == "" or not isinstance(value, (bool, str, type(None))):
+                fault = f"true for the latest, or the folder of a checkpoint, got {value!r:.80}"
+                faults.append(f"training.{key}: {fault}")
+        elif fault := _value_fault(key, value):
+            faults.append(f"training.{key}: {fault}, got {value!r:.80}")
     return faults
+
+
+def _value_fault(key: str, value: Any) -> str | None:
+    """What is wrong with the value of a field of TrainingArguments."""
+    hint = _training_types()[key]
+    takes = {hint, *get_args(hint)}
+    if takes & {int, float} and not takes & {str, bool} and isinstance(value, (bool, str)):
+        return f"a number is wanted{', without quotes' * isinstance(value, str)}"
+    try:
+        kind = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        kind.validate_python(value)
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"])
+    if key == "max_steps" and value < 1 and value != -1:
+        return "at least 1, or -1 to count by epochs"
+    low, high = RANGES.get(key, (-1e12, 1e12))
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # told for the whole recipe
+    if isinstance(value, (int, float)) and not low <= value <= high:
+        return f"{'more than 0' if low == TINY else f'{low:g}'} to {high:.10g} is allowed"
+    return None
 
 
 def training_arguments(
@@ -88,5 +142,40 @@ def training_arguments(
         given["load_best_model_at_end"] = recipe.training.get("load_best_model_at_end", False)
     try:
         return TrainingArguments(output_dir=recipe.output_dir, remove_unused_columns=False, **given)
-    except (ValueError, TypeError) as error:
-        raise UserError(source, [f"training: {' '.join(str(error).split())}"]) from error
+    except REFUSALS as error:
+        raise UserError(source, [f"training: {_words(error)}"]) from error
+
+
+def optimizer_faults(args: TrainingArguments) -> list[str]:
+    """What the optimizer and the schedule that `training` names would stumble over later."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    faults = []
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Linear(1, 1))
+        if not {"params", "optimizer_dict"} & options.keys():  # else it asks for the whole model
+            kind([parameter], **options)
+    except REFUSALS as error:
+        faults.append(f"training.optim: {_plain(args.optim)}: {_words(error)}")
+    try:
+        get_scheduler(
+            args.lr_scheduler_type,
+            torch.optim.SGD([parameter]),
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # pyright: ignore
+        )
+    except REFUSALS as error:
+        faults.append(
+            f"training.lr_scheduler_type: {_plain(args.lr_scheduler_type)}: {_words(error)}"
+        )
+    return faults
+
+
+def _words(error: Exception) -> str:
+    """An error of transformers in one line."""
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+def _plain(value: Any) -> str:
+    """The word of an enumeration as a recipe has it."""
+    return str(getattr(value, "value", value))

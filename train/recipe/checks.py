@@ -22,6 +22,7 @@ def task_faults(name: str, task: TaskRecipe) -> list[str]:
         return [*faults, f"{key}: {error}"]
     faults += [f"{key}.data.{fault}" for fault in _column_faults(task)]
     faults += [f"{key}.data.{fault}" for fault in _file_faults(task.data)]
+    faults += [f"{key}.data.{fault}" for fault in _script_faults(task.data)]
     if task.cached and not in_batch(config):
         faults.append(
             f"{key}.cached: only for embedding losses {', '.join(IN_BATCH_LOSSES)}; take it out"
@@ -72,6 +73,8 @@ def _column_faults(task: TaskRecipe) -> list[str]:
         faults.append("text: missing; name the column with the text, or tokens")
     if {"text_pair", "tokens"} <= given:
         faults.append("tokens: a pair task reads text and text_pair; take it out")
+    if data.missing_label is not None and (data.label is None or task.loss == "mse"):
+        faults.append("missing_label: only beside a label, and not for vectors; take it out")
     if data.label_range is not None:
         numbers = task.problem_type == "regression" or task.head == "embedding"
         if not numbers:
@@ -79,6 +82,16 @@ def _column_faults(task: TaskRecipe) -> list[str]:
         elif data.label_range[0] >= data.label_range[1]:
             faults.append(f"label_range: {list(data.label_range)}; write [lowest, highest]")
     return faults
+
+
+def _script_faults(data: DataConfig) -> list[str]:
+    """A path whose rows a program would make; what `datasets` no longer runs, we never did."""
+    path = Path(data.path or "")
+    script = path / f"{path.name}.py" if data.path and path.is_dir() else path
+    if script.suffix == ".py" and (script.is_file() or script == path):
+        fault = f"path: {script} is a dataset script, whose code is not run"
+        return [f"{fault}; give its rows as parquet, CSV or JSONL"]
+    return []
 
 
 def _file_faults(data: DataConfig) -> list[str]:
@@ -96,6 +109,21 @@ def _file_faults(data: DataConfig) -> list[str]:
             if split not in ("train", "validation", "test") and data.splits is None:
                 faults.append(f"data_files.{split}: allowed: train, validation, test")
     return faults
+
+
+def output_faults(recipe: Recipe) -> list[str]:
+    """An `output_dir` that can be no folder; `~` stands for the home folder."""
+    name = recipe.output_dir
+    if not name.strip() or not name.isprintable():
+        return [f"output_dir: {name!r:.80} is no name of a folder"]
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError as error:
+        return [f"output_dir: {name}: {error}"]
+    if folder.resolve() == Path(folder.anchor or "/").resolve():
+        return [f"output_dir: {name} is the root of the disk; name a folder, as runs/mine"]
+    recipe.output_dir = str(folder)
+    return []
 
 
 def stopping_faults(recipe: Recipe) -> list[str]:

@@ -1,16 +1,17 @@
 """A YAML recipe to dataclasses, with every fault of the file in one error.
 
-Types, unknown keys and allowed values are pydantic's work. Here are environment variables and the
-words of its faults; which keys go together is in `checks.py`, the fields of TrainingArguments in
-`arguments.py`.
+YAML is read in `yaml_text.py`; types, unknown keys and allowed values are pydantic's work. Here are
+environment variables, overrides and the words of its faults; which keys go together is in
+`checks.py`, the fields of TrainingArguments in `arguments.py`.
 """
 
 import difflib
+import math
 import os
 import re
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -21,20 +22,9 @@ from ..balancing.methods import balancing_faults
 from ..batches.strategies import sampling_faults, sources_of
 from ..errors import UserError
 from .arguments import training_faults
-from .checks import stopping_faults, task_faults
-from .schema import (
-    Balancing,
-    DataConfig,
-    Freeze,
-    OptimizerOptions,
-    Recipe,
-    Sampling,
-    SchedulePoint,
-    ScratchEncoder,
-    Stopping,
-    TaskRecipe,
-    Unfreeze,
-)
+from .checks import output_faults, stopping_faults, task_faults
+from .schema import Recipe, TaskRecipe
+from .yaml_text import BYTES, read_yaml
 
 
 def load_recipe(
@@ -66,17 +56,18 @@ def load_recipe(
         raw["encoder"] = str(onto.name_or_path)
     if scored is not None:
         raw.setdefault("encoder", str(scored.name_or_path))
+    faults += _number_faults(raw)
     try:
         recipe = TypeAdapter(Recipe).validate_python(raw)
     except ValidationError as error:
         scratch = isinstance(raw.get("encoder"), dict)  # then it is no name: drop that complaint
         faults += [
-            _pydantic_fault(entry)
+            _pydantic_fault(entry, raw)
             for entry in error.errors()
             if entry["loc"] != ("encoder", "str") or not scratch
         ]
         faults += training_faults(raw.get("training"))
-        raise UserError(source, faults) from error
+        raise UserError(source, list(dict.fromkeys(faults))) from error
     for name, task in recipe.tasks.items():
         faults += task_faults(name, task)
     taken = (onto.tasks or {}) if onto is not None else {}
@@ -89,8 +80,9 @@ def load_recipe(
     faults += balancing_faults(recipe, len(sources_of(recipe)))
     faults += stopping_faults(recipe)
     faults += training_faults(recipe.training)
+    faults += output_faults(recipe)
     if faults:
-        raise UserError(source, faults)
+        raise UserError(source, list(dict.fromkeys(faults)))
     return recipe
 
 
@@ -98,16 +90,23 @@ def _read(path: str | Path) -> dict[str, Any]:
     """The YAML file as it is."""
     source = str(path)
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise UserError(source, [f"cannot be read: {error.strerror}"]) from error
+        with Path(path).open("rb") as file:
+            text = file.read(BYTES + 1).decode("utf-8")
+        raw = read_yaml(text)
     except UnicodeDecodeError as error:
         raise UserError(source, [f"is not UTF-8 text: {error.reason}"]) from error
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(source, [f"cannot be read: {reason}"]) from error
     except yaml.YAMLError as error:
-        raise UserError(source, [f"is not YAML: {' '.join(str(error).split())}"]) from error
+        raise UserError(source, [f"is not YAML: {_yaml_fault(error)}"]) from error
     if not isinstance(raw, dict):
         raise UserError(source, ["holds no keys; see configs/ for examples"])
     return raw
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())[:400]
 
 
 # What a recipe for more tasks on a finished model leaves out.
@@ -119,54 +118,23 @@ FROM_MODEL = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, reads 1e-4 as a number, and yes and no as words.
-
-    So YAML 1.2 has it, and `eval_strategy: no` and a label `no` mean what they say.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if str(key.value) in seen and not key.tag.endswith(":merge"):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value} stands twice", key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-BOOLEAN = "tag:yaml.org,2002:bool"
-_Loader.yaml_implicit_resolvers = {
-    first: [entry for entry in found if entry[0] != BOOLEAN]
-    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    BOOLEAN, re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
 def _override(raw: dict, override: str, faults: list[str]) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         faults.append(f"{override!r} on the command line: write key=value")
         return
     *parents, last = key.split(".")
-    place = raw
+    group = raw
     for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
+        group = group.setdefault(parent, {})
+        if not isinstance(group, dict):
             faults.append(f"{key} on the command line: {parent} is no group of keys")
             return
     try:
-        place[last] = yaml.load(value, Loader=_Loader)
+        group[last] = read_yaml(value, key)
     except yaml.YAMLError as error:
-        faults.append(f"{key} on the command line: {value!r} is not YAML: {error.problem}")  # pyright: ignore
+        fault = f"{value!r:.80} is not YAML: {_yaml_fault(error)}"
+        faults.append(f"{key} on the command line: {fault}")
 
 
 def _expand(value: Any, key: str, extra: dict[str, str], faults: list[str]) -> Any:
@@ -189,39 +157,59 @@ def _expand(value: Any, key: str, extra: dict[str, str], faults: list[str]) -> A
     return re.sub(r"\$\{(\w+)\}", replace, value)
 
 
-def _pydantic_fault(entry: Any) -> str:
-    place = [
-        str(part) for part in entry["loc"] if not str(part).startswith(("function-", "Scratch"))
-    ]
-    key = ".".join(place)
-    if entry["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = _known_keys(place[:-1])
-        near = difflib.get_close_matches(place[-1], known, n=1)
+def _number_faults(value: Any, key: str = "") -> list[str]:
+    """Numbers that are none: nothing in a recipe means NaN or infinity."""
+    if isinstance(value, dict):
+        parts = [(f"{key}.{name}".lstrip("."), part) for name, part in value.items()]
+    elif isinstance(value, list):
+        parts = [(f"{key}.{number}", part) for number, part in enumerate(value)]
+    else:
+        odd = isinstance(value, float) and not math.isfinite(value)
+        return [f"{key}: {value}; write a finite number"] if odd else []
+    return [fault for name, part in parts for fault in _number_faults(part, name)]
+
+
+def _pydantic_fault(entry: Any, raw: Any) -> str:
+    """One of pydantic's faults; its key without the parts that name a type of a union."""
+    keys, value = [], raw
+    for part in entry["loc"]:
+        if isinstance(value, dict) and str(part) in value:
+            value = value[str(part)]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif part != entry["loc"][-1] or entry["type"] not in (*UNKNOWN, *MISSING):
+            continue
+        keys.append(str(part))
+    key = ".".join(keys)
+    if entry["type"] in UNKNOWN:
+        known = _known_keys(keys[:-1])
+        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.55)
         hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
-    if entry["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+    if entry["type"] in MISSING:
         return f"{key}: missing"
-    got = "" if isinstance(entry["input"], dict) else f", got {entry['input']!r}"
+    got = "" if isinstance(entry["input"], dict) else f", got {entry['input']!r:.80}"
     return f"{key}: {entry['msg'][0].lower()}{entry['msg'][1:]}{got}"
 
 
-GROUPS: dict[str, type] = {
-    "sampling": Sampling,
-    "sampling.schedule": SchedulePoint,
-    "balancing": Balancing,
-    "encoder": ScratchEncoder,
-    "freeze": Freeze,
-    "freeze.unfreeze": Unfreeze,
-    "optimizer": OptimizerOptions,
-    "stopping": Stopping,
-}
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 
 
-def _known_keys(place: list[str]) -> list[str]:
-    if not place:
-        group: type = Recipe
-    elif place[0] == "tasks":
-        group = DataConfig if len(place) == 3 else TaskRecipe
-    else:
-        group = GROUPS[".".join(part for part in place if not part.isdigit())]
+def _known_keys(keys: list[str]) -> list[str]:
+    """The keys of the group of a recipe that a dotted key names."""
+    group: type = Recipe
+    if keys[:1] == ["tasks"]:
+        group, keys = TaskRecipe, keys[2:]
+    for key in keys:
+        hints = get_type_hints(group)
+        name = next((n for n in hints if n.rstrip("_") == key), None)  # none: a number in a list
+        group = next(iter(_groups_in(hints[name])), group) if name else group
     return [f.name.rstrip("_") for f in fields(group)]
+
+
+def _groups_in(hint: Any) -> list[type]:
+    """The dataclasses that a type hint names."""
+    if is_dataclass(hint):
+        return [hint]  # pyright: ignore[reportReturnType]
+    return [group for part in get_args(hint) for group in _groups_in(part)]

@@ -1,9 +1,9 @@
 """The keys of a recipe, as dataclasses; `reader.py` reads the file."""
 
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
 from ...modeling.compute import Mode
@@ -11,6 +11,26 @@ from ...modeling.configuration_polyhead import TaskConfig
 
 STRICT = ConfigDict(extra="forbid")
 TEXT_COLUMNS = ("text", "text_pair", "negative", "tokens")
+LARGEST = 1e9  # of any number in a recipe
+
+
+def _number(value: Any) -> Any:
+    """Pydantic takes true and '5' for numbers."""
+    if isinstance(value, (bool, str)):
+        raise ValueError(f"a number is wanted{', without quotes' * isinstance(value, str)}")
+    return value
+
+
+def _label(value: Any) -> Any:
+    """A label is a text; numbers and truth values come from Python, not from YAML."""
+    if not isinstance(value, (str, int)):
+        raise ValueError("a label is wanted, in quotes where it is empty")
+    return str(value)
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(ge=-LARGEST, le=LARGEST)]
+Whole = Annotated[int, BeforeValidator(_number), Field(ge=-LARGEST, le=LARGEST)]
+Label = Annotated[str, BeforeValidator(_label)]
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -21,7 +41,8 @@ class DataConfig:
         path: what `datasets.load_dataset` takes: a Hub id, or parquet, csv, json with `data_files`.
             May be left out when the ending of `data_files` tells.
         name: configuration of the dataset.
-        data_files: split to file, files or pattern; relative to where the command runs.
+        data_files: split to file, files or pattern; relative to where the command runs. A file of
+            exactly that name goes before a pattern.
         data_dir: folder given to `load_dataset`.
         revision: revision of a Hub dataset.
         splits: our split (train, validation, test) to the dataset's own name or slice.
@@ -30,9 +51,12 @@ class DataConfig:
         negative: column with a hard negative, for contrastive, triplet and margin_mse embedding
             tasks.
         tokens: column with lists of words, instead of `text` or beside it.
-        label: column with the label: a string or id, a list (multi-label), a number (regression,
+        label: column with the label: a string or id, a list of them or a 0/1 vector beside `labels`
+            (multi-label), a number (regression,
             scored pairs, a teacher's margin), a list of tags (token classification) or of numbers
             (a teacher's embedding).
+        missing_label: a value, or several, of `label` that stand for no label, as -1 or "n/a"; null
+            and NaN always do.
         label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
         license: of the data, for the model card.
     """
@@ -48,7 +72,10 @@ class DataConfig:
     negative: str | None = None
     tokens: str | None = None
     label: str | None = None
-    label_range: tuple[float, float] | None = None
+    missing_label: (
+        StrictStr | StrictInt | StrictFloat | list[StrictStr | StrictInt | StrictFloat] | None
+    ) = None
+    label_range: tuple[Number, Number] | None = None
     license: str | None = None
 
 
@@ -77,30 +104,30 @@ class TaskRecipe:
 
     head: Literal["embedding", "sequence_classification", "token_classification", "masked_lm"]
     data: DataConfig
-    labels: list[str | int | bool] | None = None
+    labels: list[Label] | None = None
     problem_type: (
         Literal["single_label_classification", "multi_label_classification", "regression"] | None
     ) = None
     pooling: str | None = None
     activation: str | None = None
-    dropout: float = 0.1
+    dropout: Number = Field(default=0.1, ge=0, lt=1)
     scheme: str | None = None
-    threshold: float = Field(default=0.5, gt=0, lt=1)
+    threshold: Number = Field(default=0.5, gt=0, lt=1)
     loss: str | None = None
-    temperature: float = 0.05
+    temperature: Number = Field(default=0.05, ge=1e-4)
     symmetric: bool = False
-    false_negative_margin: float | None = None
-    margin: float = 0.5
+    false_negative_margin: Number | None = None
+    margin: Number = 0.5
     prompts: list[str] | None = None
-    matryoshka: list[int] | None = None
-    projection: int | None = Field(default=None, gt=0)
+    matryoshka: list[Whole] | None = None
+    projection: Whole | None = Field(default=None, gt=0, le=2**16)
     normalize: bool = True
-    loss_weight: float = Field(default=1.0, ge=0)
+    loss_weight: Number = Field(default=1.0, ge=0)
     cached: bool = False
     adapter: dict[str, Any] | str | None = None
     metrics: list[str] | None = None
-    max_rows: int | None = Field(default=None, gt=0)
-    epochs: float | None = Field(default=None, gt=0)
+    max_rows: Whole | None = Field(default=None, gt=0)
+    epochs: Number | None = Field(default=None, gt=0, le=1000)
 
     def task_config(
         self,
@@ -136,8 +163,8 @@ class SchedulePoint:
         weights: uniform, proportional, or a weight for each task.
     """
 
-    epoch: float = Field(ge=0)
-    weights: Literal["uniform", "proportional"] | dict[str, float]
+    epoch: Number = Field(ge=0)
+    weights: Literal["uniform", "proportional"] | dict[str, Number]
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -177,15 +204,15 @@ class Sampling:
         "round_robin",
         "sequential",
     ] = "proportional"
-    temperature: float | None = Field(default=None, gt=0)
-    size_cap: int | None = Field(default=None, gt=0)
-    weights: dict[str, float] | None = None
+    temperature: Number | None = Field(default=None, ge=0.1)
+    size_cap: Whole | None = Field(default=None, gt=0)
+    weights: dict[str, Number] | None = None
     schedule: list[SchedulePoint] | None = Field(default=None, min_length=1)
     until: Literal["shortest", "longest"] | None = None
     order_of_tasks: list[str] | None = None
-    rows_per_epoch: int | None = Field(default=None, gt=0)
+    rows_per_epoch: Whole | None = Field(default=None, gt=0, le=10**8)
     batches: Literal["mixed", "pure"] = "mixed"
-    batch_tokens: int | None = Field(default=None, ge=8)
+    batch_tokens: Whole | None = Field(default=None, ge=8)
     packing: bool = True
     order: Literal["shuffled", "length", "no_duplicates"] = "shuffled"
 
@@ -223,11 +250,11 @@ class Balancing:
         "aligned_mtl",
         "nash_mtl",
     ] = "none"
-    learning_rate: float | None = Field(default=None, gt=0)
-    temperature: float | None = Field(default=None, gt=0)
-    alpha: float | None = Field(default=None, ge=0)
-    c: float | None = Field(default=None, ge=0, lt=1)
-    gradient_steps: int | None = Field(default=None, ge=0)
+    learning_rate: Number | None = Field(default=None, gt=0)
+    temperature: Number | None = Field(default=None, ge=0.01)
+    alpha: Number | None = Field(default=None, ge=0)
+    c: Number | None = Field(default=None, ge=0, lt=1)
+    gradient_steps: Whole | None = Field(default=None, ge=0)
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -240,9 +267,9 @@ class Unfreeze:
         layers: those of `freeze.layers` that join; default all.
     """
 
-    every: float = Field(gt=0)
+    every: Number = Field(gt=0)
     from_: Literal["top", "bottom"] = Field(default="top", alias="from")
-    layers: list[int] | None = None
+    layers: list[Whole] | None = None
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -259,7 +286,7 @@ class Freeze:
 
     encoder: bool = False
     embeddings: bool = False
-    layers: list[int] = Field(default_factory=list)
+    layers: list[Whole] = Field(default_factory=list)
     heads: list[str] = Field(default_factory=list)
     unfreeze: Unfreeze | None = None
 
@@ -274,9 +301,9 @@ class OptimizerOptions:
         adapter_lr: of the adapters.
     """
 
-    layer_decay: float | None = Field(default=None, gt=0, le=1)
-    head_lr: float | None = Field(default=None, gt=0)
-    adapter_lr: float | None = Field(default=None, gt=0)
+    layer_decay: Number | None = Field(default=None, gt=0, le=1)
+    head_lr: Number | None = Field(default=None, gt=0)
+    adapter_lr: Number | None = Field(default=None, gt=0)
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -291,8 +318,8 @@ class Stopping:
     """
 
     by: Literal["macro", "task"] = "macro"
-    patience: int = Field(gt=0)
-    threshold: float = Field(default=0.0, ge=0)
+    patience: Whole = Field(gt=0)
+    threshold: Number = Field(default=0.0, ge=0)
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -339,7 +366,7 @@ class Recipe:
     tasks: dict[str, TaskRecipe] = Field(min_length=1)
     output_dir: str
     pooling: Literal["mean", "cls", "max", "last_token", "mean_last_4"] | None = None
-    max_length: int | None = Field(default=None, ge=8)
+    max_length: Whole | None = Field(default=None, ge=8)
     sampling: Sampling = Field(default_factory=Sampling)
     balancing: Balancing = Field(default_factory=Balancing)
     freeze: Freeze = Field(default_factory=Freeze)
@@ -370,7 +397,7 @@ class MultiTaskArguments:
     """
 
     sampling: Sampling = Field(default_factory=Sampling)
-    passes: dict[str, float] = Field(default_factory=dict)
+    passes: dict[str, Number] = Field(default_factory=dict)
     balancing: Balancing = Field(default_factory=Balancing)
     freeze: Freeze = Field(default_factory=Freeze)
     optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)

@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import rankdata
 
+from ..artifacts import write_aside
+
 Maker = Callable[[dict[str, Any]], Figure]
 
 NUMBERED = 40  # a confusion matrix of more labels has no numbers
@@ -93,7 +95,8 @@ def draw(
             path = folder / f"{name}.png"
             path.unlink(missing_ok=True)
             if name in wanted:
-                make(found).savefig(path)
+                with write_aside(path) as aside:
+                    make(found).savefig(aside)
                 paths.append(path)
     return paths
 

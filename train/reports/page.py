@@ -13,7 +13,7 @@ from typing import Any
 
 from ...modeling import reading
 from ...modeling.checks import TASK_NAME
-from ..artifacts import HISTORY, REPORTS, RUN_SCORES, SCORES, shape_fault
+from ..artifacts import HISTORY, REPORTS, RUN_SCORES, SCORES, shape_fault, write_text
 from ..errors import RESUME, UserError
 from .curves import NEEDS, draw_training, training_curves
 from .figures import draw_report
@@ -64,7 +64,7 @@ def report(run_folder: str | Path) -> dict[str, Any]:
     ]
     name = escape(run.resolve().name)
     page = PAGE_FRAME.format(title=name, body="\n".join(parts))
-    (place / PAGE).write_text(page, encoding="utf-8")
+    write_text(place / PAGE, page)
     return {
         "scores": scores,
         "tasks": reports,

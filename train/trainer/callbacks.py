@@ -86,6 +86,24 @@ class TrainingState(Resumed):
         self.balancer.load_state_dict(state["balancer"])
 
 
+class RunIdentity(Resumed):
+    """What a checkpoint is made of, for `identity.check_resume`, which has read it before.
+
+    Args:
+        identity: makes it, once a training begins.
+    """
+
+    def __init__(self, identity: Callable[[], dict[str, Any]]) -> None:
+        self.identity = identity
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `identity_of`."""
+        return self.identity()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """It is what it is."""
+
+
 class TaskStopping(Resumed):
     """Ends the training of a task whose own metric stops improving; the others go on.
 

@@ -1,19 +1,12 @@
 """Checkpoints that a crash cannot spoil: SIGKILL at any moment, SIGTERM, a full disk.
 
-What is saved is written into `.unfinished` beside its place, through to the disk, and then renamed:
-at its place there is the old or the new, never half of either. What it replaces, and checkpoints
-beyond `save_total_limit`, go only after that. It costs an fsync of each file and the room of one
-more checkpoint.
+They are written as `artifacts.py` writes everything: aside, through to the disk, and then renamed.
+What they replace, and checkpoints beyond `save_total_limit`, go only after that. It costs an fsync
+of each file and the room of one more checkpoint.
 """
 
-import errno
-import os
 import re
-import shutil
 import zipfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +15,8 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
 from ...modeling import reading
-from ..errors import RESUME, UserError
-
-UNFINISHED = ".unfinished"  # in output_dir: what is being written
-REPLACED = "replaced"  # in UNFINISHED: what is being deleted
-REFUSED = {
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.ENOSPC,
-    errno.EPERM,
-    errno.EROFS,
-}
-
+from ..artifacts import UNFINISHED, clean_up, explained, put_away, put_in_place
+from ..errors import RESUME
 
 # ---- reading ----
 
@@ -96,117 +77,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return reading.read_json(path, finite=False)  # a log may hold NaN
 
 
-# ---- writing ----
-
-
-@contextmanager
-def write_aside(target: str | Path) -> Iterator[Path]:
-    """Give a path to write a file or folder to; it takes the target's place when the block ends.
-
-    When the block fails, or the process dies, the target is what it was.
-
-    Args:
-        target: in a run's `output_dir`, where one process writes at a time.
-
-    Raises:
-        UserError: the disk is full, or writing failed otherwise.
-    """
-    target = Path(target)
-    clean_up(target.parent)
-    aside = target.parent / UNFINISHED / target.name
-    try:
-        with _Explained(target):
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            yield aside
-            put_in_place(aside, target)
-    finally:
-        clean_up(target.parent)
-
-
-def put_in_place(new: Path, target: Path) -> None:
-    """Rename a whole file or folder over an older one, which then goes; both are on one disk.
-
-    Between the two renames that a folder takes there is none at its place; `clean_up` ends what a
-    kill just there has left.
-    """
-    _sync(new)
-    if target.is_dir():
-        _put_away(target)
-    new.rename(target)
-    _sync_one(target.parent)
-
-
-def clean_up(output_dir: str | Path) -> None:
-    """Remove what killed processes were writing here; a whole folder still gets its place."""
-    aside = Path(output_dir) / UNFINISHED
-    for old in (aside / REPLACED).glob("*"):
-        new, target = aside / old.name, Path(output_dir) / old.name
-        if new.exists() and not target.exists():
-            new.rename(target)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _put_away(old: Path) -> None:
-    """Move what is to be deleted: a kill while deleting must not leave half a checkpoint."""
-    place = old.parent / UNFINISHED / REPLACED
-    place.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(place / old.name, ignore_errors=True)
-    old.rename(place / old.name)
-
-
-def _sync(path: Path) -> None:
-    """A file, or a folder and all in it; at once, because the disk takes many as fast as one."""
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(_sync_one, [*path.rglob("*"), path]))
-
-
-def _sync_one(path: Path) -> None:
-    """Through to the disk, so that a loss of power later finds it there."""
-    if os.name == "posix":  # elsewhere folders cannot be opened
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-class _Explained:
-    """Turns a failed write into one clear error.
-
-    Not by `except OSError`: torch, safetensors and tokenizers raise errors of their own.
-    """
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        reason = None if error is None else _failed_write(error)
-        if reason is None:
-            return
-        run = self.target.parent
-        there = next(place for place in (run, *run.absolute().parents) if place.is_dir())
-        free = shutil.disk_usage(there).free / 1e6
-        checkpoint = latest_intact(run)
-        stays, again = f"{checkpoint} stays", f"with {RESUME}"
-        if checkpoint is None:
-            stays, again = "there is no checkpoint yet", "again"
-        fault = (
-            f"could not be written: {reason}; {free:,.1f} MB are free there; {stays}. When that "
-            f"is mended, type the same command {again}"
-        )
-        raise UserError(str(self.target), [fault]) from error
-
-
-def _failed_write(error: BaseException) -> str | None:
-    """Why the system refused a write; None for an error of another kind."""
-    if "inline_container" in str(error):  # torch.save keeps the reason to itself
-        return "the file was cut short"
-    found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, tokenizers
-    number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
-    return os.strerror(number) if number in REFUSED else None
+def stays(run: str | Path) -> str:
+    """What to tell of a run when a write to it has failed."""
+    checkpoint = latest_intact(run)
+    if checkpoint is None:
+        return "there is no checkpoint yet. When that is mended, type the same command again"
+    return f"{checkpoint} stays. When that is mended, type the same command with {RESUME}"
 
 
 # ---- training ----
@@ -232,7 +108,7 @@ class AtomicCheckpoints(Trainer):
         self._know_callbacks()
         self._aside = str(aside.parent)
         try:
-            with _Explained(folder):
+            with explained(folder, lambda: stays(run)):
                 super()._save_checkpoint(model, trial)
                 self._name_best(folder)
                 self.accelerator.wait_for_everyone()
@@ -272,7 +148,7 @@ class AtomicCheckpoints(Trainer):
         limit = self.args.save_total_limit or 0
         surplus = len(standing) - max(limit, len(kept)) if limit > 0 else 0
         for path in list(dict.fromkeys(others))[: max(surplus, 0)]:
-            _put_away(path)
+            put_away(path)
 
     def _run_epoch(self, **options: Any) -> None:
         """A run that was killed after its last step has none to make; Trainer would make one."""

@@ -10,6 +10,7 @@ What it overrides and why; the work is done by parts, plain objects that it make
 """
 
 import os
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,9 +38,17 @@ from ..evaluation.scoring import EvalSplit
 from ..optimization.freezing import Unfreezing, apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
 from ..recipe.schema import MultiTaskArguments
-from .callbacks import AfterStep, SetEpoch, TaskProgress, TaskStopping, TrainingState
+from .callbacks import (
+    AfterStep,
+    RunIdentity,
+    SetEpoch,
+    TaskProgress,
+    TaskStopping,
+    TrainingState,
+)
 from .evaluation_loop import EvaluationLoop, metrics_of
 from .fsdp import ShardedTasks, check_deepspeed, prepare_sharding
+from .identity import check_resume, identity_of
 from .meters import TaskCounters
 from .optimizer_step import OptimizerStep
 from .saving import FolderCheckpoints
@@ -61,6 +70,7 @@ class MultiTaskTrainer(FolderCheckpoints):
         eval_dataset: `EvalSplit` by source name.
         sources: source name to its tasks, for the collator.
         multitask: sampling, balancing, what trains, when to stop.
+        origin: what tells the encoder's first weights from others; a checkpoint keeps it.
 
     Attributes:
         sampler: draws the rows; None without a train dataset, as `optimizer_step`.
@@ -86,9 +96,11 @@ class MultiTaskTrainer(FolderCheckpoints):
         train_dataset: MultiTaskDataset | None = None,
         eval_dataset: dict[str, EvalSplit] | None = None,
         multitask: MultiTaskArguments | None = None,
+        origin: str | None = None,
     ) -> None:
         _check_arguments(args)
         self.multitask = multitask or MultiTaskArguments()
+        self.origin = origin
         self.sources = sources
         options = (tokenizer, model.config.tasks, model.task_names, sources)
         packed = train_dataset is not None and self.multitask.sampling.packing and model.can_pack
@@ -133,6 +145,7 @@ class MultiTaskTrainer(FolderCheckpoints):
             step.unfreezing,
             self.sigterm,
             TrainingState(step.counters, step.balancer),
+            RunIdentity(lambda: self.identity),
             AfterStep(step.end_step),
             *self._stopping(self.sampler, collator),
         ]
@@ -230,6 +243,26 @@ class MultiTaskTrainer(FolderCheckpoints):
         return {**inputs, **super()._prepare_inputs(moved)}
 
     # ---- a step ----
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint of this training is made of; see `identity.py`."""
+        parts: Any = getattr(self.train_dataset, "parts", {})
+        evaluation: Any = self.eval_dataset or {}
+        rows = {f"{name} train": part for name, part in parts.items()}
+        rows |= {f"{name} {part.split}": part.rows for name, part in evaluation.items()}
+        options: dict[str, Any] = {"rows": rows, "origin": self.origin}
+        return identity_of(self.model_for_tasks, self.args, self.multitask, **options)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any):  # noqa: ANN201 - HF's
+        """As HF's, from no checkpoint of other tasks, rows or steps.
+
+        Raises:
+            UserError: something else made the checkpoint; every difference is named.
+        """
+        if isinstance(resume_from_checkpoint, str):
+            check_resume(resume_from_checkpoint, self.identity)
+        return super().train(resume_from_checkpoint, *args, **options)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """Begins an optimizer step, with all its micro-batches; labelled units by task."""

@@ -20,6 +20,7 @@ from conftest import ENCODERS, shake_heads
 from peft import LoraConfig, get_peft_model
 from polyhead.modeling import PolyheadModel, TaskConfig
 from polyhead.train.adapters import attach_adapters
+from polyhead.train.artifacts import UNFINISHED
 from polyhead.train.commands import edit_tasks as tasks
 from polyhead.train.commands.setup import prepare
 from polyhead.train.hub import save_folder
@@ -479,21 +480,21 @@ class TestFailedProof:
         out = tmp_path / "out"
         with pytest.raises(RuntimeError, match="task intent: its logits changed"):
             tasks.add_task(given.model, added.recipe, [f"output_dir={out}"])
-        assert sorted(path.name for path in out.iterdir()) == ["model.unproven"]
+        assert not (out / "model").exists()
+        assert not (out / UNFINISHED).exists()
         assert files(given.model) == given.files
 
     def test_what_lies_at_the_target_stays(self, given, added, tmp_path):
-        (tmp_path / "model").mkdir()
-        (tmp_path / "model/kept").write_text("as it was")
+        shutil.copytree(given.model, tmp_path / "model")
+        overrides = [f"output_dir={tmp_path}"]
         with pytest.raises(RuntimeError, match="its logits changed"):
-            tasks.add_task(given.model, added.recipe, [f"output_dir={tmp_path}"])
-        assert [path.name for path in (tmp_path / "model").iterdir()] == ["kept"]
-        assert (tmp_path / "model/kept").read_text() == "as it was"
+            tasks.add_task(given.model, added.recipe, overrides, overwrite=True)
+        assert files(tmp_path / "model") == given.files
 
     def test_nothing_is_removed(self, given, tmp_path):
         with pytest.raises(RuntimeError, match="task intent: its logits changed"):
             tasks.remove_task(given.model, ["slots"], tmp_path / "model")
-        assert [path.name for path in tmp_path.iterdir()] == ["model.unproven"]
+        assert list(tmp_path.iterdir()) == []
 
 
 # ---- refusals ----
@@ -513,7 +514,7 @@ def refused(given, capsys, monkeypatch):
         captured = capsys.readouterr()
         assert (code, captured.out) == (2, ""), captured
         assert not output.exists()
-        assert not output.with_name(f"{output.name}.unproven").exists()
+        assert not output.with_name(UNFINISHED).exists()
         assert files(given.model) == given.files
         first, *lines = message_of(captured.err)
         count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
@@ -628,10 +629,10 @@ class TestRefusals:
         assert fault.startswith("output_dir: ")
 
     def test_nor_is_it_taken_for_what_a_failed_proof_left(self, given, added, tmp_path, in_process):
-        model = Path(shutil.copytree(given.model, tmp_path / "model.unproven"))
+        model = Path(shutil.copytree(given.model, tmp_path / UNFINISHED / "model"))
         assert run_cli("add-task", model, added.recipe, f"output_dir={tmp_path}") == 2
         assert run_cli("remove-task", model, "slots", "--output", tmp_path / "model") == 2
-        assert [path.name for path in tmp_path.iterdir()] == ["model.unproven"]
+        assert [path.name for path in tmp_path.iterdir()] == [UNFINISHED]
         assert files(model) == given.files
 
     def test_what_is_no_folder(self, given, refused_recipe, refused, tmp_path):
@@ -670,5 +671,6 @@ class TestRefusals:
         (tmp_path / "kept").write_text("as it was")
         arguments = ("remove-task", given.model, "intent", "--output", tmp_path)
         (fault,) = refused(*arguments, output=tmp_path / "none")
-        assert fault == f"--output: {tmp_path} exists; name a new folder"
+        again = "name a new folder, or type --overwrite to replace it"
+        assert fault == f"--output: {tmp_path} exists; {again}"
         assert [path.name for path in tmp_path.iterdir()] == ["kept"]

@@ -319,6 +319,78 @@ class TestCommand:
         assert message_of(done.stderr)[0] == f"{recipe}: 1 fault"
 
 
+class TestOverwriting:
+    """A finished run is replaced only where that was typed."""
+
+    @pytest.fixture
+    def never(self, monkeypatch):
+        """Neither data nor encoder are loaded."""
+
+        def load(*_):
+            raise AssertionError("the data were loaded")
+
+        monkeypatch.setattr(preparation, "load_sources", load)
+
+    def test_a_finished_run_stays(self, trained, never, capsys):
+        before = {p: p.stat().st_mtime_ns for p in trained.folder.rglob("*")}
+        assert run_cli("train", trained.recipe) == 2
+        assert "holds a finished run (model, scores.json); type --overwrite" in " ".join(
+            capsys.readouterr().err.split()
+        )
+        assert {p: p.stat().st_mtime_ns for p in trained.folder.rglob("*")} == before
+
+    @pytest.mark.parametrize("place", ["file", "file/below", "''", "/"])
+    def test_a_folder_that_cannot_be_is_told_first(self, trained, never, tmp_path, place, capsys):
+        (tmp_path / "file").write_text("mine")
+        folder = place if place in ("''", "/") else tmp_path / place
+        assert run_cli("train", trained.recipe, f"output_dir={folder}", "--overwrite") == 2
+        assert message_of(capsys.readouterr().err)[0].endswith(": 1 fault")
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_a_replaced_run_leaves_nothing_of_the_one_before(self, trained, tmp_path):
+        recipe = recipe_of(trained.folder / "tokenizer")
+        recipe["tasks"] = {"intent": recipe["tasks"]["intent"]}
+        recipe["training"] |= {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+        write_splits(tmp_path, "messages", messages)
+        path = write_recipe(tmp_path / "recipe.yaml", recipe)
+        for name in ("checkpoint-50", "model", "reports"):
+            (tmp_path / "out" / name).mkdir(parents=True)
+        for name in ("old.json", "old_confusion.png", "report.html", "mine.png", "mine.txt"):
+            (tmp_path / "out" / "reports" / name).write_text("{}")
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        run.train(path, overwrite=True)
+        assert not (tmp_path / "out" / "checkpoint-50").exists()
+        names = {p.name for p in (tmp_path / "out" / "reports").iterdir()}
+        assert {"mine.png", "mine.txt", "intent.json"} <= names
+        assert not names & {"old.json", "old_confusion.png", "report.html"}
+        assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+    def test_what_predict_would_write_over_stays(self, trained, tmp_path, capsys):
+        source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+        write_rows(source, [{"text": text} for text in TEXTS[:2]])
+        target.write_text("mine")
+        arguments = ["predict", trained.model, "--input", source, "--output", target]
+        assert run_cli(*arguments, "--tasks", "intent") == 2
+        assert "name a new file, or type --overwrite to replace it" in capsys.readouterr().err
+        assert target.read_text() == "mine"
+        assert run_cli(*arguments, "--tasks", "intent", "--overwrite") == 0
+        assert len(target.read_text().splitlines()) == 2
+
+    def test_a_full_disk_is_one_message(self, trained, tmp_path, monkeypatch, capsys):
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(PolyheadModel, "save_pretrained", full)
+        output = tmp_path / "less"
+        assert run_cli("remove-task", trained.model, "words", "--output", output) == 2
+        assert "could not be written: No space left on device" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_version(self, capsys):
+        assert run_cli("--version") == 0
+        assert capsys.readouterr().out.startswith("polyhead ")
+
+
 class TestResume:
     """`training.resume_from_checkpoint=true` through the whole run."""
 
@@ -511,7 +583,8 @@ class TestPredict:
         options = ["--input", tmp_path / "in.csv", "--output", target, "--text-pair", "more"]
         assert run_cli("predict", trained.model, *options) == 0
         answers = plain(pipe([(row["text"], row["more"]) for row in files]))
-        expected = [{**row, **answer} for row, answer in zip(files, answers, strict=True)]
+        cells = [{key: str(value) for key, value in row.items()} for row in files]  # of CSV: text
+        expected = [{**row, **answer} for row, answer in zip(cells, answers, strict=True)]
         assert_alike(self.read(target), expected)
 
     def test_empty_text_is_answered(self, trained, capsys):

@@ -518,8 +518,9 @@ class TestRefusedExports:
         (tmp_path / "there").mkdir()
         with pytest.raises(UserError) as stopped:
             export_hf(model, tokenizer_of("wordpiece"), task="nope", folder=tmp_path / "there")
+        again = "name a new folder, or type --overwrite to replace it"
         assert stopped.value.faults == [
             "--task: there is no task 'nope'; there are: slots",
-            f"--output: {tmp_path / 'there'} exists; name a new folder",
+            f"--output: {tmp_path / 'there'} exists; {again}",
         ]
         assert list((tmp_path / "there").iterdir()) == []

@@ -272,7 +272,7 @@ class TestRefusals:
 
     def test_of_arguments(self, said, tmp_path):
         new, there = tmp_path / "new", tmp_path / "there"
-        taken = f"- --output: {there} exists; name a new folder"
+        taken = f"- --output: {there} exists; name a new folder, or type --overwrite to replace it"
         known = "there are: " + ", ".join(TASKS)
         assert said("tflite", "--output", new) == ["- 'tflite'; allowed: onnx, openvino, hf"]
         assert said("hf", "--output", new) == ["- hf writes one task: name it by --task"]

@@ -20,24 +20,20 @@ import torch
 from crash import Process, make_recipe, step_of
 from polyhead.modeling import PolyheadModel
 from polyhead.train.adapters import attach_adapters
+from polyhead.train.artifacts import UNFINISHED
 from polyhead.train.data.dataset import MultiTaskDataset
 from polyhead.train.data.tokenization import tokenize
 from polyhead.train.errors import RESUME, Interrupted, UserError
 from polyhead.train.evaluation.scoring import eval_splits
 from polyhead.train.trainer import MultiTaskTrainer, checkpoints
 from polyhead.train.trainer import evaluation_loop as scoring
-from polyhead.train.trainer.checkpoints import (
-    UNFINISHED,
-    clean_up,
-    is_intact,
-    latest_intact,
-    write_aside,
-)
+from polyhead.train.trainer.checkpoints import is_intact, latest_intact
 from polyhead.train.trainer.sigterm import ECHO, SigtermCallback, outlive_sigterm
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 from train_helpers import (
     files_of,
+    in_a_fork,
     messages,
     private_cache,  # noqa: F401
     sources_of,
@@ -160,106 +156,6 @@ def logged(trainer) -> list[tuple[int, dict[str, float]]]:
         for line in trainer.state.log_history
     ]
     return [line for line in lines if line[1]]
-
-
-def in_a_fork(function: Callable[[], Any]) -> int:
-    """Run a function in a child process; its exit code, or minus the signal that ended it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            function()
-            os._exit(0)
-        except BaseException:
-            os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-class TestWritingAside:
-    def write(self, folder: Path, word: str) -> None:
-        with write_aside(folder) as aside:
-            (aside / "inner").mkdir(parents=True)
-            (aside / "inner" / "file").write_text(word)
-
-    def test_what_was_written_takes_its_place(self, tmp_path):
-        for word in ("old", "new"):
-            self.write(tmp_path / "run" / "model", word)
-            assert (tmp_path / "run" / "model" / "inner" / "file").read_text() == word
-            assert names(tmp_path / "run") == ["model"]
-
-    def test_a_file_can_be_written_too(self, tmp_path):
-        for word in ("old", "new"):
-            with write_aside(tmp_path / "scores.json") as aside:
-                aside.write_text(word)
-            assert (tmp_path / "scores.json").read_text() == word
-            assert names(tmp_path) == ["scores.json"]
-
-    def test_the_older_folder_stays_when_writing_fails(self, tmp_path):
-        self.write(tmp_path / "model", "old")
-
-        def write_half():
-            with write_aside(tmp_path / "model") as aside:
-                aside.mkdir()
-                (aside / "half").touch()
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            write_half()
-        assert names(tmp_path) == ["model"]
-        assert (tmp_path / "model" / "inner" / "file").read_text() == "old"
-
-    def test_killed_between_any_two_system_calls_there_is_the_old_or_the_new(
-        self, tmp_path, monkeypatch
-    ):
-        found, fatal = [], 0
-        while not found or found[-1] != "ended":
-            run = tmp_path / str(fatal)
-            self.write(run / "model", "old")
-            calls = iter(range(1000))
-
-            def die_at(function, fatal=fatal, calls=calls):
-                def call(*arguments, **options):
-                    if next(calls) == fatal:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return function(*arguments, **options)
-
-                return call
-
-            with monkeypatch.context() as patch:
-                for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
-                    patch.setattr(os, name, die_at(getattr(os, name)))
-                code = in_a_fork(lambda run=run: self.write(run / "model", "new"))
-            assert code in (0, -signal.SIGKILL)
-            clean_up(run)
-            assert names(run) == ["model"]
-            content = (run / "model" / "inner" / "file").read_text()
-            found.append(content if code else "ended")
-            fatal += 1
-        changes = found.index("new")  # once new, never old again
-        assert set(found[:changes]) == {"old"}
-        assert set(found[changes:-1]) == {"new"}
-        assert len(found) > 12
-
-    def test_every_file_is_on_the_disk_before_it_gets_its_name(self, tmp_path, monkeypatch):
-        done = []
-
-        def record(function, place):
-            def call(path, *arguments):
-                done.append(f"{function.__name__} {Path(path).name}")
-                return function(path, *arguments)
-
-            monkeypatch.setattr(*place, call)
-
-        record(checkpoints._sync_one, (checkpoints, "_sync_one"))
-        record(os.rename, (os, "rename"))
-        self.write(tmp_path / "model", "word")
-        assert sorted(done[:3]) == ["_sync_one file", "_sync_one inner", "_sync_one model"]
-        assert done[3:] == ["rename model", f"_sync_one {tmp_path.name}"]
-
-    def test_other_errors_are_left_as_they_are(self, tmp_path):
-        for error in (ValueError("not about the disk"), FileNotFoundError(2, "a bug", "of ours")):
-            with pytest.raises(type(error)) as raised, write_aside(tmp_path / "model"):
-                raise error
-            assert raised.value is error
 
 
 ADAPTER = "adapters/slots"
@@ -447,13 +343,13 @@ class TestDeleting:
         assert names(folder) == ["checkpoint-2", "checkpoint-3"]
 
     def test_nothing_is_deleted_before_the_new_one_stands(self, build, folder, monkeypatch):
-        usual, stood = checkpoints._put_away, []
+        usual, stood = checkpoints.put_away, []
 
         def put_away(old):
             stood.append((old.name, latest_intact(folder)))
             usual(old)
 
-        monkeypatch.setattr(checkpoints, "_put_away", put_away)
+        monkeypatch.setattr(checkpoints, "put_away", put_away)
         build(max_steps=3, save_total_limit=1).train()
         assert stood == [(f"checkpoint-{n}", f"{folder}/checkpoint-{n + 1}") for n in (1, 2)]
 
