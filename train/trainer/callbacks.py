@@ -5,12 +5,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from ..balancing.base import Balancer
 from ..batches.collator import MultiTaskCollator
 from ..batches.sampler import MultiTaskBatchSampler
+from ..evaluation.metrics import default_metrics, main_metric
+from ..evaluation.scoring import EvalSplit
 from ..recipe.schema import Stopping
 from .meters import TaskCounters
 
@@ -166,6 +168,37 @@ class TaskStopping(Resumed):
         self.best, self.waited, self.stopped = (
             dict(state[key]) for key in ("best", "waited", "stopped")
         )
+
+
+def stopping_callbacks(
+    stopping: Stopping | None,
+    splits: dict[str, EvalSplit],
+    sampler: MultiTaskBatchSampler,
+    collator: MultiTaskCollator,
+) -> list[TrainerCallback]:
+    """What ends the training, of all tasks or of one; empty where nothing does before its time.
+
+    Args:
+        stopping: of the recipe.
+        splits: validation rows by source.
+        sampler: draws the rows.
+        collator: leaves out the labels, and knows the tasks.
+
+    Raises:
+        ValueError: tasks stop one by one, and some optimizer step has fewer rows than others.
+    """
+    if stopping is None:
+        return []
+    if stopping.by == "macro":
+        return [EarlyStoppingCallback(stopping.patience, stopping.threshold)]
+    if sampler.has_short_steps:
+        raise ValueError("stopping by task: some optimizer step has fewer rows than others")
+    metrics = {}
+    for split in splits.values():
+        for name, recipe in split.source.tasks.items():
+            usual = default_metrics(collator.configs[name], scored=recipe.data.label is not None)
+            metrics[name] = main_metric(recipe.metrics or usual)
+    return [TaskStopping(stopping, metrics, sampler, collator)]
 
 
 class TaskProgress(ProgressCallback):

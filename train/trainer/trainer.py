@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
-    EarlyStoppingCallback,
     PreTrainedTokenizerBase,
     ProgressCallback,
     TrainerCallback,
@@ -26,14 +25,12 @@ from transformers import (
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.generic import strtobool
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..balancing.methods import COMPILED, make_balancer, reads_tasks_apart
 from ..balancing.task_gradients import GradientComparison, shared_parameters
 from ..batches.collator import MultiTaskCollator, model_inputs
-from ..batches.sampler import MultiTaskBatchSampler, make_sampler
+from ..batches.sampler import make_sampler
 from ..data.dataset import MultiTaskDataset
-from ..evaluation.metrics import default_metrics, main_metric
 from ..evaluation.scoring import EvalSplit
 from ..optimization.freezing import Unfreezing, apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
@@ -43,8 +40,8 @@ from .callbacks import (
     RunIdentity,
     SetEpoch,
     TaskProgress,
-    TaskStopping,
     TrainingState,
+    stopping_callbacks,
 )
 from .evaluation_loop import EvaluationLoop, metrics_of
 from .fsdp import ShardedTasks, check_deepspeed, prepare_sharding
@@ -140,15 +137,16 @@ class MultiTaskTrainer(FolderCheckpoints):
             texts=dataset.texts if sampling.order == "no_duplicates" else None,
         )
         step = self.optimizer_step = self._make_optimizer_step(dataset)
-        callbacks = [
+        callbacks: list[TrainerCallback] = [
             SetEpoch(self.sampler, collator),
             step.unfreezing,
             self.sigterm,
             TrainingState(step.counters, step.balancer),
             RunIdentity(lambda: self.identity),
             AfterStep(step.end_step),
-            *self._stopping(self.sampler, collator),
         ]
+        splits: Any = self.eval_dataset or {}
+        callbacks += stopping_callbacks(self.multitask.stopping, splits, self.sampler, collator)
         for callback in callbacks:
             self.add_callback(callback)
 
@@ -182,29 +180,12 @@ class MultiTaskTrainer(FolderCheckpoints):
         )
 
     def _compare_every(self, tasks: int) -> int:
-        """Steps between comparisons of gradients; 0 for never.
-
-        One task, nothing shared that trains, weights in shards, or compiled.
-        """
+        """0 for never: one task, nothing shared that trains, weights in shards, or compiled."""
         apart = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
         if tasks < 2 or apart or not shared_parameters(self.model):
             return 0
         steps = self.multitask.balancing.gradient_steps
         return COMPARE_EVERY * tasks if steps is None else steps
-
-    def _stopping(
-        self, sampler: MultiTaskBatchSampler, collator: MultiTaskCollator
-    ) -> list[TrainerCallback]:
-        stopping = self.multitask.stopping
-        if stopping is None:
-            return []
-        if stopping.by == "macro":
-            return [EarlyStoppingCallback(stopping.patience, stopping.threshold)]
-        if sampler.has_short_steps:
-            raise ValueError("stopping by task: some optimizer step has fewer rows than others")
-        splits: Any = self.eval_dataset or {}
-        metrics = _main_metrics(splits, self.model.config.tasks)
-        return [TaskStopping(stopping, metrics, sampler, collator)]
 
     def _set_up_sharding(self) -> None:
         """FSDP and DeepSpeed, where they were asked for."""
@@ -266,9 +247,8 @@ class MultiTaskTrainer(FolderCheckpoints):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """Begins an optimizer step, with all its micro-batches; labelled units by task."""
-        return self.optimizer_step.begin(
-            batch_samples, self.state.global_step, self.state.epoch or 0.0
-        )
+        state = self.state
+        return self.optimizer_step.begin(batch_samples, state.global_step, state.epoch or 0.0)
 
     def compute_loss(
         self,
@@ -394,15 +374,3 @@ def _check_arguments(args: TrainingArguments) -> None:
     if args.world_size > 1 and checkpointing.get("use_reentrant"):
         raise ValueError("TrainingArguments: several ranks need use_reentrant=False")
     args.ddp_find_unused_parameters = True  # a head or adapter may have no rows on a rank
-
-
-def _main_metrics(splits: dict[str, EvalSplit], configs: dict[str, TaskConfig]) -> dict[str, str]:
-    """The metric of each task with validation rows that says whether it still improves."""
-    metrics = {}
-    for split in splits.values():
-        for name, recipe in split.source.tasks.items():
-            scored = recipe.data.label is not None
-            metrics[name] = main_metric(
-                recipe.metrics or default_metrics(configs[name], scored=scored)
-            )
-    return metrics
