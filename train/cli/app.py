@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from ..artifacts import refusal
-from ..errors import Left, UserError
+from ..errors import Interrupted, UserError
 from ..outputs import source_fault
 from .console import (
     err,
@@ -311,6 +311,6 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         show_fault(f"{error.filename or 'a file'}: {reason}")
         sys.exit(2)
-    except Left as left:
-        note(str(left))
-        sys.exit(left.exit_code)
+    except Interrupted as error:
+        note(str(error))
+        sys.exit(error.exit_code)
