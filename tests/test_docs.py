@@ -153,6 +153,11 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
         {"question": row["text"], "answer": f"to {row['intent']}, type it"} for row in messages(12)
     ]
     write("questions.csv", texts, "question", "answer")
+    damages = ["None", "Water", "Torn", "n/a", "?", ""] * 2
+    lines = [{"text": f"claim {i}", "damage": damage} for i, damage in enumerate(damages)]
+    write("claims [2024].csv", lines, "text", "damage")
+    vectors = [{"text": f"text {i}", "vector": [i % 2, 1, i % 3 % 2]} for i in range(12)]
+    write("topics.jsonl", vectors, "text", "vector")
     wide = {"hidden_size": 384}
     teacher = make_model("bert", {"similarity": TaskConfig(head="embedding")}, **wide)
     save_folder(teacher, tokenizer_of("wordpiece"), "runs/teacher/model")
@@ -161,13 +166,14 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
     found = run_page("docs/recipes.md", encoder)["parts"]
     assert [sorted(set(config.tasks) - set(recipe["tasks"])) for config in found] == [
         ["words"],
+        ["damage", "topics"],
         ["search"],
         ["vectors"],
         [],
         ["topics"],
     ]
     assert found[0].get_text_config().hidden_size == 256
-    assert {task.adapter for task in found[3].tasks.values()} == {"intent"}
+    assert {task.adapter for task in found[4].tasks.values()} == {"intent"}
 
 
 @pytest.fixture

@@ -73,7 +73,9 @@ def adapter_faults(
                 f"tasks.{task}.adapter: there is no adapter {section!r}; defined: {there}"
             )
     kinds = {
-        section.get("type", "lora") for section in adapters.values() if isinstance(section, dict)
+        str(section.get("type", "lora"))
+        for section in adapters.values()
+        if isinstance(section, dict)
     }
     if len(kinds) > 1:
         faults.append(f"tasks: adapters of several types ({', '.join(sorted(kinds))}); take one")
@@ -81,17 +83,29 @@ def adapter_faults(
 
 
 def _section_faults(section: dict[str, Any]) -> list[str]:
+    try:
+        if "name" in section:
+            check_task_name(section["name"], "adapter name")
+    except ValueError as error:
+        return [f".name: {error}"]
     if "path" in section:
+        if not isinstance(section["path"], str):
+            return [f".path: {section['path']!r:.80}; write a folder or a Hub id"]
         more = sorted(set(section) - {"name", "path"})
         return [f".{', '.join(more)}: the adapter at path has its own; take it out"] if more else []
     kind = section.get("type", "lora")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         return [f".type: {kind!r}; allowed: {', '.join(KINDS)}"]
     faults = []
     layers = section.get("layers")
     if layers is not None and _layer_numbers(layers, 1000) is None:
         faults.append(f".layers: {layers!r}; write 'top 2' or a list of layer numbers")
-    options = {k: v for k, v in section.items() if k not in OWN_KEYS}
+    return faults + _option_faults(kind, {k: v for k, v in section.items() if k not in OWN_KEYS})
+
+
+def _option_faults(kind: str, options: dict[str, Any]) -> list[str]:
+    """What is wrong with the fields of the peft config."""
+    faults = []
     idle = sorted(set(options) & set(NOT_READ))
     if idle:
         faults.append(f".{', '.join(idle)}: has no effect here; leave it out")
@@ -113,10 +127,10 @@ def _layer_numbers(layers: Any, count: int) -> list[int] | None:
     """`top 2` -> the last two of `count` layers; a list of numbers as it is; None: not valid."""
     if isinstance(layers, str):
         word, _, number = layers.partition(" ")
-        valid = word == "top" and number.isdigit() and int(number) > 0
+        valid = word == "top" and re.fullmatch("[1-9][0-9]{0,8}", number) is not None
         return list(range(count))[-int(number) :] if valid else None
-    whole = isinstance(layers, list) and all(isinstance(i, int) for i in layers)
-    return layers if whole and all(0 <= i < count for i in layers) else None
+    whole = isinstance(layers, list) and all(type(i) is int for i in layers)
+    return layers if whole and layers and all(0 <= i < count for i in layers) else None
 
 
 def attach_adapters(model: PolyheadModel, adapters: dict[str, dict[str, Any] | str | None]) -> None:

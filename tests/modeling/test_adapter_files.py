@@ -440,6 +440,26 @@ def test_a_recipe_refuses_options_without_effect(name):
     assert faults == [f"tasks.first.adapter.{name}: has no effect here; leave it out"]
 
 
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"type": ["lora"]}, ".type: ['lora']; allowed: lora, ia3"),
+        ({"name": ["a"], "r": 4}, ".name: adapter name ['a']: use lower-case letters"),
+        ({"name": "../x", "r": 4}, ".name: adapter name '../x': use lower-case letters"),
+        ({"path": 5}, ".path: 5; write a folder or a Hub id"),
+        ({"layers": [True], "r": 4}, ".layers: [True]; write 'top 2' or a list"),
+        ({"layers": [], "r": 4}, ".layers: []; write 'top 2' or a list"),
+        ({"layers": "top \u00b2", "r": 4}, ".layers: 'top \u00b2'; write"),
+        ({"type": "ia3", "r": 4}, ": unknown option 'r'; allowed: target_modules"),
+        ({5: 6}, ": unknown option 5; allowed: r"),
+    ],
+    ids=str,
+)
+def test_a_section_that_is_odd_is_one_fault(section, expected):
+    (fault,) = adapter_faults({"first": section})
+    assert fault.startswith(f"tasks.first.adapter{expected}")
+
+
 def test_a_recipe_refuses_what_excludes_each_other():
     assert "lora_bias" in adapter_faults({"a1": {"r": 4, "lora_bias": True, "use_dora": True}})[0]
     odd = {"r": 3, "init_lora_weights": "orthogonal"}

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 ModelPath = Annotated[str, typer.Argument(help="Folder or Hub id of a Polyhead.")]
 InputPath = Annotated[
-    Path | None, typer.Option("--input", help="parquet, CSV, JSONL, or folder of parquet files.")
+    Path | None,
+    typer.Option("--input", help="parquet, CSV, TSV, JSONL, or folder of parquet files."),
 ]
-OutputPath = Annotated[Path | None, typer.Option("--output", help="parquet, CSV or JSONL.")]
+OutputPath = Annotated[Path | None, typer.Option("--output", help="parquet, CSV, TSV or JSONL.")]
 BatchTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens in one pass; 1024 on a CPU.", show_default=False)
 ]

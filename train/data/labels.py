@@ -7,6 +7,7 @@ import datasets
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ..recipe.schema import TaskRecipe
+from .label_values import INTEGER, has_classes, ids_to_names
 from .tags import TagSet, find_tags
 
 
@@ -41,7 +42,7 @@ def find_labels(
     faults: list[str] = []
     if has_classes(task):
         for split, rows in splits.items():
-            splits[split] = _ids_to_names(rows, column)
+            splits[split] = ids_to_names(rows, column)
         if task.head == "token_classification":
             tags = find_tags(name, task, splits, text)
             counts, faults = tags.counts, tags.faults
@@ -78,12 +79,6 @@ def _unlabelled(name: str, task: TaskRecipe, splits: dict[str, datasets.Dataset]
     ]
 
 
-def has_classes(task: TaskRecipe) -> bool:
-    """The task's labels are strings from a closed list."""
-    classifies = task.head in ("sequence_classification", "token_classification")
-    return classifies and task.problem_type != "regression"
-
-
 def _agree(
     name: str, task: TaskRecipe, found: list[str], renamed: dict[str, str]
 ) -> tuple[list[str], list[str]]:
@@ -102,23 +97,5 @@ def _agree(
 
 def _order(labels: set[str]) -> list[str]:
     """O first, then by number where all are numbers, else by name."""
-    numbers = all(label.lstrip("-").isdigit() for label in labels)
+    numbers = all(INTEGER.fullmatch(label) for label in labels)
     return sorted(labels, key=lambda x: (x != "O", int(x) if numbers else 0, x))
-
-
-def _ids_to_names(rows: datasets.Dataset, column: str) -> datasets.Dataset:
-    """A ClassLabel column (plain or in lists) as strings; others as they are."""
-    kind = rows.features[column]
-    inner = getattr(kind, "feature", kind)
-    if not isinstance(inner, datasets.ClassLabel):
-        return rows
-
-    def name_of(value: Any) -> Any:
-        if isinstance(value, list):
-            return [name_of(v) for v in value]
-        return None if value is None or value < 0 else inner.int2str(value)
-
-    text = datasets.Value("string")
-    values = [name_of(value) for value in rows[:][column]]
-    feature = text if inner is kind else datasets.List(text)
-    return rows.remove_columns(column).add_column(column, values, feature=feature)

@@ -8,21 +8,21 @@ training, and reported in one error with task, split, row and column.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import datasets
 import datasets.exceptions
-import numpy as np
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.windows import locate_words
 from ..errors import UserError
 from ..recipe.schema import DataConfig, Recipe, TaskRecipe
+from .checks import label_faults, rows_named, text_faults
+from .label_values import class_notes, missing_notes, read_labels
 from .labels import find_labels, labels_in
+from .splits import load_splits
 from .tags import tag_faults
-
-SPLITS = ("train", "validation", "test")
-SHOWN = 3  # rows named in a fault
 
 
 @dataclass
@@ -87,7 +87,7 @@ def load_sources(recipe: Recipe, source: str = "data") -> list[Source]:
     for tasks in group_tasks(recipe.tasks):
         first = next(iter(tasks))
         try:
-            splits = _load(tasks[first])
+            splits = load_splits(tasks[first])
         except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
             faults.append(f"tasks.{first}.data: cannot be loaded: {reason(error)}")
             continue
@@ -165,47 +165,6 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
         yield from by_text.values()
 
 
-BUILDERS = {"parquet": "parquet", "csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json"}
-
-
-def _load(task: TaskRecipe) -> dict[str, datasets.Dataset]:
-    data = task.data
-    path = data.path
-    if path is None:
-        files = data.data_files
-        while not isinstance(files, str):
-            files = list(files.values() if isinstance(files, dict) else files or [""])[0]
-        ending = files.removesuffix(".gz").rsplit(".", 1)[-1]
-        if ending not in BUILDERS:
-            raise ValueError(f"{files}: ending .{ending}; name data.path (parquet, csv, json)")
-        path = BUILDERS[ending]
-    options: dict[str, Any] = {
-        "name": data.name,
-        "data_files": data.data_files,
-        "data_dir": data.data_dir,
-        "revision": data.revision,
-    }
-    options = {key: value for key, value in options.items() if value is not None}
-    names = data.splits or {}
-    if names:
-        loaded = {
-            ours: datasets.load_dataset(path, split=theirs, **options)
-            for ours, theirs in names.items()
-        }
-    else:
-        every = datasets.load_dataset(path, **options)
-        loaded = {split: every[split] for split in SPLITS if split in every}
-        if "train" not in loaded:
-            raise ValueError(
-                f"has no split train, but {', '.join(every)}; name them in data.splits"
-            )
-    if task.max_rows is not None:
-        # a sample, not the head: files are often sorted by label
-        chosen = np.random.default_rng(0).permutation(len(loaded["train"]))[: task.max_rows]
-        loaded["train"] = loaded["train"].select(np.sort(chosen))
-    return loaded  # pyright: ignore[reportReturnType]
-
-
 # ---- checks ----
 
 
@@ -213,59 +172,58 @@ def _column_faults(source: Source) -> list[str]:
     faults = []
     for split, rows in source.splits.items():
         if not len(rows):
-            faults.append(f"tasks.{source.name}.data: split {split} is empty")
+            faults.append(f"tasks.{source.name}.data: split {split} is empty, there is no data")
         for name, task in source.tasks.items():
             columns = ("text", "text_pair", "negative", "tokens", "label")
             for key, column in ((key, getattr(task.data, key)) for key in columns):
                 if column is not None and column not in rows.column_names:
+                    in_train = column in source.splits["train"].column_names
+                    why = ", as train has: column names don't match" if in_train else ""
                     faults.append(
-                        f"tasks.{name}.data.{key}: split {split} has no column {column!r}; "
+                        f"tasks.{name}.data.{key}: split {split} has no column {column!r}{why}; "
                         f"it has: {', '.join(rows.column_names)}"
                     )
     return faults
 
 
-def _rows(numbers: list[int]) -> str:
-    more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
-    return f"row {', '.join(map(str, numbers[:SHOWN]))}{more}"
-
-
 def _check_rows(source: Source) -> list[str]:
     """Faults of values; then, where there are none, of labels, which makes the task configs."""
-    faults = []
+    source.notes, faults = read_labels(source.tasks, source.splits)
+    unread = {name for name in source.tasks if any(f"tasks.{name}." in fault for fault in faults)}
     for split, rows in source.splits.items():
         batch = rows[:]
         for name, task in source.tasks.items():
-            faults += _text_faults(task, name, split, batch)
+            faults += text_faults(task, name, split, batch)
+            place, label = f"tasks.{name}.data", str(task.data.label)
             if task.data.tokens is not None:
                 faults += _token_faults(source, name, split, batch)
-            elif task.data.label is not None:
-                place = f"tasks.{name}.data"
-                faults += _label_kind_faults(task, place, split, batch[task.data.label])
+            is_sentence = task.data.label is not None and task.head != "token_classification"
+            if is_sentence and name not in unread:
+                faults += label_faults(task, place, split, batch[label])
     if faults:
         return faults
     for name, task in source.tasks.items():
-        found, notes, label_faults = find_labels(name, task, source.splits, source.text)
+        found, notes, more = find_labels(name, task, source.splits, source.text)
         source.notes += notes
-        faults += label_faults
+        faults += more
         if found is not None:
             source.configs[name] = found
+            source.notes += _label_notes(source, name)
     return faults
 
 
-def _text_faults(task: TaskRecipe, name: str, split: str, batch: dict[str, list]) -> list[str]:
-    faults = []
-    for key in ("text", "text_pair", "negative"):
-        column = getattr(task.data, key)
-        if column is None:
-            continue
-        bad = [i for i, text in enumerate(batch[column]) if not isinstance(text, str)]
-        if bad:
-            faults.append(
-                f"tasks.{name}.data.{key}: {split}, column {column!r}: no text in {_rows(bad)}, "
-                f"but {batch[column][bad[0]]!r:.60}"
-            )
-    return faults
+def _label_notes(source: Source, name: str) -> list[str]:
+    """Rows without a label, and labels without a row."""
+    task, labels = source.tasks[name], source.configs[name].labels
+    if task.data.label is None:
+        return []
+    lines = missing_notes(name, task, source.splits)
+    if labels and task.head == "sequence_classification":
+        values = source.splits["train"][:][task.data.label]
+        lines += class_notes(
+            name, task, labels, Counter(chain.from_iterable(map(labels_in, values)))
+        )
+    return lines
 
 
 def _token_faults(source: Source, name: str, split: str, batch: dict[str, list]) -> list[str]:
@@ -282,13 +240,13 @@ def _token_faults(source: Source, name: str, split: str, batch: dict[str, list])
     ]
     if bad:
         return [
-            f"{place}.tokens: {split}, column {data.tokens!r}: no list of words in {_rows(bad)}, "
-            f"but {tokens[bad[0]]!r:.80}"
+            f"{place}.tokens: {split}, column {data.tokens!r}: no list of words in "
+            f"{rows_named(bad)}, but {tokens[bad[0]]!r:.80}"
         ]
     faults = []
     if tags is not None:
         where = f"{place}.label: {split}, column {data.label!r}"
-        faults += tag_faults(where, tags, tokens, _rows)
+        faults += tag_faults(where, tags, tokens, rows_named)
     texts = batch[source.text] if source.text is not None else []
     bad = [
         i
@@ -299,7 +257,7 @@ def _token_faults(source: Source, name: str, split: str, batch: dict[str, list])
         i = bad[0]
         faults.append(
             f"{place}.tokens: {split}: the tokens are not the words of column {source.text!r} in "
-            f"{_rows(bad)} ({tokens[i]!r:.60} in {texts[i]!r:.60}); "
+            f"{rows_named(bad)} ({tokens[i]!r:.60} in {texts[i]!r:.60}); "
             "let all tasks of this data read tokens, or mend the rows"
         )
     return faults
@@ -307,57 +265,3 @@ def _token_faults(source: Source, name: str, split: str, batch: dict[str, list])
 
 def _is_list_of_text(row: Any) -> bool:
     return isinstance(row, list) and all(isinstance(word, str) for word in row)
-
-
-def _vector_faults(task: TaskRecipe, place: str, split: str, values: list) -> list[str]:
-    """Labels that are no vectors, or vectors of another width than the first."""
-    width = len(values[0]) if values and isinstance(values[0], list) else 0
-
-    def fits(value: Any) -> bool:
-        own = isinstance(value, list) and len(value) == width > 0
-        return own and all(isinstance(x, (int, float)) and np.isfinite(x) for x in value)
-
-    bad = [i for i, value in enumerate(values) if not fits(value)]
-    if not bad:
-        return []
-    return [
-        f"{place}.label: {split}, column {task.data.label!r}: a list of {width or 'some'} numbers "
-        f"is wanted, but {_rows(bad)} holds {values[bad[0]]!r:.60}"
-    ]
-
-
-def _label_kind_faults(task: TaskRecipe, place: str, split: str, values: list) -> list[str]:
-    """Labels that are not of the kind that the head reads."""
-    numbers = task.problem_type == "regression" or task.head == "embedding"
-    multi = task.problem_type == "multi_label_classification"
-    if task.head == "embedding" and task.loss == "mse":
-        return _vector_faults(task, place, split, values)
-
-    def fits(value: Any) -> bool:
-        if value is None:
-            return True
-        if numbers:
-            return isinstance(value, (int, float)) and not np.isinf(value)
-        return isinstance(value, list) if multi else isinstance(value, (str, int, bool))
-
-    bad = [i for i, value in enumerate(values) if not fits(value)]
-    want = "a number" if numbers else "a list of labels" if multi else "a label (string or id)"
-    faults = []
-    if bad:
-        faults.append(
-            f"{place}.label: {split}, column {task.data.label!r}: {want} is wanted, but "
-            f"{_rows(bad)} holds {values[bad[0]]!r:.60}"
-        )
-    elif numbers:
-        low, high = task.data.label_range or (-np.inf, np.inf)
-        if task.head == "embedding" and task.loss == "cosine_mse" and not task.data.label_range:
-            low, high = -1.0, 1.0  # a cosine
-        bad = [
-            i for i, v in enumerate(values) if v is not None and not (low <= v <= high or v != v)
-        ]
-        if bad:
-            faults.append(
-                f"{place}.label: {split}: {values[bad[0]]} in {_rows(bad)} lies outside "
-                f"[{low:g}, {high:g}]; set data.label_range to the lowest and highest score"
-            )
-    return faults

@@ -5,7 +5,8 @@ call of the pipeline and kept by `OutputParts`, so memory does not grow with the
 call goes on after the shards that an earlier one has finished, and several processes share them.
 """
 
-import glob
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,21 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import datasets.exceptions
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.pipeline_polyhead import PolyheadPipeline
+from ..data.checks import is_text
+from ..data.jsonlines import JsonText
 from ..data.loading import reason
+from ..data.source import ENDINGS, ending, open_files
 from ..distributed import Ranks
 from ..errors import UserError
-from .shards import OutputParts
+from .shards import JSON_TEXT, OutputParts, holds_json
 
-READERS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
+pc: Any = pyarrow.compute  # its functions are made at import, unseen by a type checker
 SHARD = 2048  # rows
 SIZES = ("batch_tokens", "batch_size")  # smaller ones may go on where memory was short
-FORMAT = 1  # of a shard; another one cannot go on with it
+FORMAT = 2  # of a shard; another one cannot go on with it
 WEIGHTS = (".safetensors", ".json", ".onnx", ".data", ".xml", ".bin")
 
 
@@ -37,7 +41,8 @@ class FileJob:
 
     Args:
         model: folder or Hub id that the pipeline's model was loaded from.
-        source: .parquet, .csv or .jsonl; or a folder whose .parquet files are read in name order.
+        source: .parquet, .csv, .tsv or .jsonl; or a folder whose .parquet files are read in name
+            order. Its values come out as they are in the file; cells of CSV are text.
         target: a file of the same kinds; in CSV lists and dicts are written as JSON. Appears when
             complete.
         tasks: names.
@@ -80,8 +85,7 @@ def predict_file(
             are there, and nothing is written; or the disk is full.
     """
     rows = ranks.together(lambda: _read(job))
-    features = datasets.Features({**rows.features, **answer_features(pipe, job.tasks)})
-    schema = features.arrow_schema
+    schema = _schema(rows, answer_features(pipe, job.tasks))
     parts = OutputParts(job.target, _plan(pipe, job, rows), schema)
     ranks.together(parts.claim if ranks.is_first else parts.find)
     notify(f"compute: {pipe.model.compute.reason}")
@@ -99,6 +103,17 @@ def predict_file(
     if ranks.is_first:
         parts.join()
     return len(rows)
+
+
+def _schema(rows: datasets.Dataset, answers: datasets.Features) -> pa.Schema:
+    """Of the output; columns that hold JSON texts are strings to all other readers."""
+    texts = {name for name, kind in rows.features.items() if isinstance(kind, JsonText)}
+    given = {n: datasets.Value("string") if n in texts else f for n, f in rows.features.items()}
+    schema = datasets.Features({**given, **answers}).arrow_schema
+    for name in texts:
+        number = schema.get_field_index(name)
+        schema = schema.set(number, schema.field(number).with_metadata(JSON_TEXT))
+    return schema
 
 
 def answer_features(pipe: PolyheadPipeline, tasks: Iterable[str]) -> datasets.Features:
@@ -122,15 +137,20 @@ def _feature(task: TaskConfig) -> Any:
 
 def _answered(pipe: PolyheadPipeline, job: FileJob, given: pa.Table, schema: pa.Schema) -> pa.Table:
     """The rows of one shard with their answers."""
-    texts = given.column(job.text).to_pylist()
+    texts = _texts(given, job.text, schema)
     if job.text_pair is not None:
-        texts = list(zip(texts, given.column(job.text_pair).to_pylist(), strict=True))
+        texts = list(zip(texts, _texts(given, job.text_pair, schema), strict=True))
     answers: Any = pipe(texts, job.tasks, **job.options)
     columns = [
         pa.array([answer[name] for answer in answers], schema.field(name).type)
         for name in job.tasks
     ]
     return pa.Table.from_arrays([*given.columns, *columns], schema=schema)
+
+
+def _texts(given: pa.Table, column: str, schema: pa.Schema) -> list[str]:
+    texts = given.column(column).to_pylist()
+    return list(map(json.loads, texts)) if holds_json(schema.field(column)) else texts
 
 
 def _plan(pipe: PolyheadPipeline, job: FileJob, rows: datasets.Dataset) -> dict[str, Any]:
@@ -156,12 +176,16 @@ def _plan(pipe: PolyheadPipeline, job: FileJob, rows: datasets.Dataset) -> dict[
 
 
 def _stamps(paths: Iterable[Path]) -> dict[str, str]:
-    """What tells a changed file."""
-    found = ((path.resolve(), path.stat()) for path in paths)
-    return {
-        str(path): f"{stat.st_size} bytes of {datetime.fromtimestamp(stat.st_mtime, UTC)}"
-        for path, stat in found
-    }
+    """What tells a changed file; a time stamp may stay when a file is replaced."""
+    stamps = {}
+    for path in paths:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+        stat = path.stat()
+        stamps[str(path.resolve())] = (
+            f"{stat.st_size} bytes of {datetime.fromtimestamp(stat.st_mtime, UTC)}, {digest}"
+        )
+    return stamps
 
 
 # ---- reading ----
@@ -191,15 +215,15 @@ def _read(job: FileJob) -> datasets.Dataset:
 
 
 def _path_faults(source: Path, target: Path) -> list[str]:
-    faults, allowed = [], f"allowed endings: {', '.join(READERS)}"
+    faults, allowed = [], f"allowed endings: {', '.join(ENDINGS)}"
     if source.is_dir():
         if not _files(source):
             faults.append(f"--input: there is no .parquet file in folder {source}")
-    elif source.suffix not in READERS:
+    elif ending(source) not in ENDINGS:
         faults.append(f"--input: {source.name}: {allowed}; or give a folder of .parquet files")
     elif not source.is_file():
         faults.append(f"--input: there is no file {source}")
-    if target.suffix not in READERS:
+    if target.suffix not in ENDINGS:
         faults.append(f"--output: {target.name}: {allowed}")
     if not target.parent.is_dir():
         faults.append(f"--output: there is no folder {target.parent}")
@@ -211,34 +235,30 @@ def _path_faults(source: Path, target: Path) -> list[str]:
 
 
 def _load(source: Path) -> datasets.Dataset:
-    """Rows of all files, in order, from an Arrow file in the cache of `datasets`."""
-    kind = "parquet" if source.is_dir() else READERS[source.suffix]
-    # by itself the reader of parquet holds a whole row group in memory
-    names = [glob.escape(str(path)) for path in _files(source)]
-    more: dict[str, Any] = {"batch_size": SHARD} if kind == "parquet" else {}
+    """Rows of all files, in order, mapped into memory."""
+    files = _files(source)
+    kind = "parquet" if source.is_dir() else ENDINGS[ending(source)]
     try:
-        rows = datasets.load_dataset(kind, data_files=names, split="train", **more)
-    except (datasets.exceptions.DatasetsError, ValueError, OSError, StopIteration) as error:
+        return open_files(files, [kind] * len(files))
+    except (ValueError, OSError) as error:
         raise UserError(str(source), [f"cannot be read: {reason(error)}"]) from error
-    assert isinstance(rows, datasets.Dataset)
-    return rows
 
 
 def _column_faults(rows: datasets.Dataset, column: str, option: str) -> list[str]:
     if column not in rows.column_names:
         names = ", ".join(rows.column_names)
         return [f"{option}: no column {column!r}; the file has: {names}"]
-    values = rows.data.column(column)
     first, count = 0, len(rows)
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+    if isinstance(rows.features[column], JsonText):  # texts beside other things
+        bad = [row for row, value in enumerate(rows[column]) if not is_text(value)]
+        first, count = (bad or [0])[0], len(bad)
+    elif pa.types.is_string(kind := rows.data.column(column).type) or pa.types.is_large_string(
+        kind
+    ):
+        values = rows.data.column(column)
         count = values.null_count
         if count:
-            missing = (chunk.is_null().index(pa.scalar(True)).as_py() for chunk in values.chunks)
-            for chunk, place in zip(values.chunks, missing, strict=True):
-                if place >= 0:
-                    first += place
-                    break
-                first += len(chunk)
+            first = pc.index(pc.is_null(values), True).as_py()
     return [f"{option}: column {column!r}: no text in row {first} ({count} rows)"] if count else []
 
 

@@ -12,17 +12,19 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..artifacts import put_in_place, read_json, write_json
+from ..data.checks import is_text
 from ..data.loading import reason
 from ..errors import UserError
 
+JSON_TEXT = {b"polyhead": b"json"}  # metadata of a column of JSON texts
 GROUP = 16 * 2**20  # bytes of a row group of the joined parquet file
 
 
@@ -162,42 +164,69 @@ def _write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) ->
             writer.write_table(pa.concat_tables(held))
 
 
-def _write_lines(path: Path, tables: Iterable[pa.Table], _: pa.Schema) -> None:
+def _write_lines(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    texts = [part.name for part in schema if holds_json(part)]
     with path.open("w", encoding="utf-8") as file:
         for table in tables:
             for row in table.to_pylist():  # dates and the like as text
-                file.write(f"{json.dumps(row, ensure_ascii=False, default=str)}\n")
+                row |= {name: json.loads(row[name]) for name in texts if row[name] is not None}
+                line = json.dumps(row, ensure_ascii=False, default=str)
+                if not is_text(line):  # half a surrogate pair has no other form
+                    line = json.dumps(row, ensure_ascii=True, default=str)
+                file.write(f"{line}\n")
 
 
-def _write_csv(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    kinds = [_csv_type(kind) for kind in schema.types]
-    flat = pa.schema(list(zip(schema.names, kinds, strict=True)))
-    with pyarrow.csv.CSVWriter(path, flat) as writer:
+def holds_json(field: pa.Field) -> bool:
+    """The strings of a column are JSON texts of its values."""
+    return (field.metadata or {}).items() >= JSON_TEXT.items()
+
+
+def _write_csv(
+    path: Path, tables: Iterable[pa.Table], schema: pa.Schema, separator: str = ","
+) -> None:
+    """As `csv` writes; it alone can tell an empty string from a missing one, by quotes."""
+    special = re.compile(f'[{separator}"\r\n]')
+
+    def cell(value: str | None) -> str:
+        if value is None:
+            return ""
+        if value and not special.search(value):
+            return value
+        return '"' + value.replace('"', '""') + '"'
+
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(separator.join(map(cell, schema.names)) + "\n")
         for table in tables:
-            columns = [
-                column if column.type == kind else pa.array(map(_cell, column.to_pylist()), kind)
-                for column, kind in zip(table.columns, kinds, strict=True)
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=flat))
+            columns = [map(cell, _cells(*pair)) for pair in zip(table.columns, schema, strict=True)]
+            for row in zip(*columns, strict=True):
+                # a blank line would be no row
+                file.write((separator.join(row) or '""') + "\n")
 
 
 WRITERS: dict[str, Callable[[Path, Iterable[pa.Table], pa.Schema], None]] = {
     ".parquet": _write_parquet,
     ".csv": _write_csv,
+    ".tsv": partial(_write_csv, separator="\t"),
     ".jsonl": _write_lines,
     ".json": _write_lines,
 }
 
 
-def _csv_type(kind: pa.DataType) -> pa.DataType:
-    """The type itself where CSV has room for it; else its values are written as text."""
-    is_type = pa.types
-    own = is_type.is_string, is_type.is_large_string, is_type.is_integer, is_type.is_floating
-    return kind if any(fits(kind) for fits in own) else pa.string()
+def _cells(column: pa.ChunkedArray, field: pa.Field) -> list[str | None]:
+    """Text of the values: JSON of lists and dicts, numbers as Arrow prints them, else as Python."""
+    if holds_json(field):
+        values = (None if text is None else json.loads(text) for text in column.to_pylist())
+        texts = zip(values, column.to_pylist(), strict=True)
+        return [value if isinstance(value, str) else text for value, text in texts]
+    kind = field.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return column.cast(pa.string()).to_pylist()
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return column.to_pylist()
+    return [_cell(value) for value in column.to_pylist()]
 
 
 def _cell(value: Any) -> str | None:
-    """JSON of lists and dicts; anything else as Python shows it."""
     if isinstance(value, (list, dict)):
         return json.dumps(value, ensure_ascii=False, default=str)
     return None if value is None else str(value)

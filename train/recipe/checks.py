@@ -73,6 +73,8 @@ def _column_faults(task: TaskRecipe) -> list[str]:
         faults.append("text: missing; name the column with the text, or tokens")
     if {"text_pair", "tokens"} <= given:
         faults.append("tokens: a pair task reads text and text_pair; take it out")
+    if data.missing_label is not None and (data.label is None or task.loss == "mse"):
+        faults.append("missing_label: only beside a label, and not for vectors; take it out")
     if data.label_range is not None:
         numbers = task.problem_type == "regression" or task.head == "embedding"
         if not numbers:

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
 from ...modeling.compute import Mode
@@ -41,7 +41,8 @@ class DataConfig:
         path: what `datasets.load_dataset` takes: a Hub id, or parquet, csv, json with `data_files`.
             May be left out when the ending of `data_files` tells.
         name: configuration of the dataset.
-        data_files: split to file, files or pattern; relative to where the command runs.
+        data_files: split to file, files or pattern; relative to where the command runs. A file of
+            exactly that name goes before a pattern.
         data_dir: folder given to `load_dataset`.
         revision: revision of a Hub dataset.
         splits: our split (train, validation, test) to the dataset's own name or slice.
@@ -50,9 +51,12 @@ class DataConfig:
         negative: column with a hard negative, for contrastive, triplet and margin_mse embedding
             tasks.
         tokens: column with lists of words, instead of `text` or beside it.
-        label: column with the label: a string or id, a list (multi-label), a number (regression,
+        label: column with the label: a string or id, a list of them or a 0/1 vector beside `labels`
+            (multi-label), a number (regression,
             scored pairs, a teacher's margin), a list of tags (token classification) or of numbers
             (a teacher's embedding).
+        missing_label: a value, or several, of `label` that stand for no label, as -1 or "n/a"; null
+            and NaN always do.
         label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
         license: of the data, for the model card.
     """
@@ -68,6 +72,9 @@ class DataConfig:
     negative: str | None = None
     tokens: str | None = None
     label: str | None = None
+    missing_label: (
+        StrictStr | StrictInt | StrictFloat | list[StrictStr | StrictInt | StrictFloat] | None
+    ) = None
     label_range: tuple[Number, Number] | None = None
     license: str | None = None
 

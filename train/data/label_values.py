@@ -1,0 +1,292 @@
+"""Label columns brought to what their tasks mean, before anything counts, trains or scores them.
+
+Marks of a missing label become null, ids of a ClassLabel their names, 0/1 vectors the labels that
+they point at, cells of CSV the numbers that a task needs. What cannot be read stays as it is, for
+`checks.py` to refuse. Tags of words are read in `labels.py`.
+"""
+
+import math
+import re
+from collections import Counter
+from decimal import Decimal
+from typing import Any, TypeGuard
+
+import datasets
+
+from ...modeling.heads import IGNORE
+from ..recipe.schema import TEXT_COLUMNS, TaskRecipe
+from .jsonlines import JsonText
+
+NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*|\s*[-+]?nan\s*", re.A | re.I)
+INTEGER = re.compile(r"-?[0-9]{1,18}")
+BITS = (0, 1, "0", "1")  # floats and booleans compare equal to the first two
+SHOWN = 5
+
+
+def reads_numbers(task: TaskRecipe) -> bool:
+    """The label of the task is a number, or for `mse` a list of them."""
+    return task.problem_type == "regression" or task.head == "embedding"
+
+
+def has_classes(task: TaskRecipe) -> bool:
+    """The task's labels are strings from a closed list."""
+    classifies = task.head in ("sequence_classification", "token_classification")
+    return classifies and task.problem_type != "regression"
+
+
+def read_labels(
+    tasks: dict[str, TaskRecipe], splits: dict[str, datasets.Dataset]
+) -> tuple[list[str], list[str]]:
+    """Bring the label columns of tasks to null, names and numbers; `splits` is changed.
+
+    Args:
+        tasks: over the same rows, by name.
+        splits: their rows.
+
+    Returns:
+        notes on how labels were read, and faults.
+    """
+    notes, faults = [], []
+    by_column: dict[str, dict[str, TaskRecipe]] = {}
+    for name, task in tasks.items():
+        if task.data.label is not None and task.head != "masked_lm":
+            by_column.setdefault(task.data.label, {})[name] = task
+    texts = {getattr(task.data, key) for task in tasks.values() for key in TEXT_COLUMNS}
+    for column, readers in by_column.items():
+        if column in texts:  # a text too: it stays as it is
+            faults += [
+                f"tasks.{name}.data.missing_label: column {column!r} is read as text too"
+                for name, task in readers.items()
+                if task.data.missing_label is not None
+            ]
+            continue
+        marks = {repr(task.data.missing_label) for task in readers.values()}
+        if len(marks) > 1:
+            faults.append(
+                f"tasks.{next(iter(readers))}.data.missing_label: {' and '.join(sorted(marks))} "
+                f"for one column {column!r}; write the same in {', '.join(readers)}"
+            )
+            continue
+        for split, rows in splits.items():
+            splits[split] = _read_column(rows, column, readers)
+        for name, task in readers.items():
+            if task.problem_type == "multi_label_classification":
+                more, wrong = _read_indicators(name, task, splits)
+                notes += more
+                faults += wrong
+    return notes, faults
+
+
+def missing_notes(name: str, task: TaskRecipe, splits: dict[str, datasets.Dataset]) -> list[str]:
+    """How many rows of each split have no label for this task."""
+    column = str(task.data.label)
+    lines = []
+    for split, rows in splits.items():
+        count = sum(value is None or value != value for value in rows[column][:])
+        if count:
+            lines.append(
+                f"{name}: {count} of {len(rows)} rows of {split} have no label in {column!r}; "
+                "the task skips them"
+            )
+    return lines
+
+
+def class_notes(name: str, task: TaskRecipe, labels: list[str], counts: Counter[str]) -> list[str]:
+    """Labels of the recipe without a row, and ids that look like marks of a missing label."""
+    lines = []
+    without = [label for label in labels if not counts[label]] if task.labels else []
+    if without:
+        more = f" and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
+        names = ", ".join(map(repr, without[:SHOWN]))
+        lines.append(f"{name}: no row of train has the label {names}{more}")
+    if not task.labels and all(INTEGER.fullmatch(label) for label in labels):
+        lines += [
+            f"{name}: {label} is a class, of {counts[label]} rows of train; if it marks a missing "
+            f"label, write data.missing_label: {label}"
+            for label in ("-1", str(IGNORE))
+            if label in labels
+        ]
+    return lines
+
+
+# ---- one column ----
+
+
+def _read_column(
+    rows: datasets.Dataset, column: str, readers: dict[str, TaskRecipe]
+) -> datasets.Dataset:
+    kind = _kind(readers)
+    if any(has_classes(task) for task in readers.values()):
+        rows = ids_to_names(rows, column)
+    marks = _Marks(next(iter(readers.values())).data.missing_label, kind)
+    old = rows[column][:]
+    new = [marks.without(value) for value in old]
+    if kind == "numbers":
+        numbers = [number_of(value) for value in new]
+        new = numbers if all(value is None or _is_real(value) for value in numbers) else new
+    elif kind == "classes":
+        new = _ids(new)
+    as_json = isinstance(rows.features[column], JsonText)
+    if not as_json and all(a is b for a, b in zip(old, new, strict=True)):
+        return rows
+    feature = _feature(new, mixed=kind == "numbers")
+    if feature is None:  # a mixture, which the checks refuse
+        return rows
+    return rows.remove_columns(column).add_column(column, new, feature=feature)  # pyright: ignore
+
+
+def _kind(readers: dict[str, TaskRecipe]) -> str:
+    """What all tasks that read a column take its values for."""
+    tasks = readers.values()
+    if any(task.head == "token_classification" for task in tasks):
+        return "tags"
+    if all(reads_numbers(task) and task.loss != "mse" for task in tasks):
+        return "numbers"
+    return "classes" if all(has_classes(task) for task in tasks) else "several"
+
+
+def _feature(values: list, *, mixed: bool) -> Any:
+    """The type of a column of strings, ids, numbers or lists of them; None where there is none.
+
+    Integers stand beside fractions only where `mixed` allows it.
+    """
+    types = {type(value) for value in values if value is not None}
+    if mixed and types == {int, float}:
+        types = {float}
+    if len(types) > 1:
+        return None
+    (kind,) = types or {str}
+    if kind is list:
+        inner = _feature([x for v in values if v is not None for x in v], mixed=mixed)
+        return None if inner is None else datasets.List(inner)
+    if kind is int and any(abs(value) >= 2**63 for value in values if value is not None):
+        return None
+    names = {str: "string", bool: "bool", int: "int64", float: "float64"}
+    return datasets.Value(names[kind]) if kind in names else None
+
+
+class _Marks:
+    """Which values of a column stand for no label."""
+
+    def __init__(self, marks: Any, kind: str) -> None:
+        marks = marks if isinstance(marks, list) else [] if marks is None else [marks]
+        self.texts = {str(mark) for mark in marks}
+        numbers = map(number_of, marks) if kind in ("numbers", "several") else ()
+        self.numbers = {float(number) for number in numbers if _is_real(number)}
+        self.kind = kind
+
+    def without(self, value: Any) -> Any:
+        """The value, or None where it is a mark; a list without its marks, of tags with None."""
+        if isinstance(value, list):
+            if not (self.texts or self.kind == "classes") or not any(map(self._is_mark, value)):
+                return value
+            if self.kind == "tags":
+                return [None if self._is_mark(x) else x for x in value]
+            return [x for x in value if not self._is_mark(x)] or None
+        return None if _is_nan(value) or self._is_mark(value) else value
+
+    def _is_mark(self, value: Any) -> bool:
+        if value is None or isinstance(value, (list, dict)):
+            return False
+        if self.kind == "classes" and type(value) is int and value == IGNORE:
+            return True
+        if not self.texts:
+            return False
+        number = number_of(value) if self.numbers else None
+        return str(value) in self.texts or (_is_real(number) and float(number) in self.numbers)
+
+
+def _is_real(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def number_of(value: Any) -> Any:
+    """The number that a string or decimal writes (NaN as None); any other value as it is."""
+    if isinstance(value, str) and NUMBER.fullmatch(value) or isinstance(value, Decimal):
+        value = float(value)
+        return None if math.isnan(value) else value
+    return value
+
+
+def _ids(values: list) -> list:
+    """Ids that pandas wrote as 0.0, 1.0 because a row had none; as strings where they are large."""
+    real = [value for value in values if isinstance(value, float)]
+    gaps = any(value is None for value in values)
+    if gaps and real and all(value.is_integer() for value in real):
+        values = [int(value) if isinstance(value, float) else value for value in values]
+    if any(type(value) is int and abs(value) >= 2**63 for value in values):
+        values = [str(value) if type(value) is int else value for value in values]
+    return values
+
+
+def ids_to_names(rows: datasets.Dataset, column: str) -> datasets.Dataset:
+    """A ClassLabel column (plain or in lists) as strings; others as they are."""
+    kind = rows.features[column]
+    inner = getattr(kind, "feature", kind)
+    if not isinstance(inner, datasets.ClassLabel):
+        return rows
+
+    def name_of(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name_of(v) for v in value]
+        return None if value is None or value < 0 else inner.int2str(value)
+
+    text = datasets.Value("string")
+    values = [name_of(value) for value in rows[column][:]]
+    feature = text if inner is kind else datasets.List(text)
+    return rows.remove_columns(column).add_column(column, values, feature=feature)  # pyright: ignore
+
+
+# ---- 0/1 vectors ----
+
+
+def _read_indicators(
+    name: str, task: TaskRecipe, splits: dict[str, datasets.Dataset]
+) -> tuple[list[str], list[str]]:
+    """0/1 vectors of a multi-label task to the labels that they point at."""
+    column, labels = str(task.data.label), [str(label) for label in task.labels or []]
+    values = {split: rows[column][:] for split, rows in splits.items()}
+    lists = [(s, i, v) for s, part in values.items() for i, v in enumerate(part) if v is not None]
+    if not lists or not all(_is_vector(value) for _, _, value in lists):
+        return [], []
+    place = f"tasks.{name}.data.label: column {column!r} holds 0/1 vectors"
+    width = Counter(len(value) for _, _, value in lists).most_common(1)[0][0]
+    odd = [(split, i, value) for split, i, value in lists if len(value) != width]
+    named = len(labels) == width and not odd
+    if not named and _may_be_ids([value for _, _, value in lists], labels):
+        return [], []
+    if odd:
+        split, row, value = odd[0]
+        return [], [f"{place} of {width}, but row {row} of {split} holds {value!r:.60}"]
+    if len(labels) != width:
+        others = f", but labels names {len(labels)}" if labels else ""
+        example = ", ".join(f"name{i + 1}" for i in range(min(width, 3)))
+        more = ", ..." if width > 3 else ""
+        return [], [f"{place} of {width}{others}; name the labels: labels: [{example}{more}]"]
+    for split, rows in splits.items():
+        names = [
+            None if v is None else [x for x, bit in zip(labels, v, strict=True) if float(bit)]
+            for v in values[split]
+        ]
+        feature: Any = datasets.List(datasets.Value("string"))
+        splits[split] = rows.remove_columns(column).add_column(column, names, feature=feature)  # pyright: ignore
+    return [f"{name}: 0/1 vectors of {width} are read as the labels {', '.join(labels)}"], []
+
+
+def _may_be_ids(lists: list[list], labels: list[str]) -> bool:
+    """Lists of 0 and 1 that may as well be lists of the classes with these ids."""
+    if any(isinstance(x, (bool, float)) for value in lists for x in value):
+        return False
+    if any(len(set(map(str, value))) < len(value) for value in lists):
+        return False  # a class stands once in a list
+    if labels:
+        return {"0", "1"} <= set(labels)
+    return len(set(map(len, lists))) > 1 or len(lists[0]) < 2
+
+
+def _is_vector(value: Any) -> bool:
+    return isinstance(value, list) and all(not isinstance(x, list) and x in BITS for x in value)

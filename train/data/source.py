@@ -1,0 +1,149 @@
+"""Any data file as rows: parquet, CSV, TSV, JSON Lines; the one reader of all commands.
+
+What is in a file comes out as it was: cells of CSV are text (`delimited.py`), values of JSON what
+Python's `json` makes of them (`jsonlines.py`), parquet has types of its own. Rows go through an
+Arrow file that is mapped into memory and has no name any more once it is: memory does not grow with
+the file, and no later call reads what an earlier one has made of another file.
+"""
+
+import glob
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import datasets.config
+import datasets.table
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .delimited import delimited_tables
+from .jsonlines import JSON, JsonText, KindsChanged, json_tables
+from .text_files import PACKED_ENDINGS
+
+ENDINGS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json", ".tsv": "tsv"}
+PARQUET_ROWS = 2048  # in memory at once
+
+
+def ending(name: str | Path) -> str:
+    """The ending that tells what a file holds: `.csv` of `rows.csv.gz` too."""
+    text = str(name)
+    for packed in PACKED_ENDINGS:
+        text = text.removesuffix(packed)
+    return Path(text).suffix
+
+
+def find_files(name: str) -> list[Path]:
+    """The file of exactly this name, or else those that it is a pattern of, in order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        raise ValueError(f"{name} is a folder; name its files, as {path / '*.csv'}")
+    files = [Path(found) for found in sorted(glob.glob(name, recursive=True))]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise ValueError(f"there is no file {name}")
+    return files
+
+
+def open_files(files: Sequence[Path], kinds: Sequence[str]) -> datasets.Dataset:
+    """The rows of some files, one after the other.
+
+    Args:
+        files: one or more.
+        kinds: values of `ENDINGS`, one for each.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: its rows cannot be read as they are, or files have other columns than the first;
+            with file and line.
+    """
+    types: dict[str, pa.DataType] = {}
+    if set(kinds) == {"json"}:
+        tables: Callable[[], Iterable[pa.Table]] = partial(json_tables, files, types)
+    elif set(kinds) == {"parquet"}:
+        tables = partial(_parquet_tables, files)
+    elif "json" in kinds or "parquet" in kinds:
+        raise ValueError(f"{files[0]} and others are of several kinds; give one kind")
+    else:
+        tables = partial(_cell_tables, files, kinds)
+    while True:
+        try:
+            table = _through_file(tables())
+            break
+        except KindsChanged:
+            continue
+    features: Any = datasets.Features.from_arrow_schema(table.schema)
+    for name, kind in types.items():
+        if kind == JSON:
+            features[name] = JsonText()
+    rows = datasets.table.InMemoryTable(table)
+    info = datasets.DatasetInfo(features=features)
+    return datasets.Dataset(rows, info=info, fingerprint=os.urandom(8).hex())
+
+
+def _through_file(tables: Iterable[pa.Table]) -> pa.Table:
+    """All tables as one, mapped from a file without a name."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(".arrow", "polyhead-", folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            rest = iter(tables)
+            first = next(rest)
+            with pa.ipc.new_stream(file, first.schema) as writer:
+                writer.write_table(first)
+                for table in rest:
+                    writer.write_table(table)
+        return pa.ipc.open_stream(pa.memory_map(name)).read_all()
+    finally:
+        os.unlink(name)
+
+
+def _cell_tables(files: Sequence[Path], kinds: Sequence[str]) -> Iterator[pa.Table]:
+    names = None
+    for file, kind in zip(files, kinds, strict=True):
+        for table in delimited_tables(file, "\t" if kind == "tsv" else ","):
+            names = names or table.column_names
+            _check_columns(files[0], names, file, table.column_names)
+            yield table.select(names)
+
+
+def _parquet_tables(files: Sequence[Path]) -> Iterator[pa.Table]:
+    schemas = [_plain(pq.read_schema(file)) for file in files]
+    for file, schema in zip(files, schemas, strict=True):
+        _check_columns(files[0], schemas[0].names, file, schema.names)
+    try:
+        schema = pa.unify_schemas(schemas)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{files[0].name} and others: {error}") from error
+    yield schema.empty_table()
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(PARQUET_ROWS):
+                table = pa.Table.from_batches([batch]).select(schema.names)
+                yield table.cast(schema)
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """The schema with dictionary-encoded columns as their values."""
+    for number, part in enumerate(schema):
+        if pa.types.is_dictionary(part.type):
+            schema = schema.set(number, part.with_type(part.type.value_type))
+    return schema
+
+
+def _check_columns(first: Path, names: list[str], other: Path, columns: list[str]) -> None:
+    if sorted(names) != sorted(columns):
+        raise ValueError(
+            f"{other.name} has the columns {', '.join(columns)}, but {first.name} has "
+            f"{', '.join(names)}"
+        )
