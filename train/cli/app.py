@@ -11,9 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from ..artifacts import refusal
 from ..errors import Interrupted, UserError
-from ..outputs import source_fault
 from .console import (
     err,
     is_first_rank,
@@ -130,6 +128,7 @@ def export(
     from ..export.int8 import export_int8
     from ..export.plain import export_hf
     from ..inference.load import load_model
+    from ..outputs import source_fault
 
     faults = []
     if kind not in ("onnx", "openvino", "hf"):
@@ -306,6 +305,8 @@ def main(arguments: list[str] | None = None) -> None:
         show_fault(str(error))
         sys.exit(2)
     except OSError as error:  # a full disk, a folder in the way: where no one has explained it
+        from ..artifacts import refusal
+
         reason = refusal(error)
         if reason is None:
             raise
