@@ -111,7 +111,7 @@ def test_a_step_waits_once_for_the_losses(device, build, packing, adapters):
     for name, value in plain.items():
         torch.testing.assert_close(placed[name], value, atol=1e-6, rtol=1e-5)
     waits = Counter(OnDevice.waits)
-    assert waits.pop("_inner_training_loop") == 1  # HF's mean loss, at the end
+    assert waits.pop("train") == 1  # HF's mean loss, at the end
     assert waits.pop("_finite") == MICRO_BATCHES
     assert waits.pop("loss_sum", 0) <= 2 * MICRO_BATCHES  # near: which of its pairs have a score
     if not packing:
