@@ -7,8 +7,8 @@ differs between encoders (hidden size, layers, usable length) is asked of the en
 """
 
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral
 from typing import Any
 
@@ -232,6 +232,44 @@ class TaskConfig:
     def id2label(self) -> dict[int, str]:
         """Label string of each output column."""
         return dict(enumerate(self.labels or []))
+
+
+# Options that some tasks alone read: which, in words, and what tells such a task.
+READERS: dict[str, tuple[str, Callable[[TaskConfig], bool]]] = {
+    "pooling": (
+        "sequence_classification and embedding",
+        lambda task: task.head in ("sequence_classification", "embedding"),
+    ),
+    "activation": (
+        "sequence_classification",
+        lambda task: task.head == "sequence_classification",
+    ),
+    "dropout": (
+        "sequence_classification and token_classification",
+        lambda task: task.head in ("sequence_classification", "token_classification"),
+    ),
+    "threshold": (
+        "problem_type: multi_label_classification",
+        lambda task: task.problem_type == "multi_label_classification",
+    ),
+    "temperature": ("loss: contrastive", lambda task: task.loss == "contrastive"),
+    "margin": ("loss: triplet", lambda task: task.loss == "triplet"),
+    "projection": ("embedding", lambda task: task.head == "embedding"),
+    "normalize": ("embedding", lambda task: task.head == "embedding"),
+}
+
+
+def options_without_effect(task: TaskConfig) -> list[str]:
+    """A fault for each option that was set and that such a task does not read.
+
+    A saved model may have them, from before they were refused; a new task may not.
+    """
+    defaults = {option.name: option.default for option in fields(TaskConfig)}
+    return [
+        f"{option}: only for {readers}; take it out"
+        for option, (readers, reads) in READERS.items()
+        if getattr(task, option) != defaults[option] and not reads(task)
+    ]
 
 
 def scheme_of(labels: list[str]) -> str | None:

@@ -22,7 +22,7 @@ from .adapters import load_plain
 from .attention import eager
 from .checks import check_task_name
 from .compute import Compute, Mode, set_compute
-from .configuration_polyhead import PolyheadConfig, TaskConfig
+from .configuration_polyhead import PolyheadConfig, TaskConfig, options_without_effect
 from .encoder import (
     EncoderInputs,
     EncoderPass,
@@ -139,8 +139,12 @@ class PolyheadModel(PolyheadPreTrainedModel):
         """Add a task with a new head; the encoder and the other heads stay as they are.
 
         Raises:
-            ValueError: the name is not allowed or taken, or the task does not fit the encoder.
+            ValueError: the name is not allowed or taken, or the task does not fit the encoder or
+                has an option that it does not read.
         """
+        faults = options_without_effect(task)
+        if faults:
+            raise ValueError(f"task {name!r}: {'; '.join(faults)}")
         task = replace(task)  # the caller's own may become another task too
         head = self._build_head(task)
         self.config.set_task(name, task)

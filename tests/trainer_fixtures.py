@@ -91,9 +91,11 @@ def build(rows_of, make_model, tokenizer_of, tmp_path) -> Callable[..., MultiTas
     ):
         rows = rows_of(chosen)
         torch.manual_seed(0)  # the same heads each time
-        model = make_model(
-            "bert", {n: replace(c, dropout=dropout) for n, c in rows.configs.items()}
-        )
+        configs = {  # only heads that read it may have it
+            name: replace(config, dropout=dropout) if config.head in (SEQUENCE, TOKENS) else config
+            for name, config in rows.configs.items()
+        }
+        model = make_model("bert", configs)
         usual = {
             "optim": "sgd",
             "learning_rate": 0.05,

@@ -22,7 +22,7 @@ class UserError(ValueError):
 RecipeError = UserError  # its earlier name
 
 
-class Left(Exception):
+class Interrupted(Exception):
     """Training has stopped on SIGTERM, after a checkpoint.
 
     Args:

@@ -340,3 +340,25 @@ def test_a_model_without_tasks_is_the_encoder(make_model, batch_of):
     assert torch.equal(out.last_hidden_state, model.encoder(**batch).last_hidden_state)
     with pytest.raises(ValueError, match="unknown task 'mood'; this model has: none"):
         model(**batch, tasks=["mood"])
+
+
+WITHOUT_EFFECT = {
+    "pooling": ({"head": "token_classification", "labels": ["x", "y"]}, "cls"),
+    "activation": ({"head": "token_classification", "labels": ["x", "y"]}, "tanh"),
+    "projection": ({"head": "token_classification", "labels": ["x", "y"]}, 64),
+    "threshold": ({"head": "sequence_classification", "labels": ["x", "y"]}, 0.9),
+    "temperature": ({"head": "embedding"}, 0.1),
+    "margin": ({"head": "embedding", "loss": "contrastive"}, 0.1),
+    "normalize": ({"head": "masked_lm"}, False),
+    "dropout": ({"head": "embedding"}, 0.3),
+}
+
+
+@pytest.mark.parametrize("option", WITHOUT_EFFECT)
+def test_an_option_that_a_task_does_not_read_is_refused_for_a_new_task(option, make_model):
+    options, value = WITHOUT_EFFECT[option]
+    task = TaskConfig(**options, **{option: value})  # a saved model may have it
+    model = make_model("bert", {"topic": TaskConfig(**options)})
+    with pytest.raises(ValueError, match=rf"task 'extra': {option}: only for .*; take it out"):
+        model.add_task("extra", task)
+    assert model.task_names == ["topic"]

@@ -15,7 +15,7 @@ What methods learn are plain numbers with an Adam of their own, no parameters of
 
 import copy
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -28,13 +28,12 @@ Numbers = dict[str, float]  # by task
 class Balancer:
     """Weighs the tasks of a training; this one, `none`, gives all of them 1.
 
-    `needs`, what the trainer hands in:
-        nothing: no more than the number of the step; `after_step` may be left out.
-        totals: the step's losses to `after_step`.
-        losses: the step's losses to `weights` already, before the backward pass.
-        losses_after: those, and the losses of the same batches again after the optimizer's step.
-        last_layer: `totals`, and the tasks' gradients on the last encoder layer that trains.
-        gradients: the tasks' gradients on all shared weights, to `combine`.
+    What a method reads, and the trainer hands in; this one reads nothing:
+        reads_losses: the step's losses in `weights`, so before the backward pass.
+        reads_losses_after: those of the same batches again after the optimizer's step.
+        reads_gradients: the tasks' gradients on all shared weights, to `combine` them.
+        reads_last_layer: the tasks' gradients on the last encoder layer that trains.
+        learns: changes in `after_step`, which reads the step's losses; others may leave it out.
 
     Args:
         options: the recipe's.
@@ -43,9 +42,11 @@ class Balancer:
         seed: together with the step it decides what is left to chance.
     """
 
-    needs: ClassVar[
-        Literal["nothing", "totals", "losses", "losses_after", "last_layer", "gradients"]
-    ] = "nothing"
+    reads_losses: ClassVar[bool] = False
+    reads_losses_after: ClassVar[bool] = False
+    reads_gradients: ClassVar[bool] = False
+    reads_last_layer: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     def __init__(
         self, options: Balancing, tasks: dict[str, TaskConfig], rows: dict[str, int], seed: int
@@ -63,12 +64,12 @@ class Balancer:
 
         Args:
             step: optimizer steps done before.
-            losses: of the tasks in the step, where `needs` asks for them here.
+            losses: of the tasks in the step, for a method with `reads_losses`.
 
         Raises:
             ValueError: the losses are missing.
         """
-        if losses is None and self.needs.startswith("losses"):
+        if losses is None and self.reads_losses:
             raise ValueError(f"balancing {self.options.method} needs the losses of the step")
         self._latest = dict.fromkeys(self.tasks, 1.0)
         self._latest |= self._weights(step, self._present(losses or {}))
@@ -106,11 +107,12 @@ class Balancer:
             gradients: (K, P) on the last layer, a row for each of `losses`, in their order.
 
         Raises:
-            ValueError: something that `needs` asks for is missing.
+            ValueError: something that the method reads is missing.
         """
-        missing = {"losses_after": losses_after, "last_layer": gradients}
-        if self.needs in missing and missing[self.needs] is None:
-            raise ValueError(f"balancing {self.options.method} needs {self.needs} after the step")
+        if self.reads_losses_after and losses_after is None:
+            raise ValueError(f"balancing {self.options.method} needs losses_after after the step")
+        if self.reads_last_layer and gradients is None:
+            raise ValueError(f"balancing {self.options.method} needs gradients after the step")
         norms = [] if gradients is None else gradients.norm(dim=1).tolist()
         by_task = dict(zip(losses, norms, strict=True)) if norms else {}
         self._learn(self._present(losses), epoch, losses_after or {}, by_task)

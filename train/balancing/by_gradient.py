@@ -39,7 +39,7 @@ class GradientBalancer(Balancer):
     and nash_mtl even out the lengths of gradients, and a `loss_weight` with them.
     """
 
-    needs = "gradients"
+    reads_gradients = True
     C = 0.4  # of cagrad
 
     def combine(self, gradients: Tensor, tasks: list[str], step: int) -> Tensor:

@@ -53,7 +53,7 @@ class Uncertainty(Balancer):
     for it, only where training starts. Here it is 1 for all: each task starts with weight 1.
     """
 
-    needs = "totals"
+    learns = True
     RATE = 0.01
     LIMIT = 10.0  # of |s|: a loss near 0 would drive it on for ever
 
@@ -78,7 +78,7 @@ class DynamicAverage(Balancer):
     through, so the weights of an epoch hold from its second step on; in the first two all are 1.
     """
 
-    needs = "totals"
+    learns = True
     TEMPERATURE = 2.0
 
     def _first_state(self) -> dict[str, Any]:
@@ -107,7 +107,8 @@ class GradNorm(Balancer):
     and is scaled to the sum K. `loss_weight` comes on top: it is divided out of the gradients.
     """
 
-    needs = "last_layer"
+    reads_last_layer = True
+    learns = True
     RATE = 0.025
     ALPHA = 1.5
     LEAST = 0.01  # the rule itself does not keep weights positive
@@ -146,7 +147,7 @@ class GradNorm(Balancer):
 class GeometricMean(Balancer):
     """K times the geometric mean of the losses, arXiv:1904.08492: w_i = GM / L_i."""
 
-    needs = "losses"
+    reads_losses = True
 
     def _weights(self, step: int, losses: Numbers) -> Numbers:
         logs = {name: math.log(loss) for name, loss in losses.items()}
@@ -161,7 +162,9 @@ class Famo(Balancer):
     weight decay.
     """
 
-    needs = "losses_after"
+    reads_losses = True
+    reads_losses_after = True
+    learns = True
     RATE = 0.025
     DECAY = 0.001
     EPSILON = 1e-8

@@ -1,7 +1,7 @@
 """How much each task counts: the methods of a recipe's `balancing`, and what a recipe gets wrong.
 
-`METHODS` has the class of each method; its docstring names the paper, its `needs` what the trainer
-hands in and with that what it costs:
+`METHODS` has the class of each method; its docstring names the paper, its `reads_...` what the
+trainer hands in and with that what it costs:
 
     none, size, classes, random   nothing
     uncertainty, dwa              nothing but the step's losses on the CPU
@@ -46,7 +46,6 @@ METHODS: dict[str, type[Balancer]] = {
     "gradnorm": GradNorm,
     **dict.fromkeys(WEIGHTINGS, GradientBalancer),
 }
-BY_TASK = ("gradients", "last_layer")  # what methods need that read each task's gradient
 # torch 2.13's inductor: the second backward pass over one graph gives other numbers than the first
 COMPILED = "training.torch_compile does not go with gradients by task"
 OPTIONS = {  # what each method reads beside gradient_steps, which all do
@@ -79,6 +78,11 @@ def make_balancer(
     return METHODS[options.method](options, tasks, rows, seed)
 
 
+def reads_tasks_apart(balancer: type[Balancer] | Balancer) -> bool:
+    """Whether a method reads the gradient of each task, which takes whole weights to derive by."""
+    return balancer.reads_gradients or balancer.reads_last_layer
+
+
 def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
     """What is wrong with `balancing`, and with other keys of the recipe that it cannot do with.
 
@@ -87,27 +91,27 @@ def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
         sources: of its data; tasks that share their rows have one source.
     """
     method, training = recipe.balancing.method, recipe.training
-    needs, faults = METHODS[method].needs, _option_faults(recipe.balancing)
+    balancer, faults = METHODS[method], _option_faults(recipe.balancing)
     missing = missing_packages(method)
     if missing:
         faults.append(f"balancing.method: {_missing(method, missing)}")
     if method != "none" and sum(task.loss_weight > 0 for task in recipe.tasks.values()) < 2:
         faults.append(f"balancing.method: {method} needs two tasks with a loss_weight; write none")
-    together = needs not in ("nothing", "totals")
+    together = balancer.reads_losses or reads_tasks_apart(balancer)
     if together and recipe.sampling.batches == "pure" and sources > 1:
         faults.append(
             f"sampling.batches: pure has one task in a step, {method} needs several; write mixed"
         )
-    if needs == "gradients" and training.get("fp16"):
+    if balancer.reads_gradients and training.get("fp16"):
         faults.append(f"training.fp16: does not fit {method}; write bf16: true instead")
-    if needs.startswith("losses"):
+    if balancer.reads_losses:
         faults += [
             f"tasks.{name}.cached: {method} reads the losses of micro-batches; take one of them out"
             for name, task in recipe.tasks.items()
             if task.cached
         ]
     faults += _compile_faults(recipe)
-    if needs not in BY_TASK:
+    if not reads_tasks_apart(balancer):
         return faults
     for key in ("fsdp", "deepspeed"):
         if training.get(key):
@@ -128,7 +132,7 @@ def _compile_faults(recipe: Recipe) -> list[str]:
         return faults
     if options.gradient_steps:
         faults.append(f"balancing.gradient_steps: {COMPILED}; write 0")
-    if METHODS[options.method].needs in BY_TASK:
+    if reads_tasks_apart(METHODS[options.method]):
         faults.append(f"balancing.method: {options.method}: {COMPILED}; take another method")
     return faults
 

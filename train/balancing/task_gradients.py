@@ -154,7 +154,7 @@ class GradientComparison:
         self.size = 0
         self.values: dict[str, float] = {}
 
-    def wanted(self, step: int, present: list[str]) -> bool:
+    def is_due(self, step: int, present: list[str]) -> bool:
         """Whether gradients of this step are to be handed to `take`."""
         if self.every and step % self.every == 0:
             self._finish()

@@ -29,7 +29,7 @@ class MultiTaskCollator:
             packed (1, tokens) token tasks and masked LM, (groups,) embeddings
         rows: (examples,), the number of each example in its dataset
         sources: (examples,), its source, as counted in `sources`
-        seen: (tasks, 2), examples and tokens that each task of the model has in the batch
+        counts: (tasks, 2), examples and tokens that each task of the model has in the batch
 
     Args:
         tokenizer: pads, and masks for masked LM.
@@ -70,16 +70,16 @@ class MultiTaskCollator:
         batch["rows"] = torch.tensor([row["row"] for row in rows])
         names = list(self.sources)
         batch["sources"] = torch.tensor([names.index(row["source"]) for row in rows])
-        batch["seen"] = self._seen(rows, members)
+        batch["counts"] = self._counts(rows, members)
         return batch
 
-    def _seen(self, rows: list[dict[str, Any]], members: list[list[str]]) -> Tensor:
-        seen = torch.zeros(len(self.task_names), 2, dtype=torch.long)
+    def _counts(self, rows: list[dict[str, Any]], members: list[list[str]]) -> Tensor:
+        counts = torch.zeros(len(self.task_names), 2, dtype=torch.long)
         for row, tasks in zip(rows, members, strict=True):
             tokens = sum(map(len, row["input_ids"]))
             for name in tasks:
-                seen[self.task_names.index(name)] += torch.tensor([1, tokens])
-        return seen
+                counts[self.task_names.index(name)] += torch.tensor([1, tokens])
+        return counts
 
     def _tasks_of(self, row: dict[str, Any]) -> list[str]:
         """The tasks that read a row; windows after the first are for token tasks only."""
@@ -157,4 +157,4 @@ class MultiTaskCollator:
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch without what the collator tells the trainer alone."""
-    return {key: value for key, value in batch.items() if key not in ("rows", "seen", "sources")}
+    return {key: value for key, value in batch.items() if key not in ("rows", "counts", "sources")}

@@ -67,7 +67,7 @@ class MultiTaskBatchSampler:
     ) -> None:
         self.ranges = dict(sorted(ranges.items()))
         self.sampling = sampling or Sampling()
-        self.micro = batch_size
+        self.rows_per_batch = batch_size
         self.replicas = replicas
         self.accumulation = accumulation
         self.seed = seed
@@ -107,8 +107,8 @@ class MultiTaskBatchSampler:
         if self.pure:
             return {name: sum(steps) for name, steps in sizes.items()}
         total = sum(sizes[""])
-        wanted = self._wanted(epoch) or self._wanted(epoch, every=True)
-        return wanted if sum(wanted.values()) == total else apportion(total, wanted)
+        rows = self._rows_by_source(epoch) or self._rows_by_source(epoch, every=True)
+        return rows if sum(rows.values()) == total else apportion(total, rows)
 
     def summary(self, epochs: float) -> list[str]:
         """How many rows of each source a training of so many epochs draws, a line for each."""
@@ -127,51 +127,56 @@ class MultiTaskBatchSampler:
             )
         return lines
 
-    def _wanted(self, epoch: int, *, every: bool = False) -> dict[str, int]:
+    def _rows_by_source(self, epoch: int, *, every: bool = False) -> dict[str, int]:
         """Rows of each source that still trains (or of `every` one), as the strategy has it."""
         sizes = {name: len(rows) for name, rows in self.ranges.items()}
-        unit = self.micro * self.share if self.pure and self.batch_tokens is None else 1
-        found = rows_of_epoch(self.sampling, sizes, epoch, passes=self.passes, unit=unit)
+        unit = self._full_step if self.pure and self.batch_tokens is None else 1
+        rows = rows_of_epoch(self.sampling, sizes, epoch, passes=self.passes, unit=unit)
         last = {} if every else self.stopped
-        return {n: c for n, c in found.items() if c and epoch < last.get(n, math.inf)}
+        return {n: c for n, c in rows.items() if c and epoch < last.get(n, math.inf)}
 
     def _plan(self, epoch: int) -> dict[str, list[int]]:
         """Sizes of the steps of each source, or of the mixed ones, under the name ''.
 
         Steps of a stopped source go to the others, whose rows are spread over more of them.
         """
-        every = self._wanted(epoch, every=True)
+        every = self._rows_by_source(epoch, every=True)
         groups = {name: {name: rows} for name, rows in every.items()} if self.pure else {"": every}
-        steps = {name: self._cut(rows) for name, rows in groups.items()}
-        left = self._wanted(epoch)
+        steps = {name: self._step_sizes(rows) for name, rows in groups.items()}
+        left = self._rows_by_source(epoch)
         if left == every or not left:
             return steps
         if self.pure:
             counts = apportion(sum(map(len, steps.values())), {n: len(steps[n]) for n in left})
         else:
             left, counts = {"": sum(left.values())}, {"": len(steps[""])}
-        return {n: _even(max(left[n], counts[n] * self.share), counts[n]) for n in left}
+        least = self.micro_batches_per_step
+        return {n: _even(max(left[n], counts[n] * least), counts[n]) for n in left}
 
     @property
-    def share(self) -> int:
+    def micro_batches_per_step(self) -> int:
         """Micro-batches of a step over all ranks, the least number of rows in a full step."""
         return self.accumulation * self.replicas
 
-    def _cut(self, drawn: dict[str, int]) -> list[int]:
+    @property
+    def _full_step(self) -> int:
+        """Rows of a full step over all ranks, where rows are counted."""
+        return self.rows_per_batch * self.micro_batches_per_step
+
+    def _step_sizes(self, drawn: dict[str, int]) -> list[int]:
         """Sizes of the steps of rows: nearly equal, each with a row for every micro-batch.
 
         With `batch_tokens` only their number counts, which all epochs have in common.
         """
-        rows = sum(drawn.values())
+        rows, least = sum(drawn.values()), self.micro_batches_per_step
         if self.batch_tokens is not None:
             tokens = sum(count * self._mean_length(name) for name, count in drawn.items())
-            steps = math.ceil(tokens / (self.batch_tokens * self.share))
-            return _even(rows, max(1, min(steps, rows // self.share)))
-        full = self.micro * self.share
-        steps = math.ceil(rows / full)
-        if steps == 1 or rows // steps >= self.share:
+            steps = math.ceil(tokens / (self.batch_tokens * least))
+            return _even(rows, max(1, min(steps, rows // least)))
+        steps = math.ceil(rows / self._full_step)
+        if steps == 1 or rows // steps >= least:
             return _even(rows, steps)
-        last = rows - full * (steps - 1)
+        last = rows - self._full_step * (steps - 1)
         if self.pure or last < self.replicas:  # short steps would mix sources, or idle a rank
             return _even(rows, steps - 1)
         return [*_even(rows - last, steps - 1), last]
@@ -183,7 +188,7 @@ class MultiTaskBatchSampler:
     @property
     def has_short_steps(self) -> bool:
         """Some step has fewer micro-batches than the others; then no source can stop."""
-        return min(min(sizes) for sizes in self._plan(0).values()) < self.share
+        return min(min(sizes) for sizes in self._plan(0).values()) < self.micro_batches_per_step
 
     # ---- which rows ----
 
@@ -194,7 +199,7 @@ class MultiTaskBatchSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        drawn = self._drawn()
+        drawn, least = self._rows_of_epoch(), self.micro_batches_per_step
         steps: dict[str, list[np.ndarray]] = {}
         plan = self._plan(self.epoch)
         if self.texts is not None:
@@ -203,10 +208,10 @@ class MultiTaskBatchSampler:
                 most = max(sizes) if self.pure else math.ceil(len(rows) / len(sizes)) + 1
                 drawn[name] = spread_duplicates(rows, self.texts, most)
         for name, sizes in plan.items():
-            rows = drawn[name] if self.pure else _deal(list(drawn.values()), len(sizes))
-            steps[name] = self._split(self._bucket(rows), sizes, self.share)
+            rows = drawn[name] if self.pure else _interleave(list(drawn.values()), len(sizes))
+            steps[name] = self._split(self._bucket(rows), sizes, least)
         # A step with fewer micro-batches than the others would shift all that follow it.
-        for step in sorted(self._in_turn(steps, rng), key=lambda step: len(step) < self.share):
+        for step in sorted(self._in_turn(steps, rng), key=lambda step: len(step) < least):
             for batch in self._split(step, _even(len(step), self._micro_batches(len(step))), 1):
                 yield batch.tolist()
 
@@ -234,7 +239,7 @@ class MultiTaskBatchSampler:
         every = [step for own in steps.values() for step in own]
         return [every[number] for number in rng.permutation(len(every))]
 
-    def _drawn(self) -> dict[str, np.ndarray]:
+    def _rows_of_epoch(self) -> dict[str, np.ndarray]:
         """Row numbers of each source in this epoch; a source's stream does not know the others."""
         before: dict[str, int] = dict.fromkeys(self.ranges, 0)
         for epoch in range(self.epoch):
@@ -267,8 +272,9 @@ class MultiTaskBatchSampler:
     @property
     def _rows_per_step(self) -> int:
         if self.batch_tokens is None:
-            return self.micro * self.share
-        return max(1, round(self.batch_tokens * self.share / float(self.lengths.mean())))
+            return self._full_step
+        tokens = self.batch_tokens * self.micro_batches_per_step
+        return max(1, round(tokens / float(self.lengths.mean())))
 
     def _micro_batches(self, rows: int) -> int:
         """Micro-batches of a step over all ranks: as many for each rank, none without a row."""
@@ -313,7 +319,7 @@ def epochs_of(args: TrainingArguments, sampler: MultiTaskBatchSampler) -> float:
     """Epochs that a training lasts, where `max_steps` decides too."""
     if args.max_steps <= 0:
         return args.num_train_epochs
-    return args.max_steps * sampler.share / len(sampler)
+    return args.max_steps * sampler.micro_batches_per_step / len(sampler)
 
 
 def _even(rows: int, parts: int) -> list[int]:
@@ -321,8 +327,9 @@ def _even(rows: int, parts: int) -> list[int]:
     return [rows // parts + (part < rows % parts) for part in range(parts)]
 
 
-def _deal(parts: list[np.ndarray], steps: int) -> np.ndarray:
-    """One sequence of `steps` stretches; two of them differ by a row of a part at most."""
-    starts = np.cumsum([len(part) for part in parts])
-    dealt = np.split(np.arange(starts[-1]) % steps, starts[:-1])  # as cards, one part after another
-    return np.concatenate(parts)[np.argsort(np.concatenate([*map(np.sort, dealt)]), kind="stable")]
+def _interleave(sources: list[np.ndarray], steps: int) -> np.ndarray:
+    """One sequence of `steps` stretches; two of them differ by a row of a source at most."""
+    ends = np.cumsum([len(rows) for rows in sources])
+    dealt = np.split(np.arange(ends[-1]) % steps, ends[:-1])  # as cards: one source, then the next
+    order = np.argsort(np.concatenate([*map(np.sort, dealt)]), kind="stable")
+    return np.concatenate(sources)[order]

@@ -11,9 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..artifacts import refusal
-from ..errors import Left, UserError
-from ..outputs import source_fault
+from ..errors import Interrupted, UserError
 from .console import (
     err,
     is_first_rank,
@@ -130,6 +128,7 @@ def export(
     from ..export.int8 import export_int8
     from ..export.plain import export_hf
     from ..inference.load import load_model
+    from ..outputs import source_fault
 
     faults = []
     if kind not in ("onnx", "openvino", "hf"):
@@ -307,11 +306,13 @@ def main(arguments: list[str] | None = None) -> None:
         show_fault(str(error))
         sys.exit(2)
     except OSError as error:  # a full disk, a folder in the way: where no one has explained it
+        from ..artifacts import refusal
+
         reason = refusal(error)
         if reason is None:
             raise
         show_fault(f"{error.filename or 'a file'}: {reason}")
         sys.exit(2)
-    except Left as left:
-        note(str(left))
-        sys.exit(left.exit_code)
+    except Interrupted as error:
+        note(str(error))
+        sys.exit(error.exit_code)

@@ -9,7 +9,6 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ..errors import UserError
-from ..outputs import target_faults
 from .console import err, note, print_answer, print_json, say, show_fault
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 ModelPath = Annotated[str, typer.Argument(help="Folder or Hub id of a Polyhead.")]
 InputPath = Annotated[
     Path | None,
-    typer.Option("--input", help="parquet, CSV, TSV, JSONL, or folder of parquet files."),
+    typer.Option("--input", help="parquet, CSV, TSV, JSONL, or folder of parquet."),
 ]
 OutputPath = Annotated[Path | None, typer.Option("--output", help="parquet, CSV, TSV or JSONL.")]
 BatchTokens = Annotated[
@@ -123,6 +122,8 @@ def _files(
         raise UserError(command, ["give texts, or both --input and --output"])
     if source is None or target is None:
         return None
+    from ..outputs import target_faults
+
     if faults := target_faults(target, overwrite=overwrite, is_file=True):
         raise UserError(command, faults)
     return source, target

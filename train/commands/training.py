@@ -22,7 +22,7 @@ from ..batches.sampler import epochs_of
 from ..data.dataset import MultiTaskDataset
 from ..data.loading import load_sources, unseen_labels
 from ..data.tokenization import tokenize
-from ..errors import Left, UserError
+from ..errors import Interrupted, UserError
 from ..evaluation.scoring import eval_splits, macro
 from ..hub.card import about_run
 from ..hub.folder import save_folder, write_card
@@ -171,9 +171,9 @@ def fit(
     for line in [] if checkpoint is None else check_resume(checkpoint, trainer.identity):
         notify(line)
     try:
-        with trainer.leaving:
+        with trainer.sigterm:
             trainer.train(resume_from_checkpoint=checkpoint)
-    except (Left, UserError):  # what HF does after a whole run only: close the bar and trackers
+    except (Interrupted, UserError):  # close the bar and trackers, as HF does after a whole run
         trainer.callback_handler.on_train_end(args, trainer.state, trainer.control)
         raise
     return trainer, *_final_scores(trainer, found)

@@ -94,7 +94,7 @@ def task_faults(model: PolyheadModel, tasks: list[str]) -> list[str]:
 
 def output_faults(model: PolyheadModel, folder: Path, *, overwrite: bool) -> list[str]:
     """What keeps an export of a model from being written."""
-    if fault := source_fault(model.config.name_or_path, folder, may_lie_inside=True):
+    if fault := source_fault(str(model.config.name_or_path), folder, may_lie_inside=True):
         return [fault]
     return target_faults(folder, overwrite=overwrite)
 

@@ -151,7 +151,8 @@ def optimizer_faults(args: TrainingArguments) -> list[str]:
     parameter = torch.nn.Parameter(torch.zeros(1))
     faults = []
     try:
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Linear(1, 1))
+        model: Any = torch.nn.Linear(1, 1)  # a stand-in: only its parameters are asked for
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if not {"params", "optimizer_dict"} & options.keys():  # else it asks for the whole model
             kind([parameter], **options)
     except REFUSALS as error:

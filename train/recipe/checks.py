@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from ...modeling.checks import check_task_name
+from ...modeling.configuration_polyhead import options_without_effect
 from ..evaluation.metrics import METRICS, metrics_for
-from .schema import COMPARING, TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe, compares
+from .schema import IN_BATCH_LOSSES, TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe, in_batch
 
 
 def task_faults(name: str, task: TaskRecipe) -> list[str]:
@@ -20,12 +21,13 @@ def task_faults(name: str, task: TaskRecipe) -> list[str]:
         config = task.task_config(labels or _stand_in_labels(task))
     except ValueError as error:
         return [*faults, f"{key}: {error}"]
+    faults += [f"{key}.{fault}" for fault in options_without_effect(config)]
     faults += [f"{key}.data.{fault}" for fault in _column_faults(task)]
     faults += [f"{key}.data.{fault}" for fault in _file_faults(task.data)]
     faults += [f"{key}.data.{fault}" for fault in _script_faults(task.data)]
-    if task.cached and not compares(config):
+    if task.cached and not in_batch(config):
         faults.append(
-            f"{key}.cached: only for embedding losses {', '.join(COMPARING)}; take it out"
+            f"{key}.cached: only for embedding losses {', '.join(IN_BATCH_LOSSES)}; take it out"
         )
     allowed = metrics_for(config, scored=task.data.label is not None)
     for metric in task.metrics or []:

@@ -407,9 +407,9 @@ class MultiTaskArguments:
 
 
 # Embedding losses that compare the groups of a batch with each other.
-COMPARING = ("contrastive", "cosent", "angle")
+IN_BATCH_LOSSES = ("contrastive", "cosent", "angle")
 
 
-def compares(task: TaskConfig) -> bool:
+def in_batch(task: TaskConfig) -> bool:
     """The loss of the task compares the groups of a batch with each other."""
-    return task.head == "embedding" and task.loss in COMPARING
+    return task.head == "embedding" and task.loss in IN_BATCH_LOSSES

@@ -1,21 +1,20 @@
-"""What happens beside the training step: the sampler's epoch, the progress bar."""
+"""What happens beside the training step: the sampler's epoch, state to resume, the progress bar."""
 
 import math
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import ProgressCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from ..balancing.base import Balancer
 from ..batches.collator import MultiTaskCollator
 from ..batches.sampler import MultiTaskBatchSampler
+from ..evaluation.metrics import default_metrics, main_metric
+from ..evaluation.scoring import EvalSplit
 from ..recipe.schema import Stopping
-
-if TYPE_CHECKING:
-    from ..balancing.methods import Balancer
+from .meters import TaskCounters
 
 
 class SetEpoch(TrainerCallback):
@@ -42,69 +41,54 @@ class AfterStep(TrainerCallback):
         self.function()
 
 
-class _Kept(TrainerCallback, ExportableState):
-    """State that a checkpoint keeps; HF writes it, and gives it back by `on_train_begin`."""
+class Resumed(TrainerCallback, ExportableState):
+    """State that a checkpoint keeps, under the name of the class, in trainer_state.json.
+
+    HF writes it by `state`, and gives it back by `on_train_begin`.
+    """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take up what a checkpoint kept; a training that starts anew has nothing to take up."""
-        kept = state.stateful_callbacks.get(type(self).__name__)
-        if state.global_step and kept is not None:
-            self.restore(kept["attributes"])
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if state.global_step and saved is not None:
+            self.load_state_dict(saved["attributes"])
 
     def state(self) -> dict[str, Any]:
         """What is written to trainer_state.json."""
-        return {"args": {}, "attributes": self.keep()}
+        return {"args": {}, "attributes": self.state_dict()}
 
-    def keep(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """State as plain lists and numbers."""
         raise NotImplementedError
 
-    def restore(self, kept: dict[str, Any]) -> None:
-        """Take up what `keep` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
         raise NotImplementedError
 
 
-class TrainingState(_Kept):
-    """Rows and tokens seen by task, losses skipped, and what balancing has learned.
+class TrainingState(Resumed):
+    """What has been counted by task, and what balancing has learned.
 
     Args:
+        counters: rows, tokens and skipped losses.
         balancer: weighs the tasks.
-        names: the tasks, in the model's order.
     """
 
-    def __init__(self, balancer: "Balancer", names: list[str]) -> None:
+    def __init__(self, counters: TaskCounters, balancer: Balancer) -> None:
+        self.counters = counters
         self.balancer = balancer
-        self.names = names
-        self.seen = torch.zeros(len(names), 2, dtype=torch.float64)  # rows, tokens
-        self.skipped = dict.fromkeys(names, 0)
 
-    def see(self, counts: Tensor) -> None:
-        """Add the rows and tokens of a step: (tasks, 2), over all ranks."""
-        self.seen = self.seen.to(counts.device) + counts
+    def state_dict(self) -> dict[str, Any]:
+        """See `Resumed`."""
+        return {**self.counters.state_dict(), "balancer": self.balancer.state_dict()}
 
-    def log(self) -> dict[str, float]:
-        """`rows_<task>` and `tokens_<task>` seen so far, and `skipped_<task>` where any were."""
-        found: dict[str, float] = {}
-        for name, (rows, tokens) in zip(self.names, self.seen.tolist(), strict=True):
-            found |= {f"rows_{name}": rows, f"tokens_{name}": tokens}
-        return found | {f"skipped_{name}": n for name, n in self.skipped.items() if n}
-
-    def keep(self) -> dict[str, Any]:
-        """See `restore`."""
-        return {
-            "seen": dict(zip(self.names, self.seen.tolist(), strict=True)),
-            "skipped": self.skipped,
-            "balancer": self.balancer.state_dict(),
-        }
-
-    def restore(self, kept: dict[str, Any]) -> None:
-        """Take up the counts and the balancer's state."""
-        self.seen = torch.tensor([kept["seen"][name] for name in self.names], dtype=torch.float64)
-        self.skipped = dict(kept["skipped"])
-        self.balancer.load_state_dict(kept["balancer"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Resumed`."""
+        self.counters.load_state_dict(state)
+        self.balancer.load_state_dict(state["balancer"])
 
 
-class RunIdentity(_Kept):
+class RunIdentity(Resumed):
     """What a checkpoint is made of, for `identity.check_resume`, which has read it before.
 
     Args:
@@ -114,15 +98,15 @@ class RunIdentity(_Kept):
     def __init__(self, identity: Callable[[], dict[str, Any]]) -> None:
         self.identity = identity
 
-    def keep(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """See `identity_of`."""
         return self.identity()
 
-    def restore(self, kept: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """It is what it is."""
 
 
-class TaskStopping(_Kept):
+class TaskStopping(Resumed):
     """Ends the training of a task whose own metric stops improving; the others go on.
 
     From the next epoch on its head and its own adapter get no gradient and, when all tasks over its
@@ -175,15 +159,46 @@ class TaskStopping(_Kept):
             if set(tasks) <= set(self.stopped):
                 self.sampler.stop(source, max(self.stopped[name] for name in tasks))
 
-    def keep(self) -> dict[str, Any]:
-        """See `restore`."""
+    def state_dict(self) -> dict[str, Any]:
+        """See `Resumed`."""
         return {"best": self.best, "waited": self.waited, "stopped": self.stopped}
 
-    def restore(self, kept: dict[str, Any]) -> None:
-        """Take up where each task stands."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Resumed`."""
         self.best, self.waited, self.stopped = (
-            dict(kept[key]) for key in ("best", "waited", "stopped")
+            dict(state[key]) for key in ("best", "waited", "stopped")
         )
+
+
+def stopping_callbacks(
+    stopping: Stopping | None,
+    splits: dict[str, EvalSplit],
+    sampler: MultiTaskBatchSampler,
+    collator: MultiTaskCollator,
+) -> list[TrainerCallback]:
+    """What ends the training, of all tasks or of one; empty where nothing does before its time.
+
+    Args:
+        stopping: of the recipe.
+        splits: validation rows by source.
+        sampler: draws the rows.
+        collator: leaves out the labels, and knows the tasks.
+
+    Raises:
+        ValueError: tasks stop one by one, and some optimizer step has fewer rows than others.
+    """
+    if stopping is None:
+        return []
+    if stopping.by == "macro":
+        return [EarlyStoppingCallback(stopping.patience, stopping.threshold)]
+    if sampler.has_short_steps:
+        raise ValueError("stopping by task: some optimizer step has fewer rows than others")
+    metrics = {}
+    for split in splits.values():
+        for name, recipe in split.source.tasks.items():
+            usual = default_metrics(collator.configs[name], scored=recipe.data.label is not None)
+            metrics[name] = main_metric(recipe.metrics or usual)
+    return [TaskStopping(stopping, metrics, sampler, collator)]
 
 
 class TaskProgress(ProgressCallback):

@@ -1,76 +1,124 @@
-"""The Trainer's evaluation for several tasks: one pass per source, predictions kept by task."""
+"""Evaluation for several tasks: one pass per source, predictions kept by task."""
 
+from collections.abc import Callable
 from typing import Any
 
 import datasets
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from ...modeling.heads import IGNORE
-from ...modeling.modeling_polyhead import PolyheadModel
+from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from ..batches.collator import MultiTaskCollator, model_inputs
 from ..data.dataset import MultiTaskDataset
 from ..evaluation.scoring import EvalSplit, macro, score
 from ..reports.task_report import task_report
+from .meters import LossMeter
 
 
-class TaskEvaluation(Trainer):
-    """What `MultiTaskTrainer` overrides of evaluation."""
+class EvaluationLoop:
+    """Passes over the rows of each source, and what becomes of their batches.
 
-    model: PolyheadModel
-    _eval_collator: MultiTaskCollator
+    Args:
+        model: the model, without what accelerate wraps around it.
+        collator: makes the batches; never packed.
+        args: size of a batch, workers.
+        accelerator: knows the ranks.
+        loop: Trainer's `evaluation_loop`, which calls `inputs_of` and `predictions` for each batch.
+    """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._evaluated: list[str] = []  # the tasks of the source in evaluation
-        self._eval_sums = TaskSums(self.model.task_names)
+    def __init__(
+        self,
+        model: PolyheadModel,
+        collator: MultiTaskCollator,
+        *,
+        args: TrainingArguments,
+        accelerator: Accelerator,
+        loop: Callable[..., EvalLoopOutput],
+    ) -> None:
+        self.model = model
+        self.collator = collator
+        self.args = args
+        self.accelerator = accelerator
+        self.loop = loop
+        self.meter = LossMeter(model.task_names)
+        self._tasks: list[str] = []  # of the source in evaluation
 
-    @property
-    def model_for_tasks(self) -> PolyheadModel:
-        """The model without what accelerate wraps around it."""
-        return self.accelerator.unwrap_model(self.model)
+    def run(
+        self,
+        splits: dict[str, EvalSplit],
+        prefix: str,
+        *,
+        reports: dict[str, dict[str, Any]] | None = None,
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+        """See `MultiTaskTrainer.evaluate_tasks`."""
+        scores: dict[str, dict[str, Any]] = {}
+        self.meter.clear()
+        for name, split in splits.items():
+            self._tasks = list(split.source.tasks)
+            output = self.loop(
+                self._dataloader(name, split.rows),
+                description=f"Evaluation of {name}",
+                prediction_loss_only=False,
+                metric_key_prefix=prefix,
+            )
+            predictions: Any = output.predictions
+            for task in self._tasks:
+                config, values = self.model.config.tasks[task], predictions[task]
+                scores[task] = score(task, config, split, values)
+                if reports is not None:
+                    reports[task] = task_report(task, config, split, values, scores[task])
+        return dict(sorted(scores.items())), self.meter.means(self.accelerator)
 
-    def _eval_dataloader(self, name: str, rows: datasets.Dataset) -> DataLoader:
+    def _dataloader(self, name: str, rows: datasets.Dataset) -> DataLoader:
         loader = DataLoader(
             MultiTaskDataset({name: rows}),
             batch_size=self.args.per_device_eval_batch_size,
-            collate_fn=self._eval_collator,
+            collate_fn=self.collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
-    def prediction_step(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+    def inputs_of(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the model gets of a batch: the labels of repeated rows are taken out."""
+        inputs = model_inputs(batch)
+        return {**inputs, "labels": self._without_repeats(inputs, len(batch["rows"]))}
+
+    def predictions(
+        self, outputs: PolyheadOutput, inputs: dict[str, Any], rows: Tensor
     ) -> tuple[Tensor, Any, Any]:
-        """Loss and predictions by task: one entry per example, in the batch's order."""
-        inputs = self._prepare_inputs(inputs)
-        rows = inputs["rows"]
-        fed = model_inputs(inputs)
-        fed["labels"] = self._without_repeats(fed, len(rows))
-        with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**fed)
-        counts = self.model_for_tasks.count_items(fed["labels"])
+        """Loss and predictions by task: one entry per example, in the batch's order.
+
+        Args:
+            outputs: of the model, for a batch.
+            inputs: as `inputs_of` gave them.
+            rows: (examples,), the batch's own.
+
+        Returns:
+            the loss, predictions by task, and `rows` on the device.
+        """
+        model, count = self.model, len(rows)
+        units = model.count_items(inputs["labels"])
         for name, loss in (outputs.losses or {}).items():
-            self._eval_sums.add(name, loss * counts[name], counts[name])
-        found: dict[str, Tensor] = {}
+            self.meter.add(name, loss * units[name], units[name])
+        values: dict[str, Tensor] = {}
         for name, logits in (outputs.logits or {}).items():
-            if self.model_for_tasks.config.tasks[name].head == "masked_lm":
-                logits = _mask_hits(logits, fed["labels"][name])
-            found[name] = self._spread(name, logits.float(), fed, len(rows))
+            if model.config.tasks[name].head == "masked_lm":
+                logits = _mask_hits(logits, inputs["labels"][name])
+            values[name] = self._spread(name, logits.float(), inputs, count)
         for name, vectors in (outputs.embeddings or {}).items():
-            found[name] = vectors.float().view(len(rows), -1, vectors.shape[-1])
-        for name in self._evaluated:  # no rows: all are windows after the first
-            if name not in found:
-                width = self.model_for_tasks.config.tasks[name].num_labels
-                found[name] = torch.full((len(rows), width), float("nan"), device=self.args.device)
-        return outputs.loss.detach(), found, rows.to(self.args.device)
+            values[name] = vectors.float().view(count, -1, vectors.shape[-1])
+        for name in self._tasks:  # no rows: all are windows after the first
+            if name not in values:
+                width = model.config.tasks[name].num_labels
+                values[name] = torch.full((count, width), float("nan"), device=self.args.device)
+        assert outputs.loss is not None
+        return outputs.loss.detach(), values, rows.to(self.args.device)
 
     def _without_repeats(self, inputs: dict[str, Any], rows: int) -> dict[str, Tensor]:
         """Labels, but none for the rows that accelerate repeats so that ranks have equal batches.
@@ -83,116 +131,42 @@ class TaskEvaluation(Trainer):
         known = max(state.remainder - self.args.process_index * rows, 0)
         labels = {}
         for name, values in inputs["labels"].items():
-            number = self.model_for_tasks.task_names.index(name)
-            own = (inputs["task_ids"] == number).any(1).view(rows, -1)[:, 0]  # by example
+            number = self.model.task_names.index(name)
+            reads = (inputs["task_ids"] == number).any(1).view(rows, -1)[:, 0]  # by example
             missing = float("nan") if values.is_floating_point() else IGNORE
             labels[name] = values.clone()
-            labels[name][int(own[:known].sum()) :] = missing
+            labels[name][int(reads[:known].sum()) :] = missing
         return labels
 
     def _spread(self, name: str, values: Tensor, inputs: dict[str, Any], rows: int) -> Tensor:
         """Values of the task's own rows to one entry per row: NaN for windows it does not read."""
-        number = self.model_for_tasks.task_names.index(name)
-        own = (inputs["task_ids"] == number).any(1)
-        if bool(own.all()):
+        number = self.model.task_names.index(name)
+        reads = (inputs["task_ids"] == number).any(1)
+        if bool(reads.all()):
             return values
         spread = values.new_full((rows, *values.shape[1:]), float("nan"))
-        spread[own.to(values.device)] = values
+        spread[reads.to(values.device)] = values
         return spread
 
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Metrics of all tasks, one pass per source.
 
-        Args:
-            eval_dataset: `EvalSplit` by source name; default the trainer's.
-            ignore_keys: not used.
-            metric_key_prefix: begins every key.
-
-        Returns:
-            `<prefix>_<task>_<metric>`, `<prefix>_<task>_loss` and `<prefix>_macro`, the mean of the
-            tasks' main metrics; `evaluate_tasks` gives the rows by entity type too.
-        """
-        splits: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        scores, losses = self.evaluate_tasks(splits, metric_key_prefix)
-        metrics = {}
-        for name, values in scores.items():
-            for metric, value in values.items():
-                if not isinstance(value, dict):
-                    metrics[f"{metric_key_prefix}_{name}_{metric}"] = value
-            if name in losses:  # not where no row has a label that the model knows
-                metrics[f"{metric_key_prefix}_{name}_loss"] = losses[name]
-        metrics[f"{metric_key_prefix}_loss"] = sum(losses.values())
-        metrics[f"{metric_key_prefix}_macro"] = macro(scores)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
-
-    def evaluate_tasks(
-        self,
-        splits: dict[str, EvalSplit],
-        prefix: str = "eval",
-        *,
-        reports: dict[str, dict[str, Any]] | None = None,
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
-        """Metrics by task (`entity_f1` with its rows by type), and loss by task.
-
-        Args:
-            splits: what to evaluate.
-            prefix: names the split in progress bars.
-            reports: is given a report of each task (`reports/task_report.py`).
-        """
-        scores: dict[str, dict[str, Any]] = {}
-        self._eval_sums.clear()
-        for name, part in splits.items():
-            self._evaluated = list(part.source.tasks)
-            output = self.evaluation_loop(
-                self._eval_dataloader(name, part.rows),
-                description=f"Evaluation of {name}",
-                prediction_loss_only=False,
-                metric_key_prefix=prefix,
-            )
-            found: Any = output.predictions
-            for task in part.source.tasks:
-                config = self.model_for_tasks.config.tasks[task]
-                scores[task] = score(task, config, part, found[task])
-                if reports is not None:
-                    reports[task] = task_report(task, config, part, found[task], scores[task])
-        return dict(sorted(scores.items())), self._eval_sums.means(self.accelerator)
+def metrics_of(
+    scores: dict[str, dict[str, Any]], losses: dict[str, float], prefix: str
+) -> dict[str, float]:
+    """Scores and losses by task as HF logs metrics; see `MultiTaskTrainer.evaluate`."""
+    metrics = {}
+    for name, values in scores.items():
+        for metric, value in values.items():
+            if not isinstance(value, dict):
+                metrics[f"{prefix}_{name}_{metric}"] = value
+        if name in losses:  # not where no row has a label that the model knows
+            metrics[f"{prefix}_{name}_loss"] = losses[name]
+    metrics[f"{prefix}_loss"] = sum(losses.values())
+    metrics[f"{prefix}_macro"] = macro(scores)
+    return metrics
 
 
 def _mask_hits(logits: Tensor, labels: Tensor) -> Tensor:
     """(N, T, V) logits -> (N, 2): masked tokens found, masked tokens."""
-    masked = labels != -100
+    masked = labels != IGNORE
     hits = (logits.argmax(-1) == labels) & masked
     return torch.stack([hits.sum(1), masked.sum(1)], dim=1)
-
-
-class TaskSums:
-    """Loss sums and unit counts by task, added up over steps and then over ranks."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = sorted(names)
-        self.clear()
-
-    def clear(self) -> None:
-        """Start anew."""
-        self.values: dict[str, list[Tensor]] = {name: [] for name in self.names}
-
-    def add(self, name: str, total: Tensor, count: Tensor) -> None:
-        """Add a task's loss, summed over its units, and their number."""
-        self.values[name].append(torch.stack([total.float(), count.float()]))
-
-    def means(self, accelerator: Any) -> dict[str, float]:
-        """Mean loss per unit of each task that had any, over all ranks; starts anew."""
-        zero = torch.zeros(2, device=accelerator.device)
-        rows = [torch.stack(self.values[n]).sum(0) if self.values[n] else zero for n in self.names]
-        totals = accelerator.reduce(torch.stack(rows), "sum").tolist()
-        self.clear()
-        return {n: s / c for n, (s, c) in zip(self.names, totals, strict=True) if c}

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainingArguments
 from ...modeling.modeling_polyhead import PolyheadModel
 from ...modeling.routing import layers_of
 from ..adapters import is_adapter_weight
-from ..balancing.methods import METHODS
+from ..balancing.methods import METHODS, reads_tasks_apart
 from ..recipe.schema import MultiTaskArguments
 
 
@@ -62,7 +62,7 @@ def check_deepspeed(multitask: MultiTaskArguments, args: TrainingArguments) -> N
 
 def _needs_whole(multitask: MultiTaskArguments) -> list[str]:
     method = multitask.balancing.method
-    if METHODS[method].needs in ("gradients", "last_layer"):
+    if reads_tasks_apart(METHODS[method]):
         return [f"balancing.method: {method} needs whole gradients; take another"]
     return []
 
@@ -121,13 +121,13 @@ class ShardedTasks(TrainerCallback):
 def idle_parameters(model: PolyheadModel, idle: list[str]) -> list[nn.Parameter]:
     """Weights that only idle tasks read: their heads, and adapters that no other task reads."""
     shared = {id(parameter) for parameter in model.encoder.parameters()}
-    found = [p for name in idle for p in model.heads[name].parameters() if id(p) not in shared]
+    unused = [p for name in idle for p in model.heads[name].parameters() if id(p) not in shared]
     used = {model.config.tasks[name].adapter for name in model.task_names if name not in idle}
     adapters = set(model.loaded_adapters) - used
     for name, parameter in model.encoder.named_parameters():
         if adapters & set(name.split(".")):
-            found.append(parameter)
-    return found
+            unused.append(parameter)
+    return unused
 
 
 @contextmanager

@@ -44,9 +44,9 @@ def loss_over_ranks(
     if not len(labels):
         return None
     others[accelerator.process_index] = embeddings.float()
-    parts = [part for part in others if len(part)]
-    loss = head.loss(torch.cat(parts), torch.cat([s for s in scores if len(s)]), num_items)
-    return loss - loss.detach() * (1 - 1 / len(parts))
+    by_rank = [values for values in others if len(values)]
+    loss = head.loss(torch.cat(by_rank), torch.cat([s for s in scores if len(s)]), num_items)
+    return loss - loss.detach() * (1 - 1 / len(by_rank))
 
 
 def from_all_ranks(values: Tensor, accelerator: Accelerator) -> list[Tensor]:
@@ -54,15 +54,15 @@ def from_all_ranks(values: Tensor, accelerator: Accelerator) -> list[Tensor]:
     shapes: Any = accelerator.gather(torch.tensor([values.shape], device=values.device))
     sizes = shapes.prod(1)
     flat = F.pad(values.flatten(), (0, int(sizes.max()) - values.numel()))
-    found: Any = accelerator.gather(flat[None])
+    rows: Any = accelerator.gather(flat[None])
     return [
         row[:size].view(shape)
-        for row, size, shape in zip(found, sizes.tolist(), shapes.tolist(), strict=True)
+        for row, size, shape in zip(rows, sizes.tolist(), shapes.tolist(), strict=True)
     ]
 
 
 @dataclass
-class CachedPart:
+class CachedBatch:
     """What a micro-batch needs to train on the loss of the whole step.
 
     Args:
@@ -82,11 +82,11 @@ class CachedPart:
 
     def losses(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
         """By task: the share of the loss, with the gradient of the whole."""
-        found = {}
+        losses = {}
         for name, gradient in self.gradients.items():
             product = (embeddings[name] * gradient.to(embeddings[name])).sum()
-            found[name] = self.values[name] + product - product.detach()
-        return found
+            losses[name] = self.values[name] + product - product.detach()
+        return losses
 
 
 def cache_step(
@@ -95,7 +95,7 @@ def cache_step(
     heads: dict[str, Head],
     num_items: dict[str, Tensor],
     accelerator: Accelerator,
-) -> list[CachedPart]:
+) -> list[CachedBatch]:
     """Embed all micro-batches of a step, one at a time, and take the gradients of the losses.
 
     Args:
@@ -105,42 +105,42 @@ def cache_step(
         num_items: groups of each in the whole step.
         accelerator: knows the ranks. All of them have to call this.
     """
-    parts: list[CachedPart] = []
+    cached: list[CachedBatch] = []
     embeddings: dict[str, list[Tensor]] = {name: [] for name in heads}
     labels: dict[str, list[Tensor]] = {name: [] for name in heads}
     for batch in batches:
-        there = torch.empty(0, device=accelerator.device)
-        parts.append(CachedPart((torch.get_rng_state(), get_device_states(there))))
+        device = accelerator.device
+        states = get_device_states(torch.empty(0, device=device))
+        cached.append(CachedBatch((torch.get_rng_state(), states)))
         with torch.no_grad():
-            found = forward(batch).embeddings or {}
+            vectors = forward(batch).embeddings or {}
         for name in heads:
-            given = batch["labels"].get(name, torch.zeros(0))
-            embeddings[name].append(found.get(name, torch.zeros(0, 0)).to(accelerator.device))
-            labels[name].append(given.to(accelerator.device))
+            embeddings[name].append(vectors.get(name, torch.zeros(0, 0)).to(device))
+            labels[name].append(batch["labels"].get(name, torch.zeros(0)).to(device))
     for name, head in heads.items():
-        _take_gradients(name, head, parts, embeddings[name], labels[name], num_items, accelerator)
-    return parts
+        _take_gradients(name, head, cached, embeddings[name], labels[name], num_items, accelerator)
+    return cached
 
 
 def _take_gradients(
     name: str,
     head: Head,
-    parts: list[CachedPart],
+    cached: list[CachedBatch],
     embeddings: list[Tensor],
     labels: list[Tensor],
     num_items: dict[str, Tensor],
     accelerator: Accelerator,
 ) -> None:
-    own = [number for number, values in enumerate(labels) if len(values)]
-    whole = torch.cat([embeddings[n] for n in own]) if own else embeddings[0]
-    scores = torch.cat([labels[n] for n in own]) if own else labels[0]
+    numbers = [number for number, values in enumerate(labels) if len(values)]
+    whole = torch.cat([embeddings[n] for n in numbers]) if numbers else embeddings[0]
+    scores = torch.cat([labels[n] for n in numbers]) if numbers else labels[0]
     whole = whole.detach().requires_grad_()
     with torch.enable_grad():
         loss = loss_over_ranks(head, whole, scores, num_items[name], accelerator)
     if loss is None:
         return
     (gradient,) = torch.autograd.grad(loss, whole)
-    pieces = gradient.split([len(embeddings[n]) for n in own])
-    for number, piece in zip(own, pieces, strict=True):
-        parts[number].gradients[name] = piece
-        parts[number].values[name] = loss.detach() * (len(labels[number]) / len(scores))
+    pieces = gradient.split([len(embeddings[n]) for n in numbers])
+    for number, piece in zip(numbers, pieces, strict=True):
+        cached[number].gradients[name] = piece
+        cached[number].values[name] = loss.detach() * (len(labels[number]) / len(scores))

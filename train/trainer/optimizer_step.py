@@ -4,17 +4,23 @@ Each task's loss is divided by its own labelled units in the whole step, over mi
 ranks, so that the losses of micro-batches and ranks just add up. On these sums `balancing`
 works: methods that weigh losses cost nothing, or a forward pass; those over gradients cost a
 backward pass for each task, and the shared weights' gradients are set after the last micro-batch.
+
+The Trainer calls, in this order: `begin` with all micro-batches; for each of them `replay`, its own
+forward pass and `loss`; `end_backward` after the last backward pass; `end_step` after the
+optimizer's step.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
-from transformers import Trainer
 
-from ...modeling.modeling_polyhead import PolyheadModel
-from ..balancing.methods import Balancer
+from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
+from ..balancing.base import Balancer
 from ..balancing.task_gradients import (
     SKETCH,
     GradientComparison,
@@ -25,290 +31,313 @@ from ..balancing.task_gradients import (
 from ..batches.collator import model_inputs
 from ..errors import UserError
 from ..optimization.freezing import Unfreezing
-from ..recipe.schema import MultiTaskArguments, compares
-from .callbacks import TrainingState
-from .evaluation_loop import TaskSums
-from .gradcache import CachedPart, cache_step, loss_over_ranks
-from .sigterm import LeaveOnSigterm
+from ..recipe.schema import MultiTaskArguments, in_batch
+from .gradcache import CachedBatch, cache_step, loss_over_ranks
+from .meters import LossMeter, TaskCounters
+from .sigterm import SigtermCallback
 
-COMPARE_EVERY = 16  # optimizer steps per task between two comparisons of gradients: some 4 % time
 ROWS_SHOWN = 20
-# of a batch: read by the host, which would wait for the device to have done all before
-HOST = ("task_ids", "cu_seq_lens_q", "rows", "sources", "seen")
 
 
 @dataclass
-class Step:
-    """What is kept during an optimizer step.
+class StepState:
+    """What an optimizer step knows of itself.
 
     Args:
-        batches: its micro-batches, where balancing reads them again.
-        num_items: labelled units by task.
+        number: optimizer steps done before.
+        epoch: of the training, fractions included.
+        num_items: labelled units by task, over micro-batches and ranks.
         present: the tasks with any, on all ranks.
+        idle: the tasks without rows, on all ranks.
+        batches: its micro-batches, where balancing reads them again.
         weights: of the losses; None until the losses are known.
         sums: losses of this rank's micro-batches so far.
         gradients: of the tasks, for balancing.
-        compared: of the tasks, to be compared, where balancing does not read all of them.
+        sketches: of the tasks' gradients, to be compared where balancing reads none or others.
         cached: of each micro-batch, where tasks are compared over all of them.
         position: the micro-batch that comes next.
     """
 
-    batches: list
+    number: int
+    epoch: float
     num_items: dict[str, Tensor]
     present: list[str]
+    idle: list[str]
+    batches: list[dict[str, Any]] = field(default_factory=list)
     weights: dict[str, float] | None = None
     sums: dict[str, Any] = field(default_factory=dict)
     gradients: StepGradients | None = None
-    compared: StepGradients | None = None
-    cached: list[CachedPart] = field(default_factory=list)
+    sketches: StepGradients | None = None
+    cached: list[CachedBatch] = field(default_factory=list)
     position: int = 0
 
 
-class TaskSteps(Trainer):
-    """What `MultiTaskTrainer` overrides of an optimizer step."""
+@dataclass(kw_only=True, eq=False)
+class OptimizerStep:
+    """The losses of an optimizer step, their weights, and what is learned from them.
+
+    Args:
+        model: the model, without what accelerate wraps around it.
+        accelerator: knows the ranks.
+        balancer: weighs the tasks, or combines their gradients.
+        comparison: of the tasks' gradients.
+        unfreezing: knows the layers that wait.
+        counters: of rows, tokens and skipped losses.
+        sigterm: is told whether a rank has got the signal.
+        multitask: which tasks are cached, what a loss that is not finite does.
+        sources: source name to its tasks, as the collator counts them.
+        prepare: moves a batch to the device.
+        autocast: Trainer's context around a forward pass.
+    """
 
     model: PolyheadModel
-    model_for_tasks: PolyheadModel
-    multitask: MultiTaskArguments
-    sources: dict[str, list[str]]
+    accelerator: Accelerator
     balancer: Balancer
     comparison: GradientComparison
-    counts: TrainingState
-    leaving: LeaveOnSigterm
     unfreezing: Unfreezing
-    idle_tasks: list[str]  # without rows in the optimizer step, on all ranks
-    _step: Step
-    _sums: TaskSums
+    counters: TaskCounters
+    sigterm: SigtermCallback
+    multitask: MultiTaskArguments
+    sources: dict[str, list[str]]
+    prepare: Callable[[dict[str, Any]], dict[str, Any]]
+    autocast: Callable[[], AbstractContextManager]
 
-    def _steps_between_comparisons(self, tasks: list[str]) -> int:
-        """0 for never: one task, nothing shared that trains, weights in shards, or compiled."""
-        apart = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
-        if len(tasks) < 2 or apart or not shared_parameters(self.model):
-            return 0
-        given = self.multitask.balancing.gradient_steps
-        return COMPARE_EVERY * len(tasks) if given is None else given
+    def __post_init__(self) -> None:
+        self.meter = LossMeter(self.model.task_names)
+        self._state = StepState(0, 0.0, {}, [], [])
 
-    def _prepare_input(self, data: Any) -> Any:
-        """As HF's; nothing waits for a tensor in pinned memory."""
-        if isinstance(data, Tensor) and not self.is_deepspeed_enabled:
-            return data.to(self.args.device, non_blocking=True)
-        return super()._prepare_input(data)
+    # ---- before the first micro-batch ----
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Moves to the device what it computes with; what the host decides by stays there."""
-        moved = {key: value for key, value in inputs.items() if key not in HOST}
-        return {**inputs, **super()._prepare_inputs(moved)}
+    def begin(self, batches: list[dict[str, Any]], number: int, epoch: float) -> dict[str, Tensor]:
+        """Count what the step has, and get what balancing and comparing gradients need in it.
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """The micro-batches of an optimizer step, and the labelled units of each task in them."""
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches:
-            self._begin_step(batches, num_items)
-        return batches, num_items
+        Args:
+            batches: this rank's micro-batches, as the collator made them.
+            number: optimizer steps done before.
+            epoch: of the training, fractions included.
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        """Labelled units by task, over the micro-batches of a step and over all ranks."""
-        names = self.model_for_tasks.task_names
+        Returns:
+            Labelled units by task, over micro-batches and ranks: scalars, on the CPU.
+        """
+        num_items, idle = self._count(batches)
+        present = [name for name, count in num_items.items() if count]
+        step = self._state = StepState(number, epoch, num_items, present, idle)
+        if not batches:
+            return num_items
+        self._cache(batches)
+        if not self.balancer.reads_losses:
+            step.weights = self.balancer.weights(number, None)
+        else:
+            step.batches = batches
+            if len(batches) > 1:  # weights depend on losses of micro-batches still to come
+                step.weights = self.balancer.weights(number, self._losses_of_step())
+        self._begin_gradients()
+        return num_items
+
+    def _count(self, batches: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[str]]:
+        """Labelled units by task, and the tasks without rows, over micro-batches and ranks.
+
+        The same exchange tells all ranks of a SIGTERM, so that they leave after the same step.
+        """
+        names = self.model.task_names
         total = torch.zeros(len(names), 3, dtype=torch.float64)  # units, rows, tokens
-        for batch in batch_samples:
-            total[:, 1:] += batch["seen"]
-            for name, count in self.model_for_tasks.count_items(batch["labels"]).items():
+        for batch in batches:
+            total[:, 1:] += batch["counts"]
+            for name, count in self.model.count_items(batch["labels"]).items():
                 total[names.index(name), 0] += count
-        flat = torch.cat([total.flatten(), total.new_tensor([self.leaving.requested])]).float()
+        flat = torch.cat([total.flatten(), total.new_tensor([self.sigterm.requested])]).float()
         if self.accelerator.num_processes > 1:  # else the host would wait for its own numbers
-            flat = flat.to(device)
+            flat = flat.to(self.accelerator.device)
         summed: Any = self.accelerator.reduce(flat, "sum")
         flat = summed.cpu()
-        self.leaving.agreed = bool(flat[-1])  # all ranks leave after the same step
-        found = flat[:-1].view(len(names), 3)
-        self.idle_tasks = [
-            n for n, rows in zip(names, found[:, 1].tolist(), strict=True) if not rows
-        ]
-        self.counts.see(found[:, 1:])
-        return dict(zip(names, found[:, 0], strict=True))
+        self.sigterm.agree(bool(flat[-1]))
+        counts = flat[:-1].view(len(names), 3)
+        self.counters.add(counts[:, 1:])
+        rows = dict(zip(names, counts[:, 1].tolist(), strict=True))
+        idle = [name for name, number in rows.items() if not number]
+        return dict(zip(names, counts[:, 0], strict=True)), idle
 
-    def _begin_step(self, batches: list, num_items: Any) -> None:
-        """What balancing and the comparison of gradients need in this optimizer step."""
-        model, step = self.model_for_tasks, self.state.global_step
-        present = [name for name, count in num_items.items() if count]
-        needs = self.balancer.needs
-        self._step = Step(batches if needs.startswith("losses") else [], num_items, present)
-        self._cache(batches)
-        if not needs.startswith("losses"):
-            self._step.weights = self.balancer.weights(step, None)
-        elif len(batches) > 1:  # they depend on losses of micro-batches that are still to come
-            self._step.weights = self.balancer.weights(step, self._losses_of_step())
-        waiting = {id(weight) for weight in self.unfreezing.frozen_weights}
-        shared = [weight for weight in shared_parameters(model) if id(weight) not in waiting]
-        compared = self.comparison.wanted(step, present) and bool(shared)
-        if needs == "last_layer":
-            self._step.gradients = StepGradients(present, last_layer_of(model, shared))
-        elif needs == "gradients" and shared:
-            self._step.gradients = StepGradients(present, shared)
-        if needs != "gradients" and compared:
-            self._step.compared = StepGradients(present, shared, SKETCH)
-
-    def _cache(self, batches: list) -> None:
+    def _cache(self, batches: list[dict[str, Any]]) -> None:
         """The gradients of tasks that are compared over all micro-batches of the step."""
-        names = [name for name in self._step.present if name in self.multitask.cached]
+        step, model = self._state, self.model
+        names = [name for name in step.present if name in self.multitask.cached]
         if not names or len(batches) == 1:
             return
 
-        def forward(batch: dict[str, Any]) -> Any:
-            with self.compute_loss_context_manager():
-                return self.model_for_tasks(**model_inputs(self._prepare_inputs(batch)))
+        def forward(batch: dict[str, Any]) -> PolyheadOutput:
+            with self.autocast():
+                return model(**model_inputs(self.prepare(batch)))
 
-        self.model_for_tasks.train()
-        heads: Any = {name: self.model_for_tasks.heads[name] for name in names}
-        num_items = self._step.num_items
-        self._step.cached = cache_step(batches, forward, heads, num_items, self.accelerator)
+        model.train()
+        heads: Any = {name: model.heads[name] for name in names}
+        step.cached = cache_step(batches, forward, heads, step.num_items, self.accelerator)
 
-    def _task_losses(self, outputs: Any, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _begin_gradients(self) -> None:
+        step, balancer = self._state, self.balancer
+        waiting = {id(weight) for weight in self.unfreezing.frozen_weights}
+        shared = [w for w in shared_parameters(self.model) if id(w) not in waiting]
+        is_compared = self.comparison.is_due(step.number, step.present) and bool(shared)
+        if balancer.reads_last_layer:
+            step.gradients = StepGradients(step.present, last_layer_of(self.model, shared))
+        elif balancer.reads_gradients and shared:
+            step.gradients = StepGradients(step.present, shared)
+        if is_compared and not balancer.reads_gradients:
+            step.sketches = StepGradients(step.present, shared, SKETCH)
+
+    def _losses_of_step(self) -> dict[str, float]:
+        """The losses of the step's batches under the weights of now; dropout as in training."""
+        step, device = self._state, self.accelerator.device
+        total = torch.zeros(len(step.present), dtype=torch.float64, device=device)
+        with torch.random.fork_rng(), torch.no_grad(), self.autocast():
+            self.model.train()
+            for batch in step.batches:
+                inputs = model_inputs(self.prepare(batch))
+                outputs = self.model(**inputs, num_items=step.num_items)
+                losses = self._task_losses(outputs, inputs["labels"])
+                for number, name in enumerate(step.present):
+                    total[number] += losses.get(name, 0.0)
+        total: Any = self.accelerator.reduce(total, "sum")
+        return dict(zip(step.present, total.tolist(), strict=True))
+
+    # ---- each micro-batch ----
+
+    def replay(self) -> None:
+        """Before a forward pass: where the micro-batch is cached, the dropout of its first one."""
+        if self._state.cached:
+            self._state.cached[self._state.position].replay()
+
+    def loss(self, outputs: PolyheadOutput, batch: dict[str, Any]) -> Tensor:
+        """Weighted sum of the tasks' losses, each over its units in the whole optimizer step.
+
+        Args:
+            outputs: of the model, for the next micro-batch and the step's `num_items`.
+            batch: the micro-batch, on the device.
+
+        Returns:
+            A scalar; times the number of ranks, because DDP averages gradients over them and
+            `num_items` already counts all of them.
+
+        Raises:
+            UserError: a loss is not finite, and `nan_loss` is stop.
+        """
+        step = self._state
+        losses = self._finite(self._task_losses(outputs, batch["labels"]), batch)
+        step.position += 1
+        counts = self.model.count_items(batch["labels"])
+        for name, loss in losses.items():
+            self.meter.add(name, loss.detach() * step.num_items[name], counts[name])
+        return self._weigh(losses) * self.accelerator.num_processes
+
+    def _task_losses(self, outputs: PolyheadOutput, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model's losses; those that compare texts over all ranks, or over the whole step.
 
         A rank without rows of such a task takes part all the same.
         """
-        step, model = self._step, self.model_for_tasks
-        losses = dict(outputs.losses or {})
+        step, model = self._state, self.model
+        losses, embeddings = dict(outputs.losses or {}), outputs.embeddings or {}
         if step.cached:
-            losses |= step.cached[step.position].losses(outputs.embeddings or {})
+            losses |= step.cached[step.position].losses(embeddings)
         if self.accelerator.num_processes == 1:
             return losses
-        comparing = [n for n in step.present if compares(model.config.tasks[n])]
+        comparing = [n for n in step.present if in_batch(model.config.tasks[n])]
         for name in [n for n in comparing if not (step.cached and n in self.multitask.cached)]:
-            empty = torch.zeros(0, 0, device=self.args.device)
-            found = (outputs.embeddings or {}).get(name, empty)
-            given = labels.get(name, empty.flatten())
+            empty = torch.zeros(0, 0, device=self.accelerator.device)
+            vectors, scores = embeddings.get(name, empty), labels.get(name, empty.flatten())
             head: Any = model.heads[name]
-            loss = loss_over_ranks(head, found, given, step.num_items[name], self.accelerator)
+            loss = loss_over_ranks(head, vectors, scores, step.num_items[name], self.accelerator)
             if loss is not None:
                 losses[name] = loss
         return losses
 
-    def _losses_of_step(self) -> dict[str, float]:
-        """The losses of the step's batches under the weights of now; dropout as in training."""
-        device = self.args.device
-        total = torch.zeros(len(self._step.present), dtype=torch.float64, device=device)
-        with torch.random.fork_rng(), torch.no_grad(), self.compute_loss_context_manager():
-            self.model_for_tasks.train()
-            for batch in self._step.batches:
-                fed = model_inputs(self._prepare_inputs(batch))
-                outputs = self.model_for_tasks(**fed, num_items=self._step.num_items)
-                losses = self._task_losses(outputs, fed["labels"])
-                for number, name in enumerate(self._step.present):
-                    total[number] += losses.get(name, 0.0)
-        total: Any = self.accelerator.reduce(total, "sum")
-        return dict(zip(self._step.present, total.tolist(), strict=True))
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Weighted sum of the tasks' losses, each over its units in the whole optimizer step."""
-        if self._step.cached:
-            self._step.cached[self._step.position].replay()
-        outputs = model(**model_inputs(inputs), num_items=num_items_in_batch)
-        losses = self._finite(self._task_losses(outputs, inputs["labels"]), inputs)
-        self._step.position += 1
-        counts = self.model_for_tasks.count_items(inputs["labels"])
-        for name, loss in losses.items():
-            units = counts[name] if num_items_in_batch is None else num_items_in_batch[name]
-            self._sums.add(name, loss.detach() * units, counts[name])
-        loss = self._weigh(losses)
-        # DDP averages gradients over ranks; `num_items` already counts all of them
-        loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
-
     def _weigh(self, losses: dict[str, Tensor]) -> Tensor:
         """The total loss of a micro-batch; keeps what the end of the step needs."""
-        step, tasks = self._step, self.model_for_tasks.config.tasks
+        step, tasks = self._state, self.model.config.tasks
         detached = {name: loss.detach().double() for name, loss in losses.items()}
         for name, value in detached.items():
             step.sums[name] = step.sums.get(name, 0.0) + value
-        own = {name: tasks[name].loss_weight * loss for name, loss in losses.items()}
-        for gradients in (step.gradients, step.compared):
+        scaled = {name: tasks[name].loss_weight * loss for name, loss in losses.items()}
+        for gradients in (step.gradients, step.sketches):
             if gradients is not None:
-                gradients.add(own)
+                gradients.add(scaled)
         if step.weights is None:
-            step.weights = self.balancer.weights(self.state.global_step, self._totals())
-        if not own:  # every loss was skipped: nothing changes
-            weight = next(p for p in self.model_for_tasks.parameters() if p.requires_grad)
+            step.weights = self.balancer.weights(step.number, self._totals())
+        if not scaled:  # every loss was skipped: nothing changes
+            weight = next(p for p in self.model.parameters() if p.requires_grad)
             return weight.sum() * 0.0
-        return torch.stack([step.weights.get(n, 1.0) * loss for n, loss in own.items()]).sum()
+        return torch.stack([step.weights.get(n, 1.0) * loss for n, loss in scaled.items()]).sum()
 
     def _totals(self) -> dict[str, float]:
         """Losses of the step so far, over all ranks."""
-        step = self._step
+        step = self._state
         if not step.present:  # on no rank
             return {}
-        zero = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        zero = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         values = torch.stack([torch.as_tensor(step.sums.get(n, zero)) for n in step.present])
         values: Any = self.accelerator.reduce(values, "sum")
         return dict(zip(step.present, values.tolist(), strict=True))
 
-    def _finite(self, losses: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """The losses that are finite.
-
-        Raises:
-            UserError: one is not, and `nan_loss` is stop.
-        """
+    def _finite(self, losses: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The losses that are finite; see `loss`."""
         if not losses or bool(torch.stack(list(losses.values())).isfinite().all()):
             return losses
         for name, loss in losses.items():
             if not loss.isfinite():
                 if self.multitask.nan_loss == "stop":
-                    raise UserError("training", [self._not_finite(name, loss, inputs)])
-                self.counts.skipped[name] += 1
+                    raise UserError("training", [self._not_finite(name, loss, batch)])
+                self.counters.skip(name)
         return {name: loss for name, loss in losses.items() if loss.isfinite()}
 
-    def _not_finite(self, name: str, loss: Tensor, inputs: dict[str, Any]) -> str:
-        own = [i for i, tasks in enumerate(self.sources.values()) if name in tasks]
-        rows = inputs["rows"][torch.isin(inputs["sources"], inputs["sources"].new_tensor(own))]
+    def _not_finite(self, name: str, loss: Tensor, batch: dict[str, Any]) -> str:
+        numbers = [i for i, tasks in enumerate(self.sources.values()) if name in tasks]
+        rows = batch["rows"][torch.isin(batch["sources"], batch["sources"].new_tensor(numbers))]
         shown = ", ".join(map(str, rows[:ROWS_SHOWN].tolist()))
         more = f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
         return (
-            f"the loss of task {name} is {loss.item()} in step {self.state.global_step + 1} (epoch "
-            f"{self.state.epoch or 0:.2f}); its rows of train there: {shown}{more}. Look at these "
+            f"the loss of task {name} is {loss.item()} in step {self._state.number + 1} (epoch "
+            f"{self._state.epoch:.2f}); its rows of train there: {shown}{more}. Look at these "
             "rows, lower training.learning_rate, or write nan_loss: skip to leave such batches out"
         )
 
-    def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
-    ) -> Tensor:
-        """As HF's; after the last micro-batch the step's gradients are balanced and compared."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients:
-            self._end_of_backward()
-            self.unfreezing.clear_frozen()
-        return loss
+    # ---- after the last micro-batch ----
 
-    def _end_of_backward(self) -> None:
-        step = self._step
-        if step.gradients is not None:
-            step.gradients.reduce(self.accelerator)
-        if self.balancer.needs == "gradients" and step.gradients is not None and step.present:
-            total = step.gradients.total
-            combined = self.balancer.combine(total, step.present, self.state.global_step)
-            step.gradients.write(combined)
-        if step.compared is not None:
-            step.compared.reduce(self.accelerator)
-        compared = step.gradients if self.balancer.needs == "gradients" else step.compared
-        if compared is not None and self.comparison.missing:
-            self.comparison.take(compared)
+    def end_backward(self) -> None:
+        """After the last backward pass: balance and compare the tasks' gradients."""
+        step, balancer, comparison = self._state, self.balancer, self.comparison
+        for gradients in (step.gradients, step.sketches):
+            if gradients is not None:
+                gradients.reduce(self.accelerator)
+        compared = step.sketches
+        if balancer.reads_gradients:
+            compared = step.gradients
+            if compared is not None and step.present:
+                combined = balancer.combine(compared.total, step.present, step.number)
+                compared.write(combined)
+        if compared is not None and comparison.missing:
+            comparison.take(compared)
+        self.unfreezing.clear_frozen()
 
-    def _end_of_step(self) -> None:
+    def end_step(self) -> None:
         """After the optimizer's step: what balancing learns from it."""
-        step, needs = self._step, self.balancer.needs
-        if needs in ("nothing", "gradients"):
+        step, balancer = self._state, self.balancer
+        if not balancer.learns:
             return
-        own = step.gradients.total if needs == "last_layer" and step.gradients else None
-        self.balancer.after_step(
-            self.state.global_step,
+        last_layer = step.gradients if balancer.reads_last_layer else None
+        balancer.after_step(
+            step.number,
             self._totals(),
-            losses_after=self._losses_of_step() if needs == "losses_after" else None,
-            gradients=own,
-            epoch=int(self.state.epoch or 0),
+            losses_after=self._losses_of_step() if balancer.reads_losses_after else None,
+            gradients=None if last_layer is None else last_layer.total,
+            epoch=int(step.epoch),
         )
+
+    # ---- what is known of the tasks ----
+
+    def idle_tasks(self) -> list[str]:
+        """Tasks without rows in the step, on all ranks."""
+        return self._state.idle
+
+    def log(self) -> dict[str, float]:
+        """What there is to know of each task since the last log; see `MultiTaskTrainer.log`."""
+        losses = self.meter.means(self.accelerator)
+        logs = {f"loss_{name}": value for name, value in losses.items()}
+        return logs | self.counters.log() | self.balancer.log() | self.comparison.log()

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import Left
+from ..errors import Interrupted
 
 ECHO = 3.0  # seconds; torchrun passes on a SIGTERM that its workers may have got already
 
@@ -18,16 +18,17 @@ def outlive_sigterm(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-class LeaveOnSigterm(TrainerCallback):
-    """Within `with leaving:` a SIGTERM lets the optimizer step end, saves, and raises `Left`.
+class SigtermCallback(TrainerCallback):
+    """Within `with sigterm:` a SIGTERM lets the optimizer step end, saves, and interrupts.
 
-    Raising from `on_save` keeps Trainer from loading the best checkpoint and, with
-    `save_total_limit=1`, deleting the one just saved. A second SIGTERM ends the process at once; so
-    does one that finds no step to end. Works in the main thread only; elsewhere nothing happens.
+    It raises `Interrupted` from `on_save`: that keeps Trainer from loading the best checkpoint and,
+    with `save_total_limit=1`, deleting the one just saved. A second SIGTERM ends the process at
+    once; so does one that finds no step to end. Works in the main thread only; elsewhere nothing
+    happens.
 
     Attributes:
         requested: this process has got the signal.
-        agreed: some process has; the trainer sets it, for the same step on all ranks.
+        agreed: some process has, for the same step on all ranks; see `agree`.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class LeaveOnSigterm(TrainerCallback):
         self._usual: Any = None
         self._since = 0.0
 
-    def __enter__(self) -> "LeaveOnSigterm":
+    def __enter__(self) -> "SigtermCallback":
         self.requested = self.agreed = self._leaves = False
         self._usual = None
         if threading.current_thread() is threading.main_thread():
@@ -49,6 +50,10 @@ class LeaveOnSigterm(TrainerCallback):
             signal.signal(signal.SIGTERM, self._usual)
         if self.requested and error is None:
             signal.raise_signal(signal.SIGTERM)
+
+    def agree(self, requested: bool) -> None:
+        """Say for an optimizer step whether any rank has got the signal; the same on all ranks."""
+        self.agreed = requested
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -80,11 +85,11 @@ class LeaveOnSigterm(TrainerCallback):
         """Leave.
 
         Raises:
-            Left: the checkpoint asked for has been saved.
+            Interrupted: the checkpoint asked for has been saved.
         """
         if self._leaves:
             folder = f"{args.output_dir}/checkpoint-{state.global_step}"
-            raise Left(state.global_step, folder)
+            raise Interrupted(state.global_step, folder)
 
     def _asked(self, args: TrainingArguments) -> bool:
         return self.agreed or (self.requested and args.world_size == 1)

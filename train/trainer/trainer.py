@@ -1,43 +1,37 @@
 """The Trainer for several tasks: exact loss normalisers, balancing, losses and gradients by task.
 
-What it overrides and why:
-- an optimizer step (`optimizer_step.py`): exact normalisers by task, balancing;
+What it overrides and why; the work is done by parts, plain objects that it makes:
+- an optimizer step (`OptimizerStep`): exact normalisers by task, balancing;
+- evaluation (`EvaluationLoop`): one pass per source, predictions kept by task;
 - the train dataloader: rows come from `MultiTaskBatchSampler`;
 - the optimizer: learning rates by layer, head and adapter;
-- evaluation (`evaluation_loop.py`): one pass per source, predictions kept by task;
-- saving (`checkpoints.py`): a checkpoint is the folder that users load, and never half of one.
+- saving (`saving.py`, `checkpoints.py`): a checkpoint is the folder that users load, and never half
+  of one.
 """
 
 import os
 from functools import cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
-    EarlyStoppingCallback,
     PreTrainedTokenizerBase,
     ProgressCallback,
+    TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import logging
 from transformers.utils.generic import strtobool
 
-from ...modeling.adapters import load_adapter
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..balancing.methods import BY_TASK, COMPILED, make_balancer
+from ..balancing.methods import COMPILED, make_balancer, reads_tasks_apart
 from ..balancing.task_gradients import GradientComparison, shared_parameters
-from ..batches.collator import MultiTaskCollator
+from ..batches.collator import MultiTaskCollator, model_inputs
 from ..batches.sampler import make_sampler
 from ..data.dataset import MultiTaskDataset
-from ..evaluation.metrics import default_metrics, main_metric
 from ..evaluation.scoring import EvalSplit
-from ..hub.folder import save_folder
-from ..hub.push import HUB_ERRORS, push
 from ..optimization.freezing import Unfreezing, apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
 from ..recipe.schema import MultiTaskArguments
@@ -46,20 +40,23 @@ from .callbacks import (
     RunIdentity,
     SetEpoch,
     TaskProgress,
-    TaskStopping,
     TrainingState,
+    stopping_callbacks,
 )
-from .checkpoints import AtomicCheckpoints
-from .evaluation_loop import TaskEvaluation, TaskSums
-from .fsdp import ShardedTasks, check_deepspeed, own_class, prepare_sharding
+from .evaluation_loop import EvaluationLoop, metrics_of
+from .fsdp import ShardedTasks, check_deepspeed, prepare_sharding
 from .identity import check_resume, identity_of
-from .optimizer_step import TaskSteps
-from .sigterm import LeaveOnSigterm, outlive_sigterm
+from .meters import TaskCounters
+from .optimizer_step import OptimizerStep
+from .saving import FolderCheckpoints
+from .sigterm import SigtermCallback, outlive_sigterm
 
-logger = logging.get_logger(__name__)
+COMPARE_EVERY = 16  # optimizer steps per task between two comparisons of gradients: some 4 % time
+# of a batch: read by the host, which would wait for the device to have done all before
+HOST = ("task_ids", "cu_seq_lens_q", "rows", "sources", "counts")
 
 
-class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
+class MultiTaskTrainer(FolderCheckpoints):
     """Trains a `PolyheadModel` on the rows of several sources.
 
     Args:
@@ -72,12 +69,19 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
         multitask: sampling, balancing, what trains, when to stop.
         origin: what tells the encoder's first weights from others; a checkpoint keeps it.
 
+    Attributes:
+        sampler: draws the rows; None without a train dataset, as `optimizer_step`.
+        optimizer_step: the losses of a step, their weights, and what is known of each task.
+        evaluation: the passes over the rows of each source.
+        sigterm: within `with trainer.sigterm:` a SIGTERM saves a checkpoint and ends the training.
+
     Raises:
         ValueError: arguments that do not fit several tasks.
     """
 
     loss_is_scaled_for_ga = True  # `num_items` counts the whole optimizer step
     model: PolyheadModel
+    optimizer_step: OptimizerStep
 
     def __init__(
         self,
@@ -91,23 +95,13 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
         multitask: MultiTaskArguments | None = None,
         origin: str | None = None,
     ) -> None:
-        if args.remove_unused_columns:
-            raise ValueError("TrainingArguments: set remove_unused_columns=False")
-        if args.label_smoothing_factor:
-            raise ValueError("TrainingArguments: label_smoothing_factor does not fit several tasks")
-        if args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
-            raise ValueError("TrainingArguments: hub_strategy is end or every_save here")
-        checkpointing: Any = args.activation_checkpointing_kwargs or {}
-        if args.world_size > 1 and checkpointing.get("use_reentrant"):
-            raise ValueError("TrainingArguments: several ranks need use_reentrant=False")
-        args.ddp_find_unused_parameters = True  # a head or adapter may have no rows on a rank
+        _check_arguments(args)
         self.multitask = multitask or MultiTaskArguments()
         self.origin = origin
         self.sources = sources
         options = (tokenizer, model.config.tasks, model.task_names, sources)
         packed = train_dataset is not None and self.multitask.sampling.packing and model.can_pack
         collator = MultiTaskCollator(*options, packed=packed, mask_seed=args.seed)
-        self._eval_collator = MultiTaskCollator(*options, mask_seed=args.seed)
         super().__init__(
             model=model,
             args=args,
@@ -116,9 +110,15 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,  # pyright: ignore[reportArgumentType]
         )
-        self._sums = TaskSums(model.task_names)
+        self.evaluation = EvaluationLoop(
+            model,
+            MultiTaskCollator(*options, mask_seed=args.seed),
+            args=args,
+            accelerator=self.accelerator,
+            loop=self.evaluation_loop,
+        )
         self.sampler = None
-        self.leaving = LeaveOnSigterm()
+        self.sigterm = SigtermCallback()
         if train_dataset is not None:
             self._set_up_training(train_dataset, collator)
             self._set_up_sharding()
@@ -126,47 +126,66 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
             self.add_callback(TaskProgress())
 
     def _set_up_training(self, dataset: MultiTaskDataset, collator: MultiTaskCollator) -> None:
-        args, multitask, model = self.args, self.multitask, self.model
-        order, by_tokens = multitask.sampling.order, multitask.sampling.batch_tokens is not None
+        args, sampling = self.args, self.multitask.sampling
+        by_length = sampling.order == "length" or sampling.batch_tokens is not None
         self.sampler = make_sampler(
             dataset.ranges,
             self.sources,
-            multitask,
+            self.multitask,
             args,
-            lengths=dataset.lengths if order == "length" or by_tokens else None,
-            texts=dataset.texts if order == "no_duplicates" else None,
+            lengths=dataset.lengths if by_length else None,
+            texts=dataset.texts if sampling.order == "no_duplicates" else None,
         )
+        step = self.optimizer_step = self._make_optimizer_step(dataset)
+        callbacks: list[TrainerCallback] = [
+            SetEpoch(self.sampler, collator),
+            step.unfreezing,
+            self.sigterm,
+            TrainingState(step.counters, step.balancer),
+            RunIdentity(lambda: self.identity),
+            AfterStep(step.end_step),
+        ]
+        splits: Any = self.eval_dataset or {}
+        callbacks += stopping_callbacks(self.multitask.stopping, splits, self.sampler, collator)
+        for callback in callbacks:
+            self.add_callback(callback)
+
+    def _make_optimizer_step(self, dataset: MultiTaskDataset) -> OptimizerStep:
+        model, balancing = self.model, self.multitask.balancing
         sizes = {name: len(rows) for name, rows in dataset.ranges.items()}
         rows = {task: sizes[name] for name, tasks in self.sources.items() for task in tasks}
-        self.balancer = make_balancer(
-            multitask.balancing, {name: model.config.tasks[name] for name in rows}, rows, args.seed
-        )
-        apply_freeze(model, multitask.freeze)
-        by_task = self.balancer.needs in BY_TASK
+        configs = {name: model.config.tasks[name] for name in rows}
+        balancer = make_balancer(balancing, configs, rows, self.args.seed)
+        apply_freeze(model, self.multitask.freeze)
+        by_task = reads_tasks_apart(balancer)
         if by_task and not shared_parameters(model):
             raise ValueError(
-                f"balancing.method: {multitask.balancing.method} needs weights that tasks share "
+                f"balancing.method: {balancing.method} needs weights that tasks share "
                 "and that train; there are none"
             )
-        if args.torch_compile and (by_task or multitask.balancing.gradient_steps):
+        if self.args.torch_compile and (by_task or balancing.gradient_steps):
             raise ValueError(f"balancing: {COMPILED}")
-        self.unfreezing = Unfreezing(model, multitask.freeze)
-        self.counts = TrainingState(self.balancer, model.task_names)
-        self.comparison = GradientComparison(
-            self._steps_between_comparisons(sorted(rows)), sorted(rows)
+        return OptimizerStep(
+            model=model,
+            accelerator=self.accelerator,
+            balancer=balancer,
+            comparison=GradientComparison(self._compare_every(len(rows)), sorted(rows)),
+            unfreezing=Unfreezing(model, self.multitask.freeze),
+            counters=TaskCounters(model.task_names),
+            sigterm=self.sigterm,
+            multitask=self.multitask,
+            sources=self.sources,
+            prepare=self._prepare_inputs,
+            autocast=self.compute_loss_context_manager,
         )
-        callbacks = [SetEpoch(self.sampler, collator), self.unfreezing, self.leaving, self.counts]
-        callbacks.append(RunIdentity(lambda: self.identity))
-        for callback in [*callbacks, AfterStep(self._end_of_step)]:
-            self.add_callback(callback)
-        stopping = multitask.stopping
-        if stopping is not None and stopping.by == "macro":
-            self.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
-        elif stopping is not None:
-            if self.sampler.has_short_steps:
-                raise ValueError("stopping by task: some optimizer step has fewer rows than others")
-            metrics = self._main_metrics()
-            self.add_callback(TaskStopping(stopping, metrics, self.sampler, collator))
+
+    def _compare_every(self, tasks: int) -> int:
+        """0 for never: one task, nothing shared that trains, weights in shards, or compiled."""
+        apart = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
+        if tasks < 2 or apart or not shared_parameters(self.model):
+            return 0
+        steps = self.multitask.balancing.gradient_steps
+        return COMPARE_EVERY * tasks if steps is None else steps
 
     def _set_up_sharding(self) -> None:
         """FSDP and DeepSpeed, where they were asked for."""
@@ -177,17 +196,7 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
             prepare_sharding(self.model, plugin, self.multitask, self.args)
-            self.add_callback(ShardedTasks(lambda: self.idle_tasks))
-
-    def _main_metrics(self) -> dict[str, str]:
-        """The metric of each task with validation rows that says whether it still improves."""
-        found = {}
-        splits: Any = self.eval_dataset or {}
-        for part in splits.values():
-            for name, recipe in part.source.tasks.items():
-                config, scored = self.model.config.tasks[name], recipe.data.label is not None
-                found[name] = main_metric(recipe.metrics or default_metrics(config, scored=scored))
-        return found
+            self.add_callback(ShardedTasks(self.optimizer_step.idle_tasks))
 
     # ---- batches ----
 
@@ -203,37 +212,18 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
         )
         return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to the training loss what there is to know of each task.
+    def _prepare_input(self, data: Any) -> Any:
+        """As HF's; nothing waits for a tensor in pinned memory."""
+        if isinstance(data, Tensor) and not self.is_deepspeed_enabled:
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
-        `loss_<task>`, the mean over its units since the last log; `rows_` and `tokens_` seen;
-        `weight_` of its loss; `grad_norm_` and the `cosine_` of two tasks, where compared since the
-        last log; `skipped_` losses that were not finite.
-        """
-        if "loss" in logs:
-            for name, value in self._sums.means(self.accelerator).items():
-                logs[f"loss_{name}"] = value
-            logs |= self.counts.log() | self.balancer.log() | self.comparison.log()
-        super().log(logs, start_time)
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Moves to the device what it computes with; what the host decides by stays there."""
+        moved = {key: value for key, value in inputs.items() if key not in HOST}
+        return {**inputs, **super()._prepare_inputs(moved)}
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As HF's, with the parameter groups of `optimization`."""
-        if self.optimizer is None:
-            whole = self.model if model is None else model
-            groups = optimizer_groups(
-                self.model_for_tasks,
-                self.multitask.freeze,
-                self.multitask.optimizer,
-                self.args,
-                self.get_decay_parameter_names(whole),
-            )
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, whole)
-            if "params" in options or "optimizer_dict" in options:
-                raise ValueError(f"optim {self.args.optim} brings parameter groups of its own")
-            self.optimizer_cls_and_kwargs = kind, {**options, "params": groups}
-        return super().create_optimizer(model)
-
-    # ---- saving and loading ----
+    # ---- a step ----
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -255,66 +245,76 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
             check_resume(resume_from_checkpoint, self.identity)
         return super().train(resume_from_checkpoint, *args, **options)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The encoder and heads as HF loads them, then the adapters beside them."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_adapters(resume_from_checkpoint)
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Begins an optimizer step, with all its micro-batches; labelled units by task."""
+        state = self.state
+        return self.optimizer_step.begin(batch_samples, state.global_step, state.epoch or 0.0)
 
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._load_adapters(str(self.state.best_model_checkpoint))
-
-    def _load_adapters(self, folder: str) -> None:
-        if self.is_fsdp_enabled:  # a sharded checkpoint holds them among the weights
-            return
-        model = self.model_for_tasks
-        for name in model.loaded_adapters:
-            load_adapter(model.encoder, name, folder)
-
-    def gathered_state(self) -> dict[str, Tensor] | None:
-        """The weights of all ranks, on the first; None where each rank has them whole."""
-        state: Any = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
-        return state
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """A checkpoint is the folder that users load; the trainer's state is added to it."""
-        if self.args.should_save:
-            with own_class(self.model_for_tasks):
-                save_folder(
-                    self.model_for_tasks,
-                    self.processing_class,  # pyright: ignore[reportArgumentType]
-                    output_dir or str(self.args.output_dir),
-                    state_dict=state_dict,
-                )
-
-    # ---- the Hub ----
-
-    def push_to_hub(
+    def compute_loss(
         self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **_: Any,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
-        """Upload the folder that users load, as it is now; what `push` gives, on the first rank.
+        """Weighted sum of the tasks' losses, each over its units in the whole optimizer step."""
+        self.optimizer_step.replay()
+        outputs = model(**model_inputs(inputs), num_items=num_items_in_batch)
+        loss = self.optimizer_step.loss(outputs, inputs)
+        return (loss, outputs) if return_outputs else loss
 
-        Args:
-            commit_message: of the commit.
-            blocking: not used; it returns when the commit is made.
-            token: instead of `args.hub_token`.
-            revision: branch instead of `args.hub_revision`.
-            private: instead of `args.hub_private_repo`, for a repository that is made.
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """As HF's; after the last micro-batch the step's gradients are balanced and compared."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self.optimizer_step.end_backward()
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to the training loss what there is to know of each task.
+
+        `loss_<task>`, the mean over its units since the last log; `rows_` and `tokens_` seen;
+        `weight_` of its loss; `grad_norm_` and the `cosine_` of two tasks, where compared since the
+        last log; `skipped_` losses that were not finite.
         """
-        state = self.gathered_state()  # by all ranks
-        if not self.is_world_process_zero():
-            return None
-        with TemporaryDirectory() as folder:
-            self._save(folder, state)
-            return self.push_folder(
-                folder, message=commit_message, token=token, revision=revision, private=private
+        if "loss" in logs:
+            logs |= self.optimizer_step.log()
+        super().log(logs, start_time)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As HF's, with the parameter groups of `optimization`."""
+        if self.optimizer is None:
+            whole = self.model if model is None else model
+            groups = optimizer_groups(
+                self.model_for_tasks,
+                self.multitask.freeze,
+                self.multitask.optimizer,
+                self.args,
+                self.get_decay_parameter_names(whole),
             )
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, whole)
+            if "params" in options or "optimizer_dict" in options:
+                raise ValueError(f"optim {self.args.optim} brings parameter groups of its own")
+            self.optimizer_cls_and_kwargs = kind, {**options, "params": groups}
+        return super().create_optimizer(model)
+
+    # ---- evaluation ----
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, Any, Any]:
+        """Loss and predictions by task: one entry per example, in the batch's order."""
+        batch = self._prepare_inputs(inputs)
+        inputs = self.evaluation.inputs_of(batch)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        return self.evaluation.predictions(outputs, inputs, batch["rows"])
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not for tasks whose rows and labels differ.
@@ -328,32 +328,61 @@ class MultiTaskTrainer(TaskEvaluation, TaskSteps, AtomicCheckpoints):
             "trainer.evaluate()"
         )
 
-    def push_folder(
+    def evaluate(
         self,
-        folder: str | Path,
-        *,
-        message: str | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-    ) -> dict[str, Any]:
-        """`hub.push` of a folder to the repository that the arguments name."""
-        args = self.args
-        return push(
-            folder,
-            self.hub_model_id or args.hub_model_id or Path(str(args.output_dir)).name,
-            private=args.hub_private_repo if private is None else private,
-            revision=revision or args.hub_revision,
-            message=message or "End of training",
-            token=token or args.hub_token,
-        )
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Metrics of all tasks, one pass per source.
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """After each save; a Hub that does not answer stops no training: the next save tries."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        try:
-            message = f"Training in progress, step {self.state.global_step}"
-            self.push_folder(checkpoint_folder, message=message)
-        except HUB_ERRORS as error:
-            logger.warning(f"step {self.state.global_step} was not pushed: {error}")
+        Args:
+            eval_dataset: `EvalSplit` by source name; default the trainer's.
+            ignore_keys: not used.
+            metric_key_prefix: begins every key.
+
+        Returns:
+            `<prefix>_<task>_<metric>`, `<prefix>_<task>_loss` and `<prefix>_macro`, the mean of the
+            tasks' main metrics; `evaluate_tasks` gives the rows by entity type too.
+        """
+        splits: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics = metrics_of(*self.evaluate_tasks(splits, metric_key_prefix), metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def evaluate_tasks(
+        self,
+        splits: dict[str, EvalSplit],
+        prefix: str = "eval",
+        *,
+        reports: dict[str, dict[str, Any]] | None = None,
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+        """Metrics by task (`entity_f1` with its rows by type), and loss by task.
+
+        Args:
+            splits: what to evaluate.
+            prefix: names the split in progress bars.
+            reports: is given a report of each task (`reports/task_report.py`).
+        """
+        return self.evaluation.run(splits, prefix, reports=reports)
+
+
+def _check_arguments(args: TrainingArguments) -> None:
+    """Check what does not fit several tasks; `ddp_find_unused_parameters` is switched on.
+
+    Raises:
+        ValueError: something does not fit.
+    """
+    if args.remove_unused_columns:
+        raise ValueError("TrainingArguments: set remove_unused_columns=False")
+    if args.label_smoothing_factor:
+        raise ValueError("TrainingArguments: label_smoothing_factor does not fit several tasks")
+    if args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+        raise ValueError("TrainingArguments: hub_strategy is end or every_save here")
+    checkpointing: Any = args.activation_checkpointing_kwargs or {}
+    if args.world_size > 1 and checkpointing.get("use_reentrant"):
+        raise ValueError("TrainingArguments: several ranks need use_reentrant=False")
+    args.ddp_find_unused_parameters = True  # a head or adapter may have no rows on a rank

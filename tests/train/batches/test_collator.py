@@ -90,7 +90,7 @@ class TestBatches:
                 },
                 "rows": [5, 1, 0, 2],
                 "sources": [0, 1, 2, 0],
-                "seen": [[2, 7], [1, 8], [2, 7], [1, 2], [1, 2], [0, 0]],
+                "counts": [[2, 7], [1, 8], [2, 7], [1, 2], [1, 2], [0, 0]],
             },
         )
 
@@ -106,7 +106,7 @@ class TestBatches:
                 "labels": {"near": [NAN]},
                 "rows": [0],
                 "sources": [1],
-                "seen": [[0, 0], [1, 5], [0, 0], [0, 0], [0, 0], [0, 0]],
+                "counts": [[0, 0], [1, 5], [0, 0], [0, 0], [0, 0], [0, 0]],
             },
         )
 
@@ -116,7 +116,7 @@ class TestBatches:
         found = model_inputs(collate(rows))
         assert list(found) == ["input_ids", "attention_mask", "task_ids", "labels"]
 
-    def test_a_stopped_task_has_no_labels_and_is_not_seen(self, collate):
+    def test_a_stopped_task_has_no_labels_and_is_not_counts(self, collate):
         rows = [row("text", [2, 7, 3], intent=2, slots=[-100, 1, -100])]
         everything = collate(rows)
         collate.stopped = {"slots"}
@@ -124,7 +124,7 @@ class TestBatches:
         assert sorted(everything["labels"]) == ["intent", "slots"]
         assert sorted(left["labels"]) == ["intent"]
         assert left["task_ids"].tolist() == [[NAMES.index("intent")]]
-        assert left["seen"][NAMES.index("slots")].tolist() == [0, 0]
+        assert left["counts"][NAMES.index("slots")].tolist() == [0, 0]
 
     def test_only_token_tasks_read_windows_after_the_first(self, collate):
         rows = [
@@ -206,7 +206,7 @@ class TestPacked:
                 },
                 "rows": [0, 1, 5, 2],
                 "sources": [2, 1, 0, 0],
-                "seen": [[2, 7], [1, 8], [2, 7], [1, 2], [1, 2], [0, 0]],
+                "counts": [[2, 7], [1, 8], [2, 7], [1, 2], [1, 2], [0, 0]],
             },
         )
 

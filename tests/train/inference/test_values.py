@@ -118,7 +118,7 @@ def test_a_file_replaced_with_the_same_time_is_predicted_anew(name, model, tmp_p
             lines = (json.dumps({"id": one, "text": text}) for one, text in rows)
             source.write_text("".join(f"{line}\n" for line in lines))
         os.utime(source, (10**9, 10**9))
-        target = tmp_path / "out.jsonl"
+        target = tmp_path / f"out{rows[0][0]}.jsonl"
         assert predict(model, source, target) == 0
         return [json.loads(line)["id"] for line in target.read_text().splitlines()]
 

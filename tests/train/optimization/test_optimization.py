@@ -606,7 +606,7 @@ def make_trainer(
         multitask=MultiTaskArguments(freeze=freeze, optimizer=rates),
     )
     if keeps:
-        unfreezing = trainer.unfreezing
+        unfreezing = trainer.optimizer_step.unfreezing
         begin = unfreezing.on_train_begin
 
         def keep_gradients(args, state, control, **given):

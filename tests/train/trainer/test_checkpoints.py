@@ -23,12 +23,12 @@ from polyhead.train.adapters import attach_adapters
 from polyhead.train.artifacts import UNFINISHED
 from polyhead.train.data.dataset import MultiTaskDataset
 from polyhead.train.data.tokenization import tokenize
-from polyhead.train.errors import RESUME, Left, UserError
+from polyhead.train.errors import RESUME, Interrupted, UserError
 from polyhead.train.evaluation.scoring import eval_splits
 from polyhead.train.trainer import MultiTaskTrainer, checkpoints
 from polyhead.train.trainer import evaluation_loop as scoring
 from polyhead.train.trainer.checkpoints import is_intact, latest_intact
-from polyhead.train.trainer.sigterm import ECHO, LeaveOnSigterm, outlive_sigterm
+from polyhead.train.trainer.sigterm import ECHO, SigtermCallback, outlive_sigterm
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 from train_helpers import (
@@ -431,11 +431,11 @@ def whole(build_in, tmp_path_factory) -> Callable[[str], MultiTaskTrainer]:
 
 
 class TestLeaving:
-    def leave(self, trainer, step: int) -> Left:
+    def leave(self, trainer, step: int) -> Interrupted:
         trainer.add_callback(AtStep(step, terminate))
-        with pytest.raises(Left) as left, trainer.leaving:
+        with pytest.raises(Interrupted) as error, trainer.sigterm:
             trainer.train()
-        return left.value
+        return error.value
 
     @pytest.mark.parametrize(
         ("strategy", "step"),  # step 3 ends an epoch
@@ -456,21 +456,21 @@ class TestLeaving:
     )
     def test_the_resumed_run_is_the_uninterrupted_one(self, build, folder, whole, strategy, step):
         options, expected = STRATEGIES[strategy], whole(strategy)
-        left = self.leave(build(**options), step)
-        assert (left.step, left.folder) == (step, str(folder / f"checkpoint-{step}"))
-        assert latest_intact(folder) == left.folder
+        interrupted = self.leave(build(**options), step)
+        assert (interrupted.step, interrupted.folder) == (step, str(folder / f"checkpoint-{step}"))
+        assert latest_intact(folder) == interrupted.folder
         resumed = build(**options)
-        resumed.train(resume_from_checkpoint=left.folder)
+        resumed.train(resume_from_checkpoint=interrupted.folder)
         assert_close(weights(resumed), weights(expected), rtol=0, atol=0)
         assert logged(resumed) == logged(expected)
         assert resumed.state.best_global_step == expected.state.best_global_step
 
     def test_the_message_says_what_to_type(self):
-        assert str(Left(12, "out/checkpoint-12")) == (
+        assert str(Interrupted(12, "out/checkpoint-12")) == (
             "stopped by SIGTERM at step 12; type the same command with "
             "training.resume_from_checkpoint=true"
         )
-        assert Left.exit_code == 143
+        assert Interrupted.exit_code == 143
 
     def test_the_best_checkpoint_stays_beside_the_last(self, build, folder, scores):
         scores(0.9)
@@ -494,16 +494,16 @@ class TestLeaving:
             return total
 
         monkeypatch.setattr(trainer.accelerator, "reduce", reduce)
-        with pytest.raises(Left) as left, trainer.leaving:
+        with pytest.raises(Interrupted) as error, trainer.sigterm:
             trainer.train()
-        assert left.value.step == 2
+        assert error.value.step == 2
 
     def test_a_signal_that_finds_no_step_to_end_goes_to_the_usual_handler(self, build):
         got = []
         before = signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
         try:
             trainer = build(max_steps=1, save_strategy="no")
-            with trainer.leaving:
+            with trainer.sigterm:
                 trainer.train()
                 terminate()
                 assert got == []
@@ -518,7 +518,7 @@ class TestLeaving:
         self, monkeypatch, later, code
     ):
         def twice():
-            with LeaveOnSigterm():
+            with SigtermCallback():
                 terminate()
                 now = time.monotonic()
                 monkeypatch.setattr(time, "monotonic", lambda: now + later)
@@ -540,8 +540,8 @@ class TestLeaving:
         seen = []
 
         def run():
-            with LeaveOnSigterm() as leaving:
-                seen.append((signal.getsignal(signal.SIGTERM), leaving.requested))
+            with SigtermCallback() as sigterm:
+                seen.append((signal.getsignal(signal.SIGTERM), sigterm.requested))
 
         before = signal.getsignal(signal.SIGTERM)
         thread = threading.Thread(target=run)
@@ -584,7 +584,7 @@ class TestProcesses:
         assert process.process.wait() == 143
         step = step_of(process.output)
         assert latest_intact(process.output) == f"{process.output}/checkpoint-{step}"
-        assert self.message(process) == [f"note: {Left(step, '')}"]
+        assert self.message(process) == [f"note: {Interrupted(step, '')}"]
         assert not any(process.output.glob("model*"))
         assert "Traceback" not in process.log.read_text()
 
@@ -597,7 +597,7 @@ class TestProcesses:
         last = process.output / f"checkpoint-{step_of(process.output)}"
         assert latest_intact(process.output) == str(last)
         assert {path.name for path in last.glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
-        assert self.message(process) == [f"note: {Left(step_of(process.output), '')}"]
+        assert self.message(process) == [f"note: {Interrupted(step_of(process.output), '')}"]
         assert not (process.output / UNFINISHED).exists()
         assert not any(process.output.glob("model*"))
 

@@ -38,7 +38,7 @@ def balanced(method, **options):
 def gradients_of(trainer):
     """The tasks' gradients on the shared weights over the whole train set, dropout off."""
     rows = [trainer.train_dataset[number] for number in range(len(trainer.train_dataset))]
-    losses = trainer.model.eval()(**model_inputs(trainer._eval_collator(rows))).losses
+    losses = trainer.model.eval()(**model_inputs(trainer.evaluation.collator(rows))).losses
     own = trainer.model.config.tasks
     scaled = [own[name].loss_weight * losses[name] for name in NAMES]
     return task_gradients(scaled, shared_parameters(trainer.model))
@@ -62,7 +62,7 @@ class TestBalancing:
         plain = build(**step)
         gradients = gradients_of(trainer)
         before = [p.detach().clone() for p in shared_parameters(trainer.model)]
-        expected = trainer.balancer.combine(gradients, NAMES, 0)
+        expected = trainer.optimizer_step.balancer.combine(gradients, NAMES, 0)
         trainer.train()
         plain.train()
         moved = [b - p for b, p in zip(before, shared_parameters(trainer.model), strict=True)]
@@ -97,7 +97,10 @@ class TestBalancing:
         assert weights(again).keys() == weights(whole).keys()
         assert all(v.equal(weights(whole)[n]) for n, v in weights(again).items())
         assert logged(again, "weight_") == logged(whole, "weight_")
-        assert again.counts.keep() == whole.counts.keep()
+        counts = [t.optimizer_step.counters.state_dict() for t in (again, whole)]
+        assert counts[0] == counts[1]
+        learned = [t.optimizer_step.balancer.state_dict() for t in (again, whole)]
+        assert learned[0] == learned[1]
 
 
 class TestComparison:
@@ -188,7 +191,7 @@ class TestComparison:
             trainer.train()
             found.append(weights(trainer))
         assert_close(found[1], found[0], rtol=0, atol=2e-5)
-        assert trainer.comparison.every == 0
+        assert trainer.optimizer_step.comparison.every == 0
 
     @pytest.mark.parametrize(("method", "steps"), [("none", 8), ("gradnorm", None), ("mgda", 0)])
     def test_gradients_by_task_are_refused_for_a_compiled_model(self, build, method, steps):
@@ -200,18 +203,18 @@ class TestComparison:
         one, more = (
             [torch.zeros(n, requires_grad=True) for n in sizes] for sizes in ((3,), (3, 4))
         )
-        assert comparison.wanted(0, ["a"])
+        assert comparison.is_due(0, ["a"])
         for name, weights_ in (("a", one), ("b", more), ("a", more)):
             assert comparison.log() == {}
-            assert comparison.wanted(1, [name])
+            assert comparison.is_due(1, [name])
             gradients = StepGradients([name], weights_)
             gradients.add({name: torch.cat(weights_).sum()})
             comparison.take(gradients)
         assert comparison.log()["cosine_a-b"] == pytest.approx(1.0)
-        assert not comparison.wanted(2, ["a", "b"])
+        assert not comparison.is_due(2, ["a", "b"])
 
     def test_the_usual_distance_is_sixteen_steps_for_each_task(self, build):
-        assert build().comparison.every == 16 * len(NAMES)
+        assert build().optimizer_step.comparison.every == 16 * len(NAMES)
 
 
 class TestAccounts:

@@ -78,7 +78,7 @@ class TestLosses:
     def test_the_loss_of_a_task_is_the_mean_over_its_units_in_the_step(self, build):
         trainer = build(size=9, accumulation=4, max_steps=1)
         rows = [trainer.train_dataset[number] for number in range(ROWS)]
-        batch = trainer._eval_collator(rows)
+        batch = trainer.evaluation.collator(rows)
         batch = model_inputs(batch)
         with torch.no_grad():
             expected = trainer.model(**batch)
@@ -182,7 +182,7 @@ class TestEvaluation:
         found = trainer.evaluate()
         for part in trainer.eval_dataset.values():
             rows = MultiTaskDataset({part.source.name: part.rows})
-            batch = trainer._eval_collator([rows[number] for number in range(len(rows))])
+            batch = trainer.evaluation.collator([rows[number] for number in range(len(rows))])
             batch = model_inputs(batch)
             with torch.no_grad():
                 losses = trainer.model.eval()(**batch).losses

@@ -1,0 +1,68 @@
+"""What is counted by task while a model trains or is evaluated: losses, rows, tokens."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LossMeter:
+    """Loss sums and unit counts by task, added up over steps and then over ranks."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = sorted(names)
+        self.clear()
+
+    def clear(self) -> None:
+        """Start anew."""
+        self.values: dict[str, list[Tensor]] = {name: [] for name in self.names}
+
+    def add(self, name: str, total: Tensor, count: Tensor) -> None:
+        """Add a task's loss, summed over its units, and their number: two scalars."""
+        self.values[name].append(torch.stack([total.float(), count.float()]))
+
+    def means(self, accelerator: Any) -> dict[str, float]:
+        """Mean loss per unit of each task that had any, over all ranks; starts anew."""
+        zero = torch.zeros(2, device=accelerator.device)
+        rows = [torch.stack(self.values[n]).sum(0) if self.values[n] else zero for n in self.names]
+        totals = accelerator.reduce(torch.stack(rows), "sum").tolist()
+        self.clear()
+        return {n: s / c for n, (s, c) in zip(self.names, totals, strict=True) if c}
+
+
+class TaskCounters:
+    """Rows and tokens seen by task since training began, and losses skipped.
+
+    Args:
+        names: the tasks, in the model's order.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.seen = torch.zeros(len(names), 2, dtype=torch.float64)  # rows, tokens
+        self.skipped = dict.fromkeys(names, 0)
+
+    def add(self, counts: Tensor) -> None:
+        """Add the rows and tokens of a step: (tasks, 2), over all ranks."""
+        self.seen = self.seen.to(counts.device) + counts
+
+    def skip(self, name: str) -> None:
+        """Count a loss of the task that was left out."""
+        self.skipped[name] += 1
+
+    def log(self) -> dict[str, float]:
+        """`rows_<task>` and `tokens_<task>` seen so far, and `skipped_<task>` where any were."""
+        values: dict[str, float] = {}
+        for name, (rows, tokens) in zip(self.names, self.seen.tolist(), strict=True):
+            values |= {f"rows_{name}": rows, f"tokens_{name}": tokens}
+        return values | {f"skipped_{name}": n for name, n in self.skipped.items() if n}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, as JSON can hold them."""
+        seen = dict(zip(self.names, self.seen.tolist(), strict=True))
+        return {"seen": seen, "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.seen = torch.tensor([state["seen"][name] for name in self.names], dtype=torch.float64)
+        self.skipped = dict(state["skipped"])
