@@ -366,3 +366,8 @@ class TestResume:
     def test_true_in_an_empty_folder_starts(self, tmp_path):
         args = TrainingArguments(output_dir=str(tmp_path / "new"), resume_from_checkpoint=True)
         assert _checkpoint(args) is None
+
+
+def test_predict_says_what_to_call(build):
+    with pytest.raises(TypeError, match="call PolyheadPipeline.*for scores trainer.evaluate"):
+        build().predict([{"text": "a"}])
