@@ -13,7 +13,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
-.PHONY: demo test test-slow test-crash test-all test-hf test-min test-wheel lint types fix bench house clean help
+.PHONY: demo test test-slow test-crash test-fuzz test-all test-hf test-min test-wheel lint types fix bench house clean help
 
 demo: $(READY)  ## train four tasks on a support desk's messages, compare, use the model as a stranger
 	$(BIN)/python configs/quickstart/demo.py configs/quickstart.yaml
@@ -27,7 +27,10 @@ test-slow: $(READY)  ## tests over processes and of fresh processes, minutes
 test-crash: $(READY)  ## a training killed at 20 random moments ends as the undisturbed one, minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/crash.py
 
-test-all: test test-slow test-crash test-hf test-wheel  ## everything, HF's model tests and the wheel too
+test-fuzz: $(READY)  ## random recipes, files, folders, tags and texts, 10 minutes at most; POLYHEAD_FUZZ=10 for more
+	OMP_NUM_THREADS=1 timeout $$((600 * $${POLYHEAD_FUZZ:-1})) $(BIN)/python -m pytest -m fuzz -n 2 tests/fuzz
+
+test-all: test test-slow test-fuzz test-crash test-hf test-wheel  ## everything, HF's model tests and the wheel too
 
 test-hf: $(READY)  ## HF's own common model tests against PolyheadModel
 	HF_HUB_OFFLINE=0 $(BIN)/python tests/hf_common.py

@@ -53,6 +53,8 @@ class AdapterMixin:
         check_task_name(name)
         names = list(tasks)
         check_tasks(list(self.config.task_names or []), names)
+        if not names:
+            raise ValueError(f"adapter {name!r}: tasks is empty; name the tasks that go through it")
         inject(self.encoder, name, config, state)
         self.config.adapters = [*(self.config.adapters or []), name]
         for task in names:

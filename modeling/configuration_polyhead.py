@@ -290,6 +290,12 @@ def scheme_of(labels: list[str]) -> str | None:
     return "iob2" if "B-" in prefixes else "iob1"
 
 
+# What HF's `from_pretrained` would take for a config's, and weights of a Polyhead contradict.
+FIXED = ("num_labels", "id2label", "label2id", "problem_type", "task_names", "adapters")
+FIXED += ("format_version", "hidden_size", "projection_dim", "num_hidden_layers")
+FIXED += ("num_attention_heads", "vocab_size", "max_position_embeddings")
+
+
 class PolyheadConfig(PreTrainedConfig):
     """Configuration of a Polyhead model: one encoder config and the tasks by name.
 
@@ -363,18 +369,32 @@ class PolyheadConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As PreTrainedConfig.from_dict; what does not make a config is a ValueError.
 
+        Args:
+            config_dict: what config.json holds.
+            kwargs: options of `from_pretrained` that the config has; names of tasks, whose adapters
+                the model is to load, are the model's and go on to it.
+
         Raises:
-            ValueError: the encoder's config or one of the options is not valid.
+            ValueError: the encoder's config or one of the options is not valid, or says otherwise
+                than the weights that are loaded.
         """
+        fixed = [name for name in FIXED if name in kwargs]
+        if fixed:
+            raise ValueError(
+                f"{', '.join(fixed)}: a saved Polyhead says that itself, by task; leave it out, or "
+                "train a task with other labels by polyhead add-task"
+            )
+        chosen = {} if isinstance(kwargs.get("tasks", {}), dict) else {"tasks": kwargs.pop("tasks")}
         encoder = config_dict.get("encoder_config", {"model_type": "bert"})
         if not isinstance(encoder, PreTrainedConfig) and (
             not isinstance(encoder, dict) or not isinstance(encoder.get("model_type"), str)
         ):
             raise ValueError("config.json: encoder_config must be a dict with a model_type")
         try:
-            return super().from_dict(config_dict, **kwargs)
+            config = super().from_dict(config_dict, **kwargs)
         except CONFIG_ERRORS as error:
             raise ValueError(f"config.json: {type(error).__name__}: {error}") from error
+        return (config[0], {**config[1], **chosen}) if isinstance(config, tuple) else config
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:

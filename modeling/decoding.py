@@ -213,12 +213,13 @@ def word_tags(
 
 
 def decode_classes(
-    logits: Tensor, labels: list[str], *, multi_label: bool, top_k: int, threshold: float
+    logits: Tensor, labels: list[str], *, multi_label: bool, top_k: int | None, threshold: float
 ) -> dict[str, Any] | list[dict[str, Any]]:
     """(L,) logits of one text -> label and score.
 
     Returns:
-        single-label: the best label, or the `top_k` best as a list when `top_k` > 1; multi-label:
+        single-label: the best label for `top_k` 1, else a list of the `top_k` best, or of all for
+        None; multi-label:
         a list of all labels with a probability of `threshold` or more, best first.
     """
     scores = logits.float().sigmoid() if multi_label else logits.float().softmax(-1)
@@ -226,4 +227,4 @@ def decode_classes(
     ranked = [{"label": labels[i], "score": float(scores[i])} for i in order]
     if multi_label:
         return [entry for entry in ranked if entry["score"] >= threshold]
-    return ranked[:top_k] if top_k > 1 else ranked[0]
+    return ranked[0] if top_k == 1 else ranked[:top_k]

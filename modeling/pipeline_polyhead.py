@@ -12,8 +12,10 @@ that under the calls of other threads; so the pipeline has copies of its own, on
 """
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -26,10 +28,13 @@ from .compute import Mode, check_mode
 from .configuration_polyhead import TaskConfig
 from .decoding import decode_classes, decode_entities, even_scores, read_scores
 from .first_use import FIRST_USE
+from .inputs import TextOrPair, read_inputs, read_items, tokenizable
 from .packing import cumulative
 from .windows import Reads, Span, Window, encode_windows, split_words, units_of, window_length
 
-TextOrPair = str | tuple[str, str]
+logger = logging.getLogger(__name__)
+CALL_OPTIONS = ("tasks", "top_k", "threshold", "batch_tokens", "batch_size", "document")
+NOT_OURS = ("batch_size", "num_workers", "binary_output")  # HF's constructor would take them
 STRETCH = 1024  # texts of a generator that are sorted by length together
 BATCH_TOKENS = {"cpu": 1024}  # of one encoder pass, by kind of device
 MORE_TOKENS = 32_768  # of other kinds
@@ -45,10 +50,12 @@ class PolyheadPipeline(Pipeline):
             share it.
 
     Args (of a call):
-        texts: one text, or a list, a column of a dataset or another iterable of texts; (text, text)
-            tuples for pair tasks. A generator is read as its answers are asked for.
+        texts: one text, or a list, a column, a series, an array or another ordered iterable of
+            texts; (text, text) tuples, or dicts of `text` and `text_pair`, for pair tasks. A
+            generator is read as its answers are asked for.
         tasks: names of the tasks; None for every task that reads what is given (texts or pairs).
-        top_k: how many labels, or fillings of a mask, to give.
+        top_k: how many labels of a single-label task, or fillings of a mask, to give; None for all,
+            and for all labels of a multi-label task where no threshold is given.
         threshold: probability from which a multi-label task sets a label; None for the task's own.
         batch_tokens: tokens in one encoder pass, padding counted; default 1,024 on CPUs, where
             larger passes leave the cache, 32,768 elsewhere. A longer text goes alone.
@@ -58,12 +65,14 @@ class PolyheadPipeline(Pipeline):
 
     Returns:
         one dict per text (for a generator, a generator of them), keyed by task: classification
-        `{"label", "score"}` (a list with `top_k` > 1 or multi-label), regression `{"score"}`, token
-        classification a list of `{"entity_group", "score", "word", "start", "end"}`, embedding a
-        float32 numpy vector, masked LM a list over the masks of `{"label", "score"}`.
+        `{"label", "score"}` (a list with another `top_k` than 1, or multi-label), regression
+        `{"score"}`, token classification a list of `{"entity_group", "score", "word", "start",
+        "end"}`, embedding a float32 numpy vector, masked LM a list over the masks of `{"label",
+        "score"}`.
 
     Raises:
-        ValueError: a task is unknown or does not read what is given, or a text is not a string.
+        ValueError: an option is unknown or not in its range, a task is unknown or does not read
+            what is given, or a text is not a string.
     """
 
     _load_tokenizer = True
@@ -76,18 +85,29 @@ class PolyheadPipeline(Pipeline):
 
     def __init__(self, *args: Any, compute: Mode = "auto", **kwargs: Any) -> None:
         check_mode(compute)
+        _refuse({name for name in NOT_OURS if name in kwargs})
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         super().__init__(*args, **kwargs)
+        if dtype not in (None, "auto") and str(dtype).rpartition(".")[2] != self._dtype:
+            raise ValueError(
+                f"dtype is {dtype}, the model's is {self._dtype}; load it in that dtype"
+            )
         check_tokenizer(self.tokenizer)
         self.model.eval()
         self.model.set_compute(compute)
         self._tokenizers: dict[tuple[int, bool], PreTrainedTokenizerBase] = {}
+        self._told: set[str] = set()  # what is said once
+
+    @property
+    def _dtype(self) -> str:
+        return str(self.model.dtype).rpartition(".")[2]
 
     def __call__(
         self,
         texts: TextOrPair | Iterable[TextOrPair],
         tasks: Sequence[str] | None = None,
         *,
-        top_k: int = 1,
+        top_k: int | None = 1,
         threshold: float | None = None,
         batch_tokens: int | None = None,
         batch_size: int | None = None,
@@ -96,19 +116,11 @@ class PolyheadPipeline(Pipeline):
         """Predict; see the class."""
         options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "document": document}
         options |= {"batch_tokens": batch_tokens, "batch_size": batch_size}
-        if batch_tokens is not None and batch_size is not None:
-            raise ValueError("give batch_tokens or batch_size, not both")
-        for name in ("batch_tokens", "batch_size"):
-            if options[name] is not None and options[name] < 1:
-                raise ValueError(f"{name} is {options[name]}; it must be at least 1")
+        _check_options(options)
+        tasks = None if tasks is None else self._known_tasks(tasks)
         if isinstance(texts, Iterator):
             return self._stream(texts, tasks, options)
-        single = isinstance(texts, (str, tuple))
-        given: list[TextOrPair] = [texts] if single else list(texts)  # pyright: ignore
-        for number, text in enumerate(given):
-            parts = text if isinstance(text, tuple) else (text,)
-            if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
-                raise ValueError(f"text {number} is {text!r}; give a string or a pair of strings")
+        given, single = read_inputs(texts)
         if not given:
             return []
         chosen = self.choose_tasks(given, tasks)
@@ -131,7 +143,9 @@ class PolyheadPipeline(Pipeline):
         self, texts: Iterator[TextOrPair], tasks: Sequence[str] | None, options: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """Answers to texts that come one by one, sorted by length within a stretch."""
-        while stretch := list(islice(texts, STRETCH)):
+        first = 0
+        while stretch := read_items(islice(texts, STRETCH), first):
+            first += len(stretch)
             yield from self(stretch, tasks, **options)  # pyright: ignore[reportReturnType]
 
     def choose_tasks(
@@ -152,19 +166,33 @@ class PolyheadPipeline(Pipeline):
                 want = "single texts" if pairs else "pairs, as (text, text)"
                 raise ValueError(f"every task of this model reads {want}")
             return chosen
+        tasks = self._known_tasks(tasks)
+        for name in tasks:
+            if known[name].pair != bool(pairs):
+                want = "pairs, as (text, text)" if known[name].pair else "single texts"
+                raise ValueError(f"task {name!r} reads {want}")
+        return tasks
+
+    def _known_tasks(self, tasks: Sequence[str]) -> list[str]:
+        """Names of tasks, each once.
+
+        Raises:
+            ValueError: there are none, or one is unknown.
+        """
         if isinstance(tasks, str):
             raise ValueError(f"tasks is the string {tasks!r}; give a list: tasks=[{tasks!r}]")
-        unknown = [name for name in tasks if name not in known]
+        if not isinstance(tasks, Iterable):
+            raise ValueError(f"tasks is {tasks!r}; give a list of names, or None for all")
+        names = list(dict.fromkeys(tasks))
+        if not names:
+            raise ValueError("tasks is empty; None asks for all")
+        unknown = [name for name in names if name not in self.model.config.tasks]
         if unknown:
             raise ValueError(
                 f"unknown task {', '.join(map(repr, unknown))}; "
                 f"this model has: {', '.join(self.model.task_names)}"
             )
-        for name in tasks:
-            if known[name].pair != bool(pairs):
-                want = "pairs, as (text, text)" if known[name].pair else "single texts"
-                raise ValueError(f"task {name!r} reads {want}")
-        return list(tasks)
+        return names
 
     def _batches(
         self, lengths: list[int], batch_tokens: int | None, batch_size: int | None
@@ -229,16 +257,20 @@ class PolyheadPipeline(Pipeline):
         pairs = isinstance(texts[0], tuple)
         tokenizer = self._tokenizer_for(limit, pairs=pairs)
         if pairs:
-            first, second = zip(*texts, strict=True)
-            encoded = tokenizer(list(first), list(second), truncation=True, max_length=limit)
+            first, second = (list(map(tokenizable, parts)) for parts in zip(*texts, strict=True))
+            encoded = tokenizer(first, second, truncation=True, max_length=limit)
+            self._tell_cut(sum(bool(one.overflowing) for one in encoded.encodings or ()), limit)
             types = encoded.get("token_type_ids")
             return [[] for _ in texts], [
                 (row, Window(ids, types[row] if types else None), [])
                 for row, ids in enumerate(encoded["input_ids"])
             ]
         every = any(self.model.config.tasks[n].head == "token_classification" for n in tasks)
-        words = [split_words(str(text)) if every else [] for text in texts]
-        encoded = encode_windows(tokenizer, [str(text) for text in texts], words, limit)
+        read = [tokenizable(str(text)) for text in texts]
+        words = [split_words(text) if every else [] for text in read]
+        encoded = encode_windows(tokenizer, read, words, limit)
+        if any(self.model.config.tasks[n].head != "token_classification" for n in tasks):
+            self._tell_cut(sum(len(found) > 1 for found in encoded), limit)
         units, windows = [], []
         for row, found in enumerate(encoded):
             of_text, reads = units_of(words[row], [window.first_tokens for window in found])
@@ -246,6 +278,16 @@ class PolyheadPipeline(Pipeline):
             last = None if every else 1
             windows += [(row, *pair) for pair in zip(found[:last], reads[:last], strict=True)]
         return units, windows
+
+    def _tell_cut(self, count: int, limit: int) -> None:
+        """Say, once, that texts were too long for tasks that read one window."""
+        if count and "cut" not in self._told:
+            self._told.add("cut")
+            logger.warning(
+                f"{count} of the texts are longer than the {limit} tokens that the encoder takes: "
+                "token classification reads all of them, in windows, other tasks the first "
+                f"{limit} tokens; this is said once"
+            )
 
     def _tokenizer_for(self, limit: int, *, pairs: bool) -> PreTrainedTokenizerBase:
         """A tokenizer that cuts texts, or pairs, at `limit` and is asked for nothing else."""
@@ -301,6 +343,8 @@ class PolyheadPipeline(Pipeline):
         self, task: TaskConfig, values: Tensor, ids: list[int], options: dict[str, Any]
     ) -> Any:
         top_k, threshold = options["top_k"], options["threshold"]
+        if threshold is None:
+            threshold = 0.0 if top_k is None else task.threshold
         if task.head == "embedding":
             return values.numpy()
         if task.head == "masked_lm":
@@ -312,10 +356,10 @@ class PolyheadPipeline(Pipeline):
             task.labels or [],
             multi_label=task.problem_type == "multi_label_classification",
             top_k=top_k,
-            threshold=task.threshold if threshold is None else threshold,
+            threshold=threshold,
         )
 
-    def _fill(self, values: Tensor, ids: list[int], top_k: int) -> list:
+    def _fill(self, values: Tensor, ids: list[int], top_k: int | None) -> list:
         known = min(len(self.tokenizer), values.shape[-1])  # an encoder's vocabulary may be padded
         vocabulary = list(self.tokenizer.convert_ids_to_tokens(list(range(known))))
         values = values[:, :known]
@@ -327,8 +371,7 @@ class PolyheadPipeline(Pipeline):
 
     # The base class runs text by text; `__call__` above replaces its loop, so its hooks do nothing.
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
-        if parameters:
-            raise ValueError(f"unknown option {', '.join(parameters)}; give options in the call")
+        _refuse(set(parameters))
         return {}, {}, {}
 
     def preprocess(self, input_: Any, **_: Any) -> Any:
@@ -341,3 +384,28 @@ class PolyheadPipeline(Pipeline):
     def postprocess(self, model_outputs: Any, **_: Any) -> Any:
         """Not used; see `__call__`."""
         return model_outputs
+
+
+def _refuse(names: set[str]) -> None:
+    """Raise ValueError for options that the constructor has no use for."""
+    if names:
+        raise ValueError(
+            f"unknown option {', '.join(sorted(names))}; give options in the call, which takes "
+            f"{', '.join(CALL_OPTIONS)}"
+        )
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raise ValueError for an option of a call that is not in its range."""
+    if options["batch_tokens"] is not None and options["batch_size"] is not None:
+        raise ValueError("give batch_tokens or batch_size, not both")
+    for name in ("batch_tokens", "batch_size", "top_k"):
+        value = options[name]
+        if value is not None and (not isinstance(value, Integral) or value is True or value < 1):
+            raise ValueError(f"{name} is {value!r}; it must be at least 1, or None")
+    threshold = options["threshold"]
+    number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+    if threshold is not None and not (number and 0 <= float(threshold) <= 1):
+        raise ValueError(f"threshold is {threshold!r}; it must lie in [0, 1], or be None")
+    if not isinstance(options["document"], bool):
+        raise ValueError(f"document is {options['document']!r}; it must be True or False")

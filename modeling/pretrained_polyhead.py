@@ -129,6 +129,10 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
             names = list(tasks)
             check_tasks(model.task_names, names)
             wanted = sorted({a for n in names if (a := model.config.tasks[n].adapter) is not None})
+        used = {task.adapter for task in model.config.tasks.values()}
+        unused = [name for name in model.config.adapters or [] if name not in used]
+        if unused:  # its task would answer through the bare encoder
+            raise ValueError(f"config.json: no task goes through adapter {', '.join(unused)}")
         check_no_stray_adapters(folder, model.config.adapters or [])
         hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         hashes = model.config.adapter_hashes or {}

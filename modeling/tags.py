@@ -102,7 +102,7 @@ def spans_of(tags: list[str], scheme: str) -> list[Entity]:
         prefix, new_kind = split_tag(tag)
         goes_on = i > 0 and not broken and _goes_on(before, tag, scheme)
         if not goes_on:
-            if not broken and (scheme != "bioes" or split_tag(before)[0] in "ES"):
+            if not broken and _may_end(before, tag, scheme):
                 spans.append((kind, start, i))
             opens = {"iob1": "BI", "iob2": "B", "bioes": "BS"}[scheme]
             broken = prefix not in opens or (
@@ -110,6 +110,14 @@ def spans_of(tags: list[str], scheme: str) -> list[Entity]:
             )
             start, kind = i, new_kind
     return spans
+
+
+def _may_end(before: str, after: str, scheme: str) -> bool:
+    """Whether an entity whose last tag is `before` ends well at `after`."""
+    (p, kind), (q, q_kind) = split_tag(before), split_tag(after)
+    if scheme == "bioes":
+        return p in "ES"
+    return scheme != "iob1" or (p, q) != ("B", "B") or kind == q_kind  # as seqeval has it
 
 
 def _goes_on(before: str, after: str, scheme: str) -> bool:

@@ -14,6 +14,7 @@ from polyhead.modeling import (
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     pipeline,
@@ -135,3 +136,46 @@ def test_a_saved_view_is_the_whole_model(folder, tmp_path):
     again = PolyheadModel.from_pretrained(tmp_path / "again")
     assert again.task_names == list(TASKS)
     assert set(again.config.auto_map) == set(PolyheadModel.from_pretrained(folder).config.auto_map)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"num_labels": 5},
+        {"id2label": {0: "x"}},
+        {"label2id": {"x": 0}},
+        {"problem_type": "regression"},
+        {"task_names": ["slots"]},
+        {"format_version": 3},
+        {"hidden_size": 3},
+        {"vocab_size": 3},
+    ],
+    ids=str,
+)
+def test_options_that_contradict_the_weights_are_refused(folder, option):
+    for load in (
+        lambda: AutoModelForSequenceClassification.from_pretrained(folder, task="intent", **option),
+        lambda: PolyheadForSequenceClassification.from_pretrained(folder, task="intent", **option),
+        lambda: PolyheadModel.from_pretrained(folder, **option),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}: a saved Polyhead says that"):
+            load()
+
+
+def test_unknown_options_are_refused(folder):
+    with pytest.raises(TypeError, match="nonsense"):
+        AutoModelForSequenceClassification.from_pretrained(folder, task="intent", nonsense=1)
+
+
+def test_options_of_loading_have_their_effect(folder):
+    options = {"dtype": torch.float64, "output_attentions": True, "attn_implementation": "eager"}
+    view = AutoModelForSequenceClassification.from_pretrained(folder, task="intent", **options)
+    assert view.dtype == torch.float64
+    assert view.config.output_attentions
+
+
+def test_tasks_are_chosen_by_auto_class_as_by_ours(folder):
+    model = AutoModel.from_pretrained(folder, tasks=["intent"])
+    assert list(model.config.tasks) == list(TASKS)
+    with pytest.raises(ValueError, match="unknown task 'nope'"):
+        AutoModel.from_pretrained(folder, tasks=["nope"])

@@ -13,7 +13,8 @@ FLOORS = [
     ["data"],
     ["kinds"],
     ["recipe.schema"],
-    ["errors", "artifacts", "outputs", "distributed", "adapters", "lazy", "__init__"],
+    ["errors", "artifacts", "records", "escape", "outputs", "distributed", "adapters", "lazy"]
+    + ["__init__"],
 ]
 FLOOR = {f"train.{room}": number for number, rooms in enumerate(FLOORS) for room in rooms}
 FLOOR["modeling"] = len(FLOORS)

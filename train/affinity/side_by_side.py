@@ -11,11 +11,12 @@ import yaml
 from pydantic import TypeAdapter
 
 from ..adapters import adapter_name
-from ..artifacts import RUN_SCORES, read_json, write_json, write_text
+from ..artifacts import read_json, write_json, write_text
 from ..commands.setup import Prepared
 from ..commands.training import train
 from ..evaluation.metrics import LOWER_IS_BETTER, main_metric
 from ..recipe.schema import Balancing, Recipe, Sampling
+from ..records import RUN_SCORES, read_record
 
 JOINT = "all-tasks"  # folder of the joint run; no task can have this name
 BEST_MODEL = ("metric_for_best_model", "greater_is_better")
@@ -82,7 +83,7 @@ def _train_once(
         began = time.perf_counter()
         train(path, overwrite=True, notify=notify)
         write_json(clock, round(time.perf_counter() - began, 1))
-    return read_json(scores, {}, RUN_SCORES), read_json(clock, 0.0) or None
+    return read_record(scores, RUN_SCORES, {}), read_json(clock, 0.0) or None
 
 
 def _side_by_side(single: dict[str, Any], joint: dict[str, Any], rows: int) -> dict[str, Any]:

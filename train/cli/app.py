@@ -3,20 +3,19 @@
 Commands import what they need themselves: `polyhead --help` answers without loading torch.
 """
 
+import io
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from ..errors import Interrupted, UserError
 from .console import (
     err,
     is_first_rank,
     note,
-    out,
     print_affinity,
     print_export,
     print_json,
@@ -24,6 +23,7 @@ from .console import (
     print_push,
     print_recipe,
     print_scores,
+    say,
     show_fault,
 )
 from .predict import AsJson, ModelPath, Overwrite, embed, predict
@@ -42,7 +42,7 @@ Overrides = Annotated[
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        out.print(f"polyhead {metadata.version('polyhead')}")
+        say(f"polyhead {metadata.version('polyhead')}")
         raise typer.Exit
 
 
@@ -90,7 +90,7 @@ def add_task(
     scores = run(model, recipe, overrides, overwrite=overwrite, notify=note)
     _show_run(scores, as_json=as_json)
     if is_first_rank() and not as_json:
-        out.print("proven: the encoder and all other tasks are the same to the bit")
+        say("proven: the encoder and all other tasks are the same to the bit")
 
 
 @app.command("remove-task")
@@ -105,7 +105,7 @@ def remove_task(
 
     run(model, tasks, output, overwrite=overwrite)
     line = f"{output}: proven, the encoder and all other tasks are the same to the bit"
-    err.print(Text(line), soft_wrap=True)
+    say(line, console=err)
 
 
 @app.command()
@@ -146,8 +146,7 @@ def export(
     loaded, tokenizer = load_model(model)
     if kind == "hf":
         name = export_hf(loaded, tokenizer, task=str(task), folder=output, overwrite=overwrite)
-        line = f"{output}: {name}, the same logits as task {task}"
-        err.print(Text(line), soft_wrap=True)
+        say(f"{output}: {name}, the same logits as task {task}", console=err)
         return
     tasks = loaded.task_names if task is None else task.split(",")
     target: dict[str, Any] = {"tasks": tasks, "folder": output, "overwrite": overwrite}
@@ -228,9 +227,9 @@ def inspect(
         if as_json:
             print_json(found)
             return
-        out.print(f"{', '.join(found['tasks'])}: weights as the proof says")
+        say(f"{', '.join(found['tasks'])}: weights as the proof says")
         same = found["logits_compared"]
-        out.print(f"logits: {'as the proof says' if same else 'made elsewhere, not compared'}")
+        say(f"logits: {'as the proof says' if same else 'made elsewhere, not compared'}")
         return
     if what.endswith((".yaml", ".yml")):
         report = inspect_recipe(prepare(what, overrides), what)
@@ -258,7 +257,7 @@ def report(
         return
     if found["scores"]:
         print_scores(found["scores"], "Scores")
-    out.print(Text(f"page with pictures: {found['page']}"), soft_wrap=True)
+    say(f"page with pictures: {found['page']}")
 
 
 @app.command()
@@ -299,6 +298,8 @@ def _leave_ranks() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a mistake of the user ends in one message and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that the terminal lacks is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(arguments)
     except UserError as error:

@@ -3,15 +3,35 @@
 import json
 import math
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+from ..escape import in_json, lines, visible
+
+# What is printed is users' text: nothing in it is markup or an emoji.
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+out = Console(**PLAIN)
+err = Console(stderr=True, **PLAIN)
 VERDICTS = {"help": "green", "share": "green", "fight": "red", "apart": "red"}
+
+
+def say(line: str, style: str = "", *, console: Console = out) -> None:
+    """Print a line or more; what in them would move the cursor is shown instead."""
+    console.print(Text(lines(line), style=style), soft_wrap=True)
+
+
+def table_of(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None
+) -> Table:
+    """A table of texts, each on one line."""
+    table = Table(*header, title=None if title is None else Text(visible(title), "table.title"))
+    for row in rows:
+        table.add_row(*map(visible, row))
+    return table
 
 
 def is_first_rank() -> bool:
@@ -24,37 +44,41 @@ def is_first_rank() -> bool:
 def note(line: str) -> None:
     """Tell something beside the answer, once."""
     if is_first_rank():
-        err.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
+        say(f"note: {line}", "yellow", console=err)
 
 
 def show_fault(message: str) -> None:
     """Tell a mistake of the user."""
-    shown = message.encode(errors="backslashreplace").decode()  # half a surrogate of an argument
-    err.print(Text(shown, style="red"), soft_wrap=True)
+    say(message, "red", console=err)
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON, alone on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    sys.stdout.write(in_json(json.dumps(value, indent=2, ensure_ascii=not unicode)) + "\n")
 
 
 def print_scores(scores: dict[str, Any], title: str) -> None:
     """Print a table of scores, and one by entity type."""
-    table = Table("task", "metric", "score", title=title)
-    for task, values in scores["tasks"].items():
-        for metric, value in values.items():
-            if isinstance(value, float):
-                table.add_row(task, metric, f"{value:.4f}")
+    rows = [
+        (task, metric, f"{value:.4f}")
+        for task, values in scores["tasks"].items()
+        for metric, value in values.items()
+        if isinstance(value, float)
+    ]
+    table = table_of(("task", "metric", "score"), rows, title=title)
     table.add_section()
-    table.add_row("macro", "", f"{scores['macro']:.4f}")
+    macro = scores["macro"]
+    table.add_row("macro", "", "-" if macro is None else f"{macro:.4f}")
     out.print(table)
+    header = ("type", "precision", "recall", "f1", "entities")
     for task, values in scores["tasks"].items():
         if "per_type" in values:
-            types = Table("type", "precision", "recall", "f1", "entities", title=f"{task} by type")
-            for kind, row in values["per_type"].items():
-                cells = [f"{row[key]:.4f}" for key in ("precision", "recall", "f1")]
-                types.add_row(kind, *cells, str(row["support"]))
-            out.print(types)
+            rows = [
+                (kind, *(f"{row[key]:.4f}" for key in header[1:4]), str(row["support"]))
+                for kind, row in values["per_type"].items()
+            ]
+            out.print(table_of(header, rows, title=f"{task} by type"))
 
 
 def print_affinity(result: dict[str, Any]) -> None:
@@ -62,37 +86,37 @@ def print_affinity(result: dict[str, Any]) -> None:
     scores, seconds = result["scores"], result["wall_seconds"]
     if scores:
         columns = ("task", "metric", "alone", "jointly", "gain", "std. error", "seconds alone")
-        table = Table(*columns, title="Each task alone, and all jointly")
+        rows = []
         for task, found in scores.items():
             values = [found[key] for key in ("single", "joint", "gain", "standard_error")]
             cells = ["-" if value is None else f"{value:.4f}" for value in values]
-            table.add_row(task, found["metric"], *cells, f"{seconds[task] or math.nan:.0f}")
-        out.print(table)
+            rows.append((task, found["metric"], *cells, f"{seconds[task] or math.nan:.0f}"))
+        out.print(table_of(columns, rows, title="Each task alone, and all jointly"))
         joint = seconds["all-tasks"] or math.nan
         alone = sum(seconds[task] or math.nan for task in scores)
-        out.print(f"{alone:.0f} s for all alone, {joint:.0f} s jointly")
+        say(f"{alone:.0f} s for all alone, {joint:.0f} s jointly")
     title = f"Pairs of tasks: {result['measurements']} measurements in {result['steps']} steps"
-    for heading, lines in ((title, result["pairs"]), ("Advice", result["advice"].values())):
-        out.print(Text(heading, style="bold"))
-        for line in lines:
-            out.print(Text(f"  {line['sentence']}", style=VERDICTS.get(line["verdict"], "")))
+    for heading, sentences in ((title, result["pairs"]), ("Advice", result["advice"].values())):
+        say(heading, "bold")
+        for line in sentences:
+            say(f"  {line['sentence']}", VERDICTS.get(line["verdict"], ""))
     for line in result["cautions"]:
-        out.print(Text(f"note: {line}", style="yellow"))
+        say(f"note: {line}", "yellow")
 
 
 def print_answer(text: Any, answer: dict[str, Any]) -> None:
     """Print what the tasks say of a text."""
-    out.print(Text(" | ".join(text) if isinstance(text, tuple) else text, style="bold"))
+    say(" | ".join(text) if isinstance(text, tuple) else text, "bold")
     for task, value in answer.items():
         if isinstance(value, list) and value and "start" in value[0]:
             shown = _marked(str(text), value)
         elif isinstance(value, list):
-            shown = Text(", ".join(map(_short, value)) or "-")
+            shown = Text(visible(", ".join(map(_short, value))) or "-")
         elif isinstance(value, dict):
-            shown = Text(_short(value))
+            shown = Text(visible(_short(value)))
         else:
             shown = Text(f"{len(value)} numbers, first: {', '.join(f'{v:.4f}' for v in value[:4])}")
-        out.print(Text(f"  {task}: ", style="cyan") + shown)
+        out.print(Text(f"  {task}: ", style="cyan") + shown, soft_wrap=True)
 
 
 def _short(value: Any) -> str:
@@ -106,11 +130,11 @@ def _marked(text: str, entities: list[dict[str, Any]]) -> Text:
     """The text with its entities in place."""
     marked, position = Text(), 0
     for entity in entities:
-        marked.append(text[position : entity["start"]])
-        marked.append(f"[{entity['word']}]", style="bold green")
-        marked.append(f"({entity['entity_group']})", style="green")
+        marked.append(lines(text[position : entity["start"]]))
+        marked.append(lines(f"[{entity['word']}]"), style="bold green")
+        marked.append(visible(f"({entity['entity_group']})"), style="green")
         position = entity["end"]
-    return marked.append(text[position:])
+    return marked.append(lines(text[position:]))
 
 
 def print_recipe(report: dict[str, Any]) -> None:
@@ -118,28 +142,26 @@ def print_recipe(report: dict[str, Any]) -> None:
     for name, task in report["tasks"].items():
         rows = ", ".join(f"{split} {count}" for split, count in task["rows"].items())
         tokens = ", ".join(f"{key} {value}" for key, value in task["tokens"].items())
-        out.print(
-            Text(f"{name}", style="bold") + Text(f"  {task['head']}, rows of {task['source']}")
-        )
-        out.print(f"  rows: {rows}; windows {task['windows']}; {task['cut']} texts at full length")
-        out.print(f"  tokens: {tokens}")
+        out.print(Text(name, "bold") + Text(visible(f"  {task['head']}, rows of {task['source']}")))
+        say(f"  rows: {rows}; windows {task['windows']}; {task['cut']} texts at full length")
+        say(f"  tokens: {tokens}")
         if task["labels"]:
             labels = ", ".join(f"{label} {count}" for label, count in task["labels"].items())
-            out.print(Text(f"  labels: {labels}"))
+            say(visible(f"  labels: {labels}"))
         for sample in task["samples"]:
-            out.print(Text(f"  row {sample['row']}: {sample['text']}\n    -> {sample['label']}"))
+            say(f"  row {sample['row']}: {sample['text']}\n    -> {sample['label']}")
     for line in report["draws"]:
-        out.print(Text(line))
-    table = Table("weights", "layers", "trainable", "frozen", "learning rate", "from epoch")
+        say(line)
+    header, rows = ("weights", "layers", "trainable", "frozen", "learning rate", "from epoch"), []
     for row in report["parameters"]:
         rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:.2e}"
         start = "never" if row["from_epoch"] is None else f"{row['from_epoch']:g}"
         layers = _span(row["layers"])
         numbers = (f"{row['trainable']:,}", f"{row['frozen']:,}")
-        table.add_row(row["name"], layers, *numbers, rate, start)
-    out.print(table)
+        rows.append((row["name"], layers, *numbers, rate, start))
+    out.print(table_of(header, rows))
     for note in report["notes"]:
-        out.print(Text(f"note: {note}", style="yellow"))
+        say(f"note: {note}", "yellow")
 
 
 def _span(numbers: list[int]) -> str:
@@ -152,48 +174,43 @@ def _span(numbers: list[int]) -> str:
 def print_model(report: dict[str, Any]) -> None:
     """Print what a model holds."""
     encoder = report["encoder"]
-    out.print(
+    say(
         f"{encoder['model_type']}: {encoder['layers']} layers, hidden size "
         f"{encoder['hidden_size']}, {encoder['parameters']:,} parameters"
     )
-    table = Table("task", "head", "reads", "parameters", "labels")
+    rows = []
     for name, task in report["tasks"].items():
         kind = task["problem_type"] or task["head"]
         labels = ", ".join(task["labels"][:12]) + (" ..." if len(task["labels"]) > 12 else "")
         reads = "pairs" if task["pair"] else "texts"
-        table.add_row(name, kind, reads, f"{task['parameters']:,}", Text(labels))
-    out.print(table)
-    out.print(f"{report['parameters']:,} parameters in all")
+        rows.append((name, kind, reads, f"{task['parameters']:,}", labels))
+    out.print(table_of(("task", "head", "reads", "parameters", "labels"), rows))
+    say(f"{report['parameters']:,} parameters in all")
 
 
 def print_export(about: dict[str, Any], folder: Any) -> None:
     """Print what was exported, and what int8 cost."""
     outputs = ", ".join(about["tasks"])
     inputs = ", ".join(about["inputs"])
-    err.print(
-        Text(f"{folder}: {about['kind']} {about['precision']}, {inputs} -> {outputs}"),
-        soft_wrap=True,
-    )
-    err.print(f"fp32 outputs as torch's within {about['difference']:.1g}")
+    say(f"{folder}: {about['kind']} {about['precision']}, {inputs} -> {outputs}", console=err)
+    say(f"fp32 outputs as torch's within {about['difference']:.1g}", console=err)
     if "int8" not in about:
         return
     split = about["int8"]["scored_on"]
-    table = Table("task", "metric", "fp32", "int8", "change", title=f"Cost of int8 ({split})")
+    header, rows = ("task", "metric", "fp32", "int8", "change"), []
     for name, row in about["int8"]["tasks"].items():
         values = (f"{row['fp32']:.4f}", f"{row['int8']:.4f}", f"{row['int8'] - row['fp32']:+.4f}")
-        table.add_row(name, row["metric"], *values)
-    out.print(table)
+        rows.append((name, row["metric"], *values))
+    out.print(table_of(header, rows, title=f"Cost of int8 ({split})"))
 
 
 def print_push(found: dict[str, Any]) -> None:
     """Print what was uploaded, or would be."""
-    table = Table("file", "MB")
-    for name, size in found["files"].items():
-        table.add_row(name, f"{size / 1e6:.2f}")
-    out.print(table)
+    rows = [(name, f"{size / 1e6:.2f}") for name, size in found["files"].items()]
+    out.print(table_of(("file", "MB"), rows))
     total = f"{len(found['files'])} files, {sum(found['files'].values()) / 1e6:.1f} MB"
     if found["commit"] is None:
-        out.print(Text(f"{total}: nothing was uploaded"))
+        say(f"{total}: nothing was uploaded")
         return
-    out.print(Text(f"{total}: {found['repo']} at {found['commit']}"), soft_wrap=True)
-    out.print(Text(f'load it with revision="{found["commit"]}"'), soft_wrap=True)
+    say(f"{total}: {found['repo']} at {found['commit']}")
+    say(f'load it with revision="{found["commit"]}"')

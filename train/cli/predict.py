@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ..errors import UserError
-from .console import err, note, print_answer, print_json, show_fault
+from .console import err, note, print_answer, print_json, say, show_fault
 
 if TYPE_CHECKING:
     from ...modeling.pipeline_polyhead import PolyheadPipeline
@@ -199,7 +199,7 @@ def _predict_rows(
     finally:
         bar.stop()
     if ranks.is_first:
-        err.print(f"{rows} rows written to {target}")
+        say(f"{rows} rows written to {target}", console=err)
     ranks.leave()
 
 

@@ -13,19 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from ...modeling.adapters import changed_adapters
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..artifacts import (
-    REPORTS,
-    RUNS,
-    SCORES,
-    TRAININGS,
-    UNFINISHED,
-    read_json,
-    read_scores,
-    write_aside,
-    write_json,
-)
+from ..artifacts import REPORTS, SCORES, UNFINISHED, write_aside, write_json
 from ..errors import UserError
-from ..hub.card import pictures_of
+from ..hub.card import pictures_of, read_runs, read_scores
 from ..hub.folder import save_folder, write_card
 from ..hub.proof import FILE, compare, fresh_fingerprint, read_proofs
 from ..inference.load import load_model
@@ -73,6 +63,7 @@ def add_task(
 
     found = prepare(recipe_path, overrides, onto=model_path, check=check)
     folder = Path(found.recipe.output_dir)
+    metrics, runs, _ = read_scores(source), read_runs(source), read_proofs(source)
     before = fresh_fingerprint(model_path)
     trainer, scores, reports = fit(found, str(recipe_path), notify, overwrite=overwrite)
     if trainer.is_world_process_zero():
@@ -83,8 +74,8 @@ def add_task(
             source=source,
             before=before,
             change=("added", sorted(found.recipe.tasks)),
-            metrics={**read_scores(source), **scores.get("tasks", {})},
-            runs=[*read_json(source / RUNS, [], TRAININGS), about(trainer, found, scores)],
+            metrics={**metrics, **scores.get("tasks", {})},
+            runs=[*runs, about(trainer, found, scores)],
         )
         write_json(folder / SCORES, scores)
         pictures = describe(trainer, reports, folder)
@@ -121,7 +112,9 @@ def remove_task(
         faults.append("no task would be left")
     if faults := faults + target:
         raise UserError("remove-task", faults)
-    source, before = Path(model_path), fresh_fingerprint(model_path)
+    source = Path(model_path)
+    metrics, runs, _ = read_scores(source), read_runs(source), read_proofs(source)
+    before = fresh_fingerprint(model_path)
     for name in tasks:
         model.remove_task(name)
     _save_proven(
@@ -131,8 +124,8 @@ def remove_task(
         source=source,
         before=before,
         change=("removed", sorted(tasks)),
-        metrics={k: v for k, v in read_scores(source).items() if k not in tasks},
-        runs=read_json(source / RUNS, [], TRAININGS),
+        metrics={k: v for k, v in metrics.items() if k not in tasks},
+        runs=runs,
     )
 
 

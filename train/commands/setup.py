@@ -33,6 +33,7 @@ from ..recipe.arguments import REFUSALS, optimizer_faults, training_arguments
 from ..recipe.packages import package_folder
 from ..recipe.reader import load_recipe
 from ..recipe.schema import MultiTaskArguments, Recipe, ScratchEncoder
+from ..records import MODULES, read_record
 from ..trainer.checkpoints import is_intact
 from ..trainer.identity import weights_digest
 
@@ -273,7 +274,7 @@ def _sentence_transformer(place: str) -> tuple[str, str]:
         ValueError: it pools in a way that there is none for here.
     """
     path = Path(place) / "modules.json"
-    modules = read_json(path, [], [{"type": str, "path": str}])
+    modules = read_record(path, MODULES, [])
     for inner in (Path(module["path"]) for module in modules):
         if inner.is_absolute() or ".." in inner.parts:
             raise ValueError(f"{path}: {str(inner)!r:.80} leaves the folder")

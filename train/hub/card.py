@@ -19,10 +19,13 @@ from transformers import TrainerState
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..artifacts import PLOTS, RUNS, TRAININGS, read_json, read_scores
+from ..artifacts import PLOTS, RUNS, SCORES
 from ..data.loading import Source
+from ..escape import code, fenced, in_markdown, paragraph
 from ..recipe.schema import DataConfig, Recipe
+from ..records import MODEL_SCORES, TRAININGS, read_record
 from ..reports.curves import training_curves
+from ..reports.figures import SECTIONS
 from .proof import read_proofs
 
 LOCAL = ("parquet", "csv", "json", "jsonl", "text", "arrow")  # `path` of data that is no Hub id
@@ -145,15 +148,28 @@ def _without_defaults(value: dict[str, Any], default: dict[str, Any]) -> dict[st
 # ---- the card ----
 
 
+def read_scores(folder: Path) -> dict[str, Any]:
+    """Metrics by task, from a model's folder; none where it has no such file."""
+    return read_record(folder / SCORES, MODEL_SCORES, {})
+
+
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """The trainings that made a model, oldest first."""
+    return read_record(folder / RUNS, TRAININGS, [])
+
+
 def render_card(model: PolyheadModel, folder: str | Path) -> str:
     """README.md of a saved model, from the files that lie in its folder.
 
     Args:
         model: the model.
         folder: where it is saved; scores, runs, proofs and pictures may be missing.
+
+    Raises:
+        UserError: one of these files holds something else.
     """
     folder = Path(folder)
-    scores, runs = read_scores(folder), read_json(folder / RUNS, [], TRAININGS)
+    scores, runs = read_scores(folder), read_runs(folder)
     every = {name: about for run in runs for name, about in run["tasks"].items()}
     data = {name: every[name] for name in model.task_names if name in every}
     template = resources.files("polyhead.train.hub").joinpath("model_card.md")
@@ -215,7 +231,7 @@ def _metadata(
 
 def _task_row(name: str, task: TaskConfig, scores: dict[str, Any]) -> str:
     found = ", ".join(
-        f"{metric} {value:.4f}"
+        f"{in_markdown(metric)} {value:.4f}"
         for metric, value in scores.get(name, {}).items()
         if isinstance(value, float)
     )
@@ -227,7 +243,7 @@ def _task_row(name: str, task: TaskConfig, scores: dict[str, Any]) -> str:
 
 def _labels(name: str, task: TaskConfig) -> str:
     """The labels of a task, in the order of its logits."""
-    shown = ", ".join(f"`{label}`" for label in task.labels or [])
+    shown = ", ".join(code(label) for label in task.labels or [])
     return f"- `{name}` ({len(task.labels or [])}): {shown}\n" if shown else ""
 
 
@@ -236,8 +252,9 @@ def _data(data: dict[str, Any]) -> str:
         return "Nothing is known about the data.\n"
     lines = ["| task | data | licence | rows |", "|---|---|---|---|"]
     for name, about in data.items():
-        rows = ", ".join(f"{split} {count:,}" for split, count in about["rows"].items())
-        source, licence = about["data"] or "local files", about["license"] or "not stated"
+        rows = ", ".join(f"{in_markdown(k)} {count:,}" for k, count in about["rows"].items())
+        source = in_markdown(about["data"] or "local files")
+        licence = in_markdown(about["license"] or "not stated")
         lines.append(f"| `{name}` | {source} | {licence} | {rows} |")
     return "\n".join(lines) + "\n"
 
@@ -253,12 +270,12 @@ def _results(
         pictures = pictures_of(name, folder)
         if not types and not pictures:
             continue
-        parts.append(f"### {name}{f', on {split} rows' if split else ''}\n")
+        parts.append(f"### {name}{f', on {in_markdown(split)} rows' if split else ''}\n")
         if types:
             parts.append("| type | precision | recall | F1 | entities |\n|---|---|---|---|---|")
         for kind, row in types.items():
             cells = " | ".join(f"{row[key]:.4f}" for key in ("precision", "recall", "f1"))
-            parts.append(f"| {kind} | {cells} | {row['support']} |")
+            parts.append(f"| {in_markdown(kind)} | {cells} | {row['support']} |")
         shown = [f"![{path.stem.replace('_', ' ')}]({PLOTS}/{path.name})" for path in pictures]
         parts.append("\n" + "\n".join(shown) + "\n" if shown else "")
     return "\n".join(parts)
@@ -267,7 +284,9 @@ def _results(
 def pictures_of(task: str, folder: Path) -> list[Path]:
     """The pictures of a task in a model's folder, `plots/<task>_<what>.png`."""
     return sorted(
-        path for path in (folder / PLOTS).glob("*.png") if path.stem.rpartition("_")[0] == task
+        path
+        for path in (folder / PLOTS).glob("*.png")
+        if path.stem in {f"{task}_{section}" for section in SECTIONS}
     )
 
 
@@ -275,13 +294,14 @@ def _run(run: dict[str, Any]) -> str:
     """One training: time, place, recipe."""
     minutes = f"{run['seconds'] / 60:.1f} minutes" + " since it was resumed" * run["resumed"]
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    recipe = yaml.safe_dump(run["recipe"], sort_keys=False, width=100)
+    place = in_markdown(f"{run['machine']}; {versions}")
+    recipe = yaml.safe_dump(run["recipe"], sort_keys=False, width=100, allow_unicode=True)
     lines = [
         f"{', '.join(f'`{name}`' for name in run['tasks'])}: {run['steps']:,} steps, "
         f"{run['epochs']:g} epochs, {minutes} in {run['processes']} process(es) of "
-        f"{run['threads']} thread(s) on {run['device']} ({run['machine']}; {versions}).",
+        f"{run['threads']} thread(s) on {in_markdown(run['device'])} ({place}).",
         "The energy was not measured.\n",
-        f"```yaml\n{recipe}```\n\n",
+        f"{fenced(recipe, 'yaml')}\n",
     ]
     return "\n".join(lines)
 
@@ -292,11 +312,13 @@ def _relations(runs: list[dict[str, Any]]) -> str:
     if not pairs:
         return ""
     rows = "".join(
-        f"| `{pair['tasks'][0]}`, `{pair['tasks'][1]}` | {pair['mean']:+.3f} "
+        f"| {', '.join(map(code, pair['tasks']))} | {pair['mean']:+.3f} "
         f"| {pair['negative']:.0%} of {pair['compared']} |\n"
         for pair in pairs
     )
-    apart = [" and ".join(pair["tasks"]) for pair in pairs if pair["mean"] < FIGHT]
+    apart = [
+        " and ".join(map(in_markdown, pair["tasks"])) for pair in pairs if pair["mean"] < FIGHT
+    ]
     said = f"Pulling apart: {', '.join(apart)}." if apart else "No two tasks pull apart."
     return f"""
 ## How the tasks relate
@@ -318,21 +340,22 @@ def _limits(model: PolyheadModel, runs: list[dict[str, Any]]) -> str:
         )
     lines.append("- Scores hold for rows like those of the data above; other texts may fare worse.")
     lines.append("- A classifier always answers with one of its labels, whatever the text.")
-    lines += [f"- {run['card']['limits']}" for run in runs if run["card"]["limits"]]
+    limits = [paragraph(run["card"]["limits"] or "") for run in runs]
+    lines += [f"- {words}" for words in limits if words]
     return "\n".join(lines)
 
 
 def _proof(entry: dict[str, Any]) -> str:
     """What a change of tasks left as it was, with the hashes that say so."""
-    made = ", ".join(f"{what} {value}" for what, value in entry["made_with"].items())
+    made = in_markdown(", ".join(f"{what} {value}" for what, value in entry["made_with"].items()))
     rows = "".join(
-        f"| `{name}` | `{hashes['weights'][:16]}` | `{hashes['logits'][:16]}` |\n"
+        f"| `{name}` | {code(hashes['weights'][:16])} | {code(hashes['logits'][:16])} |\n"
         for name, hashes in entry["tasks"].items()
     )
     return f"""
-## {entry["change"].capitalize()}: {", ".join(f"`{name}`" for name in entry["changed"])}
+## {in_markdown(entry["change"]).capitalize()}: {", ".join(map(code, entry["changed"]))}
 
-The encoder (`{entry["encoder"][:16]}`) and the tasks below were the same to the bit before and
+The encoder ({code(entry["encoder"][:16])}) and the tasks below were the same to the bit before and
 after, each side computed by a fresh process: SHA-256 of weights, and of logits on a fixed probe
 ({made}; logits can be compared under the same). `proof.json` holds the full hashes;
 `polyhead inspect FOLDER --verify` computes them again.

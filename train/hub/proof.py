@@ -23,8 +23,8 @@ from transformers.utils import logging
 
 from ...modeling.adapters import adapter_state, plain_state
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..artifacts import PROOFS, read_json
 from ..errors import UserError
+from ..records import PROOFS, read_record
 
 FILE = "proof.json"  # in a model's folder: one entry for each change
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)  # tokens of the probe's rows, if the encoder can
@@ -116,9 +116,9 @@ def read_proofs(folder: str | Path) -> list[dict[str, Any]]:
     """The entries of a folder's proof.json, oldest first.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it holds something else.
     """
-    return read_json(Path(folder) / FILE, [], PROOFS)
+    return read_record(Path(folder) / FILE, PROOFS, [])
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """A saved model to the Hub, in one commit."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,20 @@ from huggingface_hub.utils import httpx
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ..artifacts import read_json
 from ..errors import UserError
+from ..escape import visible
 from .folder import CARD, THIS_FOLDER
 
-# What a trainer leaves beside a model in a checkpoint; and hidden folders.
+# What a trainer leaves beside a model in a checkpoint.
 STATE = re.compile(
     r"(optimizer|scheduler|scaler|training_args|rng_state\w*)\.(pt|pth|bin)"
-    r"|trainer_state\.json|\..*|(.*/)?__pycache__/.*"
+    r"|trainer_state\.json|(optimizer|pytorch_model_fsdp)_\d+/.*"
 )
+# Left out wherever it lies: hidden files (.git, .env, .cache) and compiled code.
+HIDDEN = re.compile(r"\..*|__pycache__")
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError)
-PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".distcp")
+DATA = (".csv", ".tsv", ".parquet", ".arrow", ".jsonl", ".feather", ".xlsx", ".sqlite", ".db")
+SECRET = re.compile(r".*\.(pem|key|p12|pfx)|id_(rsa|dsa|ecdsa|ed25519)|(credentials|token)(\..*)?")
 
 
 def push(
@@ -52,7 +58,8 @@ def push(
         `{"repo": ..., "files": {path: bytes}, "commit": hash or None}`.
 
     Raises:
-        UserError: `folder` holds no Polyhead, or files that no model needs.
+        UserError: `folder` holds no Polyhead, a link that leads out of it, or files that no model
+            needs: pickles, data, keys. Nothing has been uploaded then.
         HfHubHTTPError: the Hub refuses.
     """
     files = _files_to_push(Path(folder))
@@ -80,16 +87,61 @@ def push(
 
 
 def _files_to_push(folder: Path) -> dict[str, int]:
-    """Size by path of what belongs to the model."""
+    """Size by path of what belongs to the model.
+
+    Raises:
+        UserError: see `push`; with all faults.
+    """
     if not (folder / "config.json").is_file() or not (folder / CARD).is_file():
         raise UserError("push", [f"{folder} is no folder of a saved Polyhead"])
     kind = read_json(folder / "config.json", {}).get("model_type")
     if kind != PolyheadConfig.model_type:
         raise UserError("push", [f"{folder} holds a {kind} model, not a Polyhead"])
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-    files = {name: size for name, size in files.items() if not STATE.fullmatch(name)}
-    pickled = [name for name in files if Path(name).suffix in PICKLED]
-    if pickled:
-        raise UserError("push", [f"{name}: weights are safetensors only" for name in pickled])
+    files, faults = {}, []
+    for path in _walk(folder):
+        name = path.relative_to(folder).as_posix()
+        if STATE.fullmatch(name):
+            continue
+        fault = _fault(path, folder)
+        if fault is not None:
+            faults.append(f"{visible(name)}: {fault}")
+        else:
+            files[name] = path.stat().st_size
+    if faults:
+        raise UserError("push", faults)
     return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Everything but hidden files and folders, in order; links to folders are not followed."""
+    for path in sorted(folder.iterdir()):
+        if HIDDEN.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def _fault(path: Path, folder: Path) -> str | None:
+    """Why a file is not uploaded; None for one that is."""
+    if path.is_symlink():
+        try:
+            target = path.resolve(strict=True)
+        except (OSError, RuntimeError):  # nothing there, or a circle
+            return f"a link to {path.readlink()}, where nothing is"
+        if not target.is_relative_to(folder.resolve()):
+            return f"a link to {target}, outside the folder; put a copy of the file in its place"
+        if target.is_dir():
+            return "a link to a folder; put a copy of the folder in its place"
+        if any(HIDDEN.fullmatch(part) for part in target.relative_to(folder.resolve()).parts):
+            return f"a link to {target}, which is not uploaded"
+    if not path.is_file():
+        return "no file"
+    if path.suffix.lower() in PICKLED:
+        return "weights are safetensors only"
+    if path.suffix.lower() in DATA:
+        return "data; a repository of datasets is the place for it"
+    if SECRET.fullmatch(path.name.lower()):
+        return "looks like a key"
+    return None

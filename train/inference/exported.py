@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from ...modeling.rows import rows_by_task, tasks_to_run
 from ...modeling.windows import window_length
-from ..artifacts import NAME_OR_NONE, read_json
 from ..errors import UserError
+from ..records import EXPORTED, read_record
 from .load import load_model, load_tokenizer
 
 FILE = "export.json"
@@ -89,13 +88,6 @@ def openvino_engine(folder: Path, mode: Mode = "exact") -> Engine:
 
 ENGINES = {"onnx": onnx_engine, "openvino": openvino_engine}
 GRAPHS = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
-ABOUT = {
-    "kind": str,
-    "inputs": [str],
-    "tasks": [str],
-    "adapters": {str: NAME_OR_NONE},
-    "usable_length": (int, NoneType),
-}
 AGAIN = "copy the folder again, or export the model again"
 
 
@@ -105,7 +97,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, is of an unknown kind, or the graph is missing.
     """
-    about = read_json(Path(folder) / FILE, {}, ABOUT)
+    about = read_record(Path(folder) / FILE, EXPORTED, {})
     kind = about.get("kind")
     if kind not in ENGINES:
         known = ", ".join(ENGINES)

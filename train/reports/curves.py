@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from ..artifacts import REPORTS
+from ..escape import drawn
 from ..evaluation.metrics import METRICS
 from .figures import draw
 
@@ -42,6 +43,9 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
         `weights`, `rows`, `tokens`, `skipped`, `gradient_norms` by task; and `cosines`, one entry
         per pair of tasks: tasks, mean, share of comparisons below 0 (`negative`), `compared`; those
         that pull apart first.
+
+    Raises:
+        ValueError: the log holds no number where one is due.
     """
     names = sorted(task_names)
 
@@ -79,11 +83,14 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
 
 
 def _series(log_history: list[dict[str, Any]], key: str) -> list[list]:
-    return [
-        [line["step"], line[key] if math.isfinite(line[key]) else None]
-        for line in log_history
-        if key in line
-    ]
+    points = []
+    for line in log_history:
+        value = line.get(key, math.nan)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise ValueError(f"step {line['step']}: {key} is {value!r}, not a number")
+        if key in line:
+            points.append([line["step"], value if math.isfinite(value) else None])
+    return points
 
 
 def _cosines(log_history: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
@@ -145,7 +152,7 @@ def _losses(curves: dict[str, Any]) -> Figure:
     left = iter(panels)
     for task, found in losses.items():
         axes = next(left)
-        axes.set(title=task, ylabel="loss", xlabel="optimizer step")
+        axes.set(title=drawn(task), ylabel="loss", xlabel="optimizer step")
         if "train" in found:
             _line(axes, _smooth(axes, found["train"]), "tab:blue", "train")
         if "evaluation" in found:
@@ -157,7 +164,7 @@ def _losses(curves: dict[str, Any]) -> Figure:
         _by_task(figure, axes, weights)
     for key, axes in zip(totals, left, strict=True):
         last = {task: points[-1][1] for task, points in curves[key].items()}
-        axes.barh(list(last), list(last.values()), color="lightsteelblue")
+        axes.barh(list(map(drawn, last)), list(last.values()), color="lightsteelblue")
         axes.invert_yaxis()
         axes.set(title=f"{key} seen", xlabel=key)
         axes.xaxis.set_major_locator(MaxNLocator(3))
@@ -170,7 +177,7 @@ def _scores(curves: dict[str, Any]) -> Figure:
     for axes, (task, metrics) in zip(panels, curves["scores"].items(), strict=True):
         for number, (metric, points) in enumerate(metrics.items()):
             _line(axes, points, f"C{number}", metric, marked=True)
-        axes.set(title=task, ylabel="score", xlabel="optimizer step")
+        axes.set(title=drawn(task), ylabel="score", xlabel="optimizer step")
         axes.legend(fontsize=7)
     return figure
 
@@ -202,8 +209,9 @@ def _heat_map(figure: Figure, axes: Axes, names: list[str], pairs: list[dict[str
     axes.set_facecolor("0.85")
     image = axes.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit)
     figure.colorbar(image, ax=axes, shrink=0.8).set_label("mean cosine (red: they pull apart)")
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
+    shown = list(map(drawn, names))
+    axes.set_xticks(range(len(names)), shown, rotation=90)
+    axes.set_yticks(range(len(names)), shown)
     axes.grid(visible=False)
     axes.set_title("cosine of the gradients of two tasks")
     if len(names) <= NUMBERED:
@@ -229,7 +237,7 @@ def _by_task(figure: Figure, axes: Axes, series: dict[str, list]) -> None:
     """A line for each task; their names under the figure."""
     palette = colormaps["tab10" if len(series) <= 10 else "tab20"]
     for number, (task, points) in enumerate(series.items()):
-        _line(axes, points, palette(number % palette.N), task)
+        _line(axes, points, palette(number % palette.N), drawn(task))
     handles, names = axes.get_legend_handles_labels()
     title = axes.get_title()
     figure.legend(handles, names, loc="outside lower center", ncols=5, title=title)

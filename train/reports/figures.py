@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import rankdata
 
+from ...modeling.checks import TASK_NAME
 from ..artifacts import write_aside
+from ..escape import drawn
 
 Maker = Callable[[dict[str, Any]], Figure]
 
@@ -60,11 +62,21 @@ def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
 
     Returns:
         paths of the pictures.
+
+    Raises:
+        ValueError: the name of the task is none, and may lead out of the folder.
     """
     task = report["task"]
+    check_task_file(task)
     makers = {f"{task}_{name}": make for name, make in SECTIONS.items()}
     wanted = [f"{task}_{name}" for name in SECTIONS if _can_be_drawn(report, name)]
     return draw(folder, makers, wanted, report)
+
+
+def check_task_file(task: str) -> None:
+    """Raise ValueError for a task whose name cannot be part of a file's name."""
+    if not TASK_NAME.fullmatch(task):
+        raise ValueError(f"task {task!r}: a task is named by a-z, 0-9 and _")
 
 
 def _can_be_drawn(report: dict[str, Any], name: str) -> bool:
@@ -112,13 +124,12 @@ def _style() -> Iterator[None]:
 
 
 def _short(name: str) -> str:
-    name = " ".join(name.split())
-    name = name if len(name) <= NAME else f"{name[: NAME - 1]}…"
-    return name.replace("$", r"\$")  # else two of them enclose a formula
+    return drawn(name, NAME)
 
 
 def _heading(report: dict[str, Any], what: str) -> str:
-    return f"{report['task']}: {what}\n{report['split']}, {report['labelled']:,} {report['unit']}"
+    split, unit = _short(report["split"]), _short(report["unit"])
+    return f"{report['task']}: {what}\n{split}, {report['labelled']:,} {unit}"
 
 
 # ---- one task ----
@@ -143,7 +154,7 @@ def _confusion(report: dict[str, Any]) -> Figure:
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     bar = figure.colorbar(image, ax=axes, shrink=min(1, 3 / height), aspect=12)
-    bar.set_label(f"share of the {report['unit']} of a true label")
+    bar.set_label(f"share of the {_short(report['unit'])} of a true label")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xticks(range(len(columns)), [_short(found["known"][i]) for i in columns])
     axes.set_yticks(range(len(rows)), names)
@@ -197,7 +208,7 @@ def _reliability(report: dict[str, Any]) -> Figure:
     top.set_title(_heading(report, f"expected calibration error {found['ece']:.3f}"))
     bottom.bar(edges, counts, color="grey", **style)
     bottom.set(xlabel=f"probability of {'a label' if several else 'the answer'}", yscale="log")
-    bottom.set(ylabel=found["unit"], ylim=(0.7, max(12, 2 * max(counts))))
+    bottom.set(ylabel=_short(found["unit"]), ylim=(0.7, max(12, 2 * max(counts))))
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 

@@ -6,21 +6,18 @@ be sent as one file; it loads nothing and runs no script.
 """
 
 import base64
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...modeling import reading
-from ...modeling.checks import TASK_NAME
-from ..artifacts import HISTORY, REPORTS, RUN_SCORES, SCORES, shape_fault, write_text
+from ..artifacts import HISTORY, REPORTS, SCORES, write_text
 from ..errors import RESUME, UserError
+from ..escape import in_html
+from ..records import LOG, OBJECT, RUN_SCORES, TASK_REPORT, TRAINER_LOG, read_record
 from .curves import NEEDS, draw_training, training_curves
 from .figures import draw_report
 
 PAGE = "report.html"
-REPORT = {"task": str, "kind": str, "rows": int, "split": str}
-DAMAGED = "the file is damaged, or of another release"
 SHOWN = 10  # rows of a table of the worst
 
 
@@ -41,28 +38,28 @@ def report(run_folder: str | Path) -> dict[str, Any]:
     scores = _read_scores(run)
     place = run / REPORTS
     tasks = scores.get("tasks", {})
-    _check_names(run, tasks)
     paths = {task: place / f"{task}.json" for task in tasks}
-    reports = {t: _read_report(path, t) for t, path in paths.items() if path.is_file()}
+    reports = {task: _read_report(path) for task, path in paths.items() if path.is_file()}
     history = _read_history(run)
     losses = {key for line in history for key in line if key.startswith("loss_")}
     logged = {key.removeprefix("loss_") for key in losses}
-    curves = training_curves(history, sorted(logged | set(tasks)))
+    try:
+        curves = training_curves(history, sorted(logged | set(tasks)))
+    except ValueError as error:
+        raise UserError(str(run / HISTORY), [str(error)]) from error
     place.mkdir(exist_ok=True)
-    pictures = {
-        task: _of_file(paths[task], draw_report, found, place) for task, found in reports.items()
-    }
+    pictures = {task: draw_report(found, place) for task, found in reports.items()}
     if history:
         drawn = draw_training(curves, place)
     else:  # those that were drawn right after training
         drawn = [path for name in NEEDS if (path := place / f"{name}.png").is_file()]
     parts = [
         _scores_part(scores),
-        "".join(f'<a href="#{escape(task)}">{escape(task)}</a> ' for task in reports),
+        "".join(f'<a href="#{in_html(task)}">{in_html(task)}</a> ' for task in reports),
         _training_part(curves, drawn),
-        *(_of_file(paths[t], _task_part, r, pictures[t]) for t, r in reports.items()),
+        *(_task_part(found, pictures[task]) for task, found in reports.items()),
     ]
-    name = escape(run.resolve().name)
+    name = in_html(run.resolve().name)
     page = PAGE_FRAME.format(title=name, body="\n".join(parts))
     write_text(place / PAGE, page)
     return {
@@ -73,39 +70,11 @@ def report(run_folder: str | Path) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> Any:
-    try:
-        return reading.read_json(path, object, finite=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(str(path), [f"cannot be read as JSON: {reason}"]) from error
-
-
-def _read_report(path: Path, task: str) -> dict[str, Any]:
-    """The report of a task; its name becomes those of pictures."""
-    found = _read(path)
-    fault = shape_fault(found, REPORT)
-    if not fault and found["task"] != task:
-        fault = f"task is {found['task']!r:.80}; the file is that of {task}"
-    if fault:
-        raise UserError(str(path), [f"{fault}; {DAMAGED}"])
-    return found
-
-
-def _check_names(run: Path, tasks: dict[str, Any]) -> None:
-    """Names of tasks become names of files."""
-    odd = [name for name in tasks if not TASK_NAME.fullmatch(name)]
-    if odd:
-        raise UserError(str(run / SCORES), [f"{odd[0]!r:.80} is no name of a task; {DAMAGED}"])
-
-
-def _of_file(path: Path, make: Callable[..., Any], *args: Any) -> Any:
-    """What is made of a file's content; where it is not as it should be, the file is named."""
-    try:
-        return make(*args)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        fault = f"cannot be drawn ({type(error).__name__}: {error}); {DAMAGED}"
-        raise UserError(str(path), [fault]) from error
+def _read_report(path: Path) -> dict[str, Any]:
+    report = read_record(path, TASK_REPORT)
+    if report["task"] != path.stem:  # it names the pictures
+        raise UserError(str(path), [f"is a report of task {report['task']!r}"])
+    return report
 
 
 def _read_scores(run: Path) -> dict[str, Any]:
@@ -116,43 +85,25 @@ def _read_scores(run: Path) -> dict[str, Any]:
         if any(run.glob("checkpoint-*")):
             usage = f"its training has not ended; type: polyhead train RECIPE {RESUME}"
         raise UserError(str(run), [f"has no {SCORES}, which a finished run leaves; {usage}"])
-    scores = _read(run / SCORES)
-    if not isinstance(scores, dict):
-        raise UserError(str(run / SCORES), ["it must hold an object {...}"])
+    scores = read_record(run / SCORES, OBJECT)
     if scores and not {"tasks", "macro"} <= set(scores):  # those of a model, by task
         fault = f"is the folder of a model, not of a run; {usage}"
         if (run.parent / SCORES).is_file():
             fault = f"is the folder of a model; type: polyhead report {run.parent}"
         raise UserError(str(run), [fault])
-    fault = shape_fault(scores, RUN_SCORES) if scores else None
-    if scores and not fault:
-        absent = [t for t, found in scores["tasks"].items() if found and t not in scores["splits"]]
-        fault = f"splits lacks {', '.join(absent)}" if absent else None
-    if fault:
-        raise UserError(str(run / SCORES), [f"{fault}; {DAMAGED}"])
+    if scores:
+        read_record(run / SCORES, RUN_SCORES)
     return scores
 
 
 def _read_history(run: Path) -> list[dict[str, Any]]:
     """The trainer's log; empty where the run left none."""
     if (run / HISTORY).is_file():
-        return _checked_history(run / HISTORY, _read(run / HISTORY))
+        return read_record(run / HISTORY, LOG)
     states = run.glob("checkpoint-*/trainer_state.json")
     steps = {path.parent.name.removeprefix("checkpoint-"): path for path in states}
     latest = max(filter(str.isdigit, steps), key=int, default=None)
-    if latest is None:
-        return []
-    state = _read(steps[latest])
-    return _checked_history(
-        steps[latest], state.get("log_history") if isinstance(state, dict) else state
-    )
-
-
-def _checked_history(path: Path, history: Any) -> list[dict[str, Any]]:
-    fault = shape_fault(history, [dict], "log_history")
-    if fault:
-        raise UserError(str(path), [fault])
-    return history
+    return [] if latest is None else read_record(steps[latest], TRAINER_LOG)["log_history"]
 
 
 PAGE_FRAME = """<!doctype html>
@@ -206,14 +157,14 @@ def _training_part(curves: dict[str, Any], pictures: list[Path]) -> str:
 
 
 def _task_part(found: dict[str, Any], pictures: list[Path]) -> str:
-    task = escape(found["task"])
+    task = in_html(found["task"])
     parts = [f'<h2 id="{task}">{task}</h2>']
     facts = [found["kind"], f"{found['rows']:,} rows of {found['split']}"]
     if "labelled" in found:
         facts.append(f"{found['labelled']:,} {found['unit']} with a label")
     if found.get("reliability", {}).get("ece") is not None:
         facts.append(f"expected calibration error {found['reliability']['ece']:.4f}")
-    parts.append(f"<p>{escape('; '.join(facts))}</p>")
+    parts.append(f"<p>{in_html('; '.join(facts))}</p>")
     names = ("precision", "recall", "f1", "support")
     tables = {
         "Entities by type": found.get("entities", {}),
@@ -237,19 +188,19 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     """A table, or nothing where it has no rows."""
     if not rows:
         return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    head = "".join(f"<th>{in_html(name)}</th>" for name in header)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
-    return f"<table><caption>{escape(title)}</caption>\n<tr>{head}</tr>\n{body}</table>"
+    return f"<table><caption>{in_html(title)}</caption>\n<tr>{head}</tr>\n{body}</table>"
 
 
 def _cell(value: Any) -> str:
     value = "-" if value is None else value
     if isinstance(value, str):
-        return f"<td>{escape(value)}</td>"
+        return f"<td>{in_html(value)}</td>"
     shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
     return f'<td class="number">{shown}</td>'
 
 
 def _picture(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{in_html(path.stem)}" src="data:image/png;base64,{data}">'

@@ -23,7 +23,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from ...modeling.configuration_polyhead import TaskConfig
 from ..artifacts import REPORTS, write_json
 from ..evaluation.scoring import EvalSplit, answers
-from .figures import draw_report
+from .figures import check_task_file, draw_report
 
 BINS = 15
 CONFUSED = 20  # pairs of labels
@@ -271,8 +271,13 @@ def write_reports(folder: str | Path, reports: dict[str, dict[str, Any]]) -> lis
 
     Returns:
         the pictures.
+
+    Raises:
+        ValueError: the name of a task is none; nothing is written.
     """
     place, pictures = Path(folder) / REPORTS, []
+    for task in (*reports, *(report["task"] for report in reports.values())):
+        check_task_file(task)
     for task, report in reports.items():
         write_json(place / f"{task}.json", report)
         pictures += draw_report(report, place)

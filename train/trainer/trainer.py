@@ -316,6 +316,18 @@ class MultiTaskTrainer(FolderCheckpoints):
             outputs = model(**inputs)
         return self.evaluation.predictions(outputs, inputs, batch["rows"])
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not for tasks whose rows and labels differ.
+
+        Raises:
+            TypeError: always; it says what to call.
+        """
+        raise TypeError(
+            "predict gives one array for one kind of label; for answers call PolyheadPipeline("
+            "model=trainer.model, tokenizer=trainer.processing_class)(texts), for scores "
+            "trainer.evaluate()"
+        )
+
     def evaluate(
         self,
         eval_dataset: Any = None,

@@ -6,8 +6,10 @@ import re
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from polyhead.modeling import TaskConfig
 from polyhead.train.commands import training as run
+from polyhead.train.errors import UserError
 from polyhead.train.hub import save_folder
 from polyhead.train.hub.card import render_card
 from train_helpers import files_of, messages, pairs, recipe_of, write_recipe, write_splits
@@ -110,3 +112,78 @@ def test_without_a_run_it_says_what_is_not_known(make_model, tokenizer_of, tmp_p
     assert text.count("Nothing is known about the") == 2
     assert "model-index" not in text
     exec(SNIPPET.findall(text)[0].replace("path/to/this/folder", str(tmp_path)), {})
+
+
+NASTY = ["[/x]", "a\n# Heading", "<script>a</script>", "a|b", "`c`", "$x^{", "\u202eabc", "\x1b[2J"]
+NASTY += ["\ud83d", "😀", "../../x", "", " ", "![x](http://y)", "---\n", "x" * 3000, "``\n```\n"]
+
+
+def outline(text):
+    """Tags of headings, lists, tables and blocks of code, without what they hold."""
+    body = ModelCard(text, ignore_metadata_errors=False).text
+    tokens = MarkdownIt("commonmark").enable("table").parse(body)
+    return [(t.type, t.tag, t.level) for t in tokens]
+
+
+def nasty_card(make_model, folder, texts, words):
+    """The card of a model with these labels, entity types, splits and licences."""
+    labels = ["O", *[f"B-{text}" for text in texts if text]]
+    tasks = {
+        "one": TaskConfig(head="sequence_classification", labels=texts),
+        "ner": TaskConfig(head="token_classification", labels=labels),
+    }
+    model = make_model("bert", tasks)
+    row = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 3}
+    folder.mkdir()
+    write_json(folder / "scores.json", {"ner": {"f1": 0.5, "per_type": dict.fromkeys(texts, row)}})
+    data = {"data": words, "license": words, "rows": dict.fromkeys(texts, 3), "scored_on": words}
+    training = {
+        "encoder": words,
+        "tasks": {"one": data, "ner": data},
+        "card": {"language": ["en", words], "license": words, "limits": words},
+        "recipe": {"tasks": {"one": {"labels": texts, words: words}}},
+        "steps": 1,
+        "epochs": 1.0,
+        "seconds": 60,
+        "resumed": False,
+        "processes": 1,
+        "device": words,
+        "threads": 1,
+        "machine": words,
+        "versions": {"torch": words},
+        "gradient_cosines": [
+            {"tasks": ["one", words], "mean": -0.5, "negative": 0.5, "compared": 2}
+        ],
+    }
+    hashes = {"weights": words, "logits": words}
+    proof = {"change": words, "changed": [words], "encoder": words, "made_with": {"torch": words}}
+    write_json(folder / "training.json", [training])
+    write_json(folder / "proof.json", [{**proof, "tasks": {"one": hashes}}])
+    return render_card(model, folder)
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize("words", NASTY, ids=ascii)
+def test_nasty_texts_change_nothing_of_the_card(make_model, tmp_path, words):
+    plain = nasty_card(make_model, tmp_path / "plain", [f"l{i}" for i in range(17)], "words")
+    text = nasty_card(make_model, tmp_path / "nasty", NASTY, words)
+    text.encode()
+    if words.strip():  # else a limit or a licence less
+        assert outline(text) == outline(plain)
+    data = ModelCard(text).data.to_dict()
+    assert data["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
+    if words and words.isprintable() and not words.isspace():
+        assert data["base_model"] == words
+        assert data["model-index"][0]["results"][0]["dataset"]["name"] == words
+
+
+@pytest.mark.parametrize("name", ["scores.json", "training.json", "proof.json"])
+@pytest.mark.parametrize("text", ["null", "3", '{"one": null}', "[null]", "{", '[{"tasks": 3}]'])
+def test_a_damaged_file_is_one_message(make_model, tmp_path, name, text):
+    model = make_model("bert", {"one": TaskConfig(head="embedding")})
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name}: "):
+        render_card(model, tmp_path)

@@ -11,6 +11,7 @@ import torch
 from polyhead.modeling import PolyheadModel, TaskConfig
 from polyhead.train.adapters import attach_adapters
 from polyhead.train.hub import save_folder
+from polyhead.train.hub.folder import CARD
 from safetensors.torch import load_file
 from train_helpers import messages, pairs, recipe_of, run_cli, write_recipe, write_splits
 
@@ -219,6 +220,84 @@ class TestDryRun:
         assert found["files"] == {name: len(value) for name, value in own.items()}
         assert "adapters/slots/adapter_model.safetensors" in own
         assert hub.requests == []
+
+    @pytest.mark.parametrize(
+        ("name", "target", "says"),
+        [
+            ("notes.txt", "{out}/secret", "outside the folder"),
+            ("notes.txt", "../secret", "outside the folder"),
+            ("adapters/notes.txt", "../../secret", "outside the folder"),
+            ("adapters/notes.txt", "../../model/../secret", "outside the folder"),
+            ("more", "{out}", "outside the folder"),
+            ("adapters/more", "../..", "outside the folder"),
+            ("more", "/", "outside the folder"),
+            ("README.md", "../secret", "outside the folder"),
+            ("more", "adapters", "a link to a folder"),
+            ("more", ".", "a link to a folder"),
+            ("gone", "nowhere", "where nothing is"),
+            ("circle", "circle", "where nothing is"),
+            ("env.txt", ".env", "which is not uploaded"),
+        ],
+    )
+    def test_refuses_links(self, name, target, says, saved, tmp_path, capsys):
+        _, folder = saved
+        (tmp_path / "secret").write_text("a key")
+        (folder / ".env").write_text("a key")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target.format(out=tmp_path))
+        assert run_cli("push", folder, REPO) == 2
+        (line,) = capsys.readouterr().err.splitlines()[1:]
+        assert line.startswith(f"  - {name}: a link")
+        assert says in line
+
+    def test_a_link_in_the_way_to_the_folder_and_one_inside_it_are_none_out_of_it(
+        self, saved, tmp_path, capsys
+    ):
+        _, folder = saved
+        (tmp_path / "latest").symlink_to(folder)
+        (folder / "copy.txt").symlink_to("vocab.txt" if (folder / "vocab.txt").exists() else CARD)
+        assert run_cli("push", tmp_path / "latest", REPO, "--dry-run", "--json") == 0
+        files = json.loads(capsys.readouterr().out)["files"]
+        assert set(files) == {n for n in files_of(folder) if not n.startswith(".")}
+
+    @pytest.mark.parametrize(
+        "name",
+        ["train.csv", "a/rows.jsonl", "x.parquet", "id_rsa", "a.pem", "credentials", "w.npz"],
+    )
+    def test_refuses_data_and_keys(self, name, saved, capsys):
+        _, folder = saved
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+        assert run_cli("push", folder, REPO) == 2
+        assert f"  - {name}: " in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "name", [".git/config", ".env", "adapters/.env", "adapters/.git/x", "a/__pycache__/b.pyc"]
+    )
+    def test_hidden_files_are_left_out(self, name, saved, capsys):
+        _, folder = saved
+        before = files_of(folder)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+        assert run_cli("push", folder, REPO, "--dry-run", "--json") == 0
+        assert set(json.loads(capsys.readouterr().out)["files"]) == set(before)
+
+    def test_all_faults_are_told_and_names_are_shown(self, saved, capsys):
+        _, folder = saved
+        (folder / "a\x1b[2J.csv").write_text("x")
+        (folder / "[x].pkl").write_text("x")
+        assert run_cli("push", folder, REPO) == 2
+        shown = capsys.readouterr().err
+        assert "push: 2 faults" in shown
+        assert r"  - a\x1b[2J.csv: data" in shown
+        assert "  - [x].pkl: weights" in shown
+
+    @pytest.mark.parametrize("text", ["null", "[]", "{", "[" * 100_000])
+    def test_a_config_that_is_none(self, text, saved, capsys):
+        _, folder = saved
+        (folder / "config.json").write_text(text)
+        assert run_cli("push", folder, REPO) == 2
+        assert "config.json: 1 fault" in capsys.readouterr().err
 
     @pytest.mark.parametrize("name", ["pytorch_model.bin", "adapters/slots/x.pkl"])
     def test_refuses_pickles(self, name, saved, capsys):

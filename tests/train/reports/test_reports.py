@@ -14,7 +14,7 @@ from PIL import Image
 from polyhead.train.data.tokenization import tokenize
 from polyhead.train.errors import UserError
 from polyhead.train.evaluation.scoring import EvalSplit, score
-from polyhead.train.reports import curves
+from polyhead.train.reports import curves, page
 from polyhead.train.reports import figures as plots
 from polyhead.train.reports.curves import training_curves, training_plots
 from polyhead.train.reports.page import report
@@ -622,3 +622,179 @@ class TestReport:
         (tmp_path / "reports/a.json").write_text("{")
         with pytest.raises(UserError, match=r"reports/a.json: 1 fault\n.*cannot be read as JSON"):
             report(tmp_path)
+
+
+NASTY = ["[/x]", "a\n# Heading", "<script>alert(1)</script>", "a|b`c`", "$x^{", "$5_x^", "\\$y$"]
+NASTY += ["\u202eabc", "\x1b[2J", "\ud83d", "😀", "名", "../../x", "{b} {0}", "", "x" * 5000]
+
+
+def nasty_report(name):
+    wrong = NASTY[1:] + NASTY[:1]
+    table = {text: row_of(0.5, 0.25, 1 / 3, 7) for text in NASTY}
+    found = classes(name, NASTY, NASTY, wrong, entities=table)
+    return {**found, "labels": multi_label_confusion(NASTY, [[x] for x in wrong], [[]] * 16)}
+
+
+def renamed(value, names):
+    """JSON with some strings exchanged."""
+    if isinstance(value, dict):
+        return {names.get(key, key): renamed(part, names) for key, part in value.items()}
+    if isinstance(value, list):
+        return [renamed(part, names) for part in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+class TestNastyNames:
+    """What labels and entity types may hold changes nothing but their own cells."""
+
+    def test_the_page_has_its_own_tags_only(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(page, "draw_report", lambda *_: [])
+        monkeypatch.setattr(page, "draw_training", lambda *_: [])
+        pages = []
+        for folder, names in (
+            (tmp_path / "plain", {text: f"l{i}" for i, text in enumerate(NASTY)}),
+            (tmp_path / "<i> & [/x]", {}),
+        ):
+            found = renamed(nasty_report("one"), names)
+            scores = {"tasks": {"one": found["scores"]}, "macro": 0.5, "splits": {"one": "<b>"}}
+            write_json(folder / "reports/one.json", found)
+            write_json(folder / "scores.json", scores)
+            write_json(folder / "log_history.json", HISTORY)
+            report(folder)
+            pages.append(Page(folder / "reports/report.html"))
+        assert pages[0].tags == pages[1].tags
+        text = " ".join(pages[1].text)
+        for shown in (r"a\n# Heading", "<script>alert(1)</script>", r"\u202eabc", r"\ud83d"):
+            assert shown in text
+
+    def test_every_picture_opens(self, tmp_path):
+        write_reports(tmp_path, {"one": nasty_report("one")})
+        names = {"one_confusion", "one_labels", "one_reliability", "one_entities"}
+        found = {path.stem: Image.open(path) for path in (tmp_path / "reports").glob("*.png")}
+        assert set(found) == names
+        for picture in found.values():
+            picture.load()
+            assert picture.width < 2000
+
+    def test_labels_are_told_apart_in_the_picture(self):
+        axes = plots._confusion(nasty_report("one")).axes[0]
+        shown = [text.get_text() for text in axes.get_yticklabels()]
+        assert shown[:2] == ["[/x]", "a # Heading"]
+        assert shown[4:7] == [r"\$x^{", r"\$5_x^", r"\\$y\$"]
+        assert shown[7:10] == [r"\u202eabc", r"\x1b[2J", r"\ud83d"]
+
+
+class TestDamagedFiles:
+    """A file of a run that holds something else is one message, and writes nothing."""
+
+    @pytest.fixture
+    def run_of(self, tmp_path):
+        def make(**files):
+            found = classes("one", ["x", "y"], ["x"], ["y"])
+            scores = {"tasks": {"one": {"f1": 0.5}}, "macro": 0.5, "splits": {"one": "test"}}
+            usual = {"scores": scores, "reports/one": found, "log_history": []}
+            for name, value in (usual | files).items():
+                write_json(tmp_path / "run" / f"{name}.json", value)
+            return tmp_path / "run"
+
+        return make
+
+    def test_a_whole_run_is_shown(self, run_of):
+        assert report(run_of())["tasks"]["one"]["rows"] == 1
+
+    @pytest.mark.parametrize("value", [None, [], 3, "a", [[]], True])
+    @pytest.mark.parametrize("name", ["scores", "reports/one", "log_history"])
+    def test_of_another_type(self, run_of, name, value):
+        if (name, value) == ("log_history", []):
+            return
+        with pytest.raises(UserError, match=f"{name}.json: 1 fault"):
+            report(run_of(**{name: value}))
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("task", "../../x"),
+            ("task", "two"),
+            ("task", None),
+            ("rows", None),
+            ("rows", -1),
+            ("split", 3),
+            ("labelled", None),
+            ("scores", {"f1": "high"}),
+            ("confusion", None),
+            ("confusion", {}),
+            ("confusion.matrix", None),
+            ("confusion.matrix", [[1]]),
+            ("confusion.matrix", [[1, None], [0, 1]]),
+            ("confusion.labels", ["x"]),
+            ("confusion.known", ["z", "x", "y"]),
+            ("confusion.per_label", {}),
+            ("confusion.per_label", {"x": None, "y": None}),
+            ("confusion.confused", [{"true": "x"}]),
+            ("reliability.ece", None),
+            ("reliability.bins", []),
+            ("entities", {"x": {"f1": 1.0}}),
+            ("numbers", {"points": [[1.0]]}),
+            ("numbers", {"points": [["a", "b"]]}),
+        ],
+    )
+    def test_a_report_with_one_value_exchanged(self, run_of, key, value):
+        found = classes("one", ["x", "y"], ["x"], ["y"])
+        *parents, last = key.split(".")
+        part = found
+        for parent in parents:
+            part = part[parent]
+        part[last] = value
+        run = run_of(**{"reports/one": found})
+        before = {path for path in run.parents[1].rglob("*") if "current" not in path.name}
+        with pytest.raises(UserError, match=r"reports/one.json: \d fault"):
+            report(run)
+        after = {path for path in run.parents[1].rglob("*") if "current" not in path.name}
+        assert after == before
+
+    @pytest.mark.parametrize("key", ["task", "kind", "split", "rows", "labelled", "unit"])
+    def test_a_report_without_a_key(self, run_of, key):
+        found = classes("one", ["x", "y"], ["x"], ["y"])
+        del found[key]
+        with pytest.raises(UserError, match=r"reports/one.json: 1 fault"):
+            report(run_of(**{"reports/one": found}))
+
+    @pytest.mark.parametrize(
+        "scores",
+        [
+            {"tasks": {"one": None}, "macro": 0.5, "splits": {}},
+            {"tasks": {"one": {"f1": [1]}}, "macro": 0.5, "splits": {"one": "test"}},
+            {"tasks": {"one": {"f1": 0.5}}, "macro": "high", "splits": {"one": "test"}},
+            {"tasks": {"one": {"f1": 0.5}}, "macro": 0.5, "splits": {}},
+            {"tasks": {"one": {"f1": 0.5}}, "macro": 0.5},
+            {"tasks": {"../one": {"f1": 0.5}}, "macro": 0.5, "splits": {"../one": "test"}},
+            {"tasks": [], "macro": 0.5, "splits": {}},
+        ],
+    )
+    def test_scores_with_one_value_exchanged(self, run_of, scores):
+        with pytest.raises(UserError, match=r"scores.json: \d fault"):
+            report(run_of(scores=scores))
+
+    @pytest.mark.parametrize(
+        "line", [{"loss_one": 1.0}, {"step": None}, {"step": 1, "loss_one": None}, None]
+    )
+    def test_a_log_with_one_value_exchanged(self, run_of, line):
+        with pytest.raises(UserError, match=r"log_history.json: 1 fault"):
+            report(run_of(log_history=[{"step": 0, "loss_one": 1.0}, line]))
+
+    def test_what_is_too_deep(self, run_of):
+        run = run_of()
+        (run / "scores.json").write_text("[" * 100_000)
+        with pytest.raises(UserError, match="cannot be read as JSON"):
+            report(run)
+
+    @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "", "a\x00", "A", "."])
+    def test_a_report_of_no_task_is_not_written(self, tmp_path, name):
+        folder = tmp_path / "deep" / "run"
+        found = classes("one", ["x", "y"], ["x"], ["y"])
+        for reports in ({name: found}, {"one": {**found, "task": name}}):
+            with pytest.raises(ValueError, match="a task is named by"):
+                write_reports(folder, reports)
+        with pytest.raises(ValueError, match="a task is named by"):
+            plots.draw_report({**found, "task": name}, tmp_path)
+        assert list(tmp_path.iterdir()) == []

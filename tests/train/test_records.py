@@ -4,20 +4,13 @@ import copy
 
 import pytest
 from polyhead.modeling import PolyheadModel, TaskConfig
-from polyhead.train.artifacts import (
-    MODEL_SCORES,
-    PROOFS,
-    RUN_SCORES,
-    TRAININGS,
-    read_json,
-    read_scores,
-    shape_fault,
-    write_json,
-)
+from polyhead.train.artifacts import read_json, write_json
 from polyhead.train.errors import UserError
 from polyhead.train.hub import save_folder
+from polyhead.train.hub.card import read_scores
 from polyhead.train.inference.exported import load_any
 from polyhead.train.inference.load import load_model
+from polyhead.train.records import MODEL_SCORES, PROOFS, RUN_SCORES, TRAININGS, read_record
 from polyhead.train.reports import report
 
 TRAINING = {
@@ -71,18 +64,23 @@ def exchanged(value, path, new):
     [([TRAINING], TRAININGS), ([PROOF], PROOFS), (SCORES, MODEL_SCORES), (RUN, RUN_SCORES)],
     ids=["training.json", "proof.json", "scores.json", "scores.json of a run"],
 )
-def test_each_exchanged_value_is_named(value, shape):
-    assert shape_fault(value, shape) is None
-    for path in positions(value):
-        fault = shape_fault(exchanged(value, path, ["odd"]), shape)
-        if "recipe" not in path and "made_with" not in path and path[-2:-1] != ("per_type",):
-            odd = "language" in path or "changed" in path or path[-1] in ("tasks", "versions")
-            assert fault or odd, path
-        if fault:
-            assert str(path[-1]) in fault or "0" in fault
-    assert shape_fault(exchanged([TRAINING], (0, "steps"), True), TRAININGS) is not None
-    absent = [{k: v for k, v in TRAINING.items() if k not in ("card", "steps")}]
-    assert shape_fault(absent, TRAININGS) == "[0] lacks card, steps"
+def test_each_exchanged_value_is_named(value, shape, tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, value)
+    assert read_record(path, shape) == value
+    for place in positions(value):
+        write_json(path, exchanged(value, place, ["odd", 3]))
+        if "recipe" in place or "made_with" in place:
+            continue
+        with pytest.raises(UserError, match=r"a.json: \d fault"):
+            read_record(path, shape)
+    assert read_record(tmp_path / "none.json", shape, "default") == "default"
+
+
+def test_a_missing_key_is_named(tmp_path):
+    write_json(tmp_path / "a.json", [{k: v for k, v in TRAINING.items() if k != "steps"}])
+    with pytest.raises(UserError, match=r"0.steps: .*; field required"):
+        read_record(tmp_path / "a.json", TRAININGS)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +109,7 @@ def test_scores_of_entities_are_checked_too(tmp_path):
     for path in positions(row):
         value = exchanged(good, ("tags", "per_type", "city", *path), None)
         write_json(tmp_path / "scores.json", value)
-        with pytest.raises(UserError, match=rf"tags.per_type.city.{path[0]} is None"):
+        with pytest.raises(UserError, match=rf"tags.per_type.city.{path[0]}: None"):
             read_scores(tmp_path)
 
 
@@ -202,14 +200,20 @@ EXPORT = {"kind": "onnx", "inputs": [], "tasks": ["a1"], "adapters": {"a1": None
 EXPORT["usable_length"] = 64
 EXPORTS = {
     "unknown kind": ({**EXPORT, "kind": "../evil"}, "kind is '../evil'; allowed: onnx, openvino"),
-    "kind of another type": ({**EXPORT, "kind": ["onnx"]}, "kind is ['onnx']; it must be str"),
-    "no kind": ({}, "it lacks kind, inputs, tasks"),
-    "a list": ([], "holds []"),
-    "null": (None, "holds null"),
+    "kind of another type": (
+        {**EXPORT, "kind": ["onnx"]},
+        "kind: ['onnx']; input should be a valid string",
+    ),
+    "no kind": ({}, "kind: {}; field required"),
+    "a list": ([], "input should be an object; got []"),
+    "null": (None, "input should be an object; got None"),
     "no graph": (EXPORT, "model.onnx is missing"),
     "no graph of OpenVINO": ({**EXPORT, "kind": "openvino"}, "model.xml is missing"),
-    "tasks": ({**EXPORT, "tasks": "a1"}, "tasks is 'a1'"),
-    "length": ({**EXPORT, "usable_length": "64"}, "usable_length is '64'"),
+    "tasks": ({**EXPORT, "tasks": "a1"}, "tasks: 'a1'; input should be a valid array"),
+    "length": (
+        {**EXPORT, "usable_length": "64"},
+        "usable_length: '64'; input should be a valid integer",
+    ),
     "adapters": ({**EXPORT, "adapters": {}}, "adapters and tasks name other tasks"),
 }
 
