@@ -246,7 +246,10 @@ READERS: dict[str, tuple[str, Callable[[TaskConfig], bool]]] = {
     ),
     "dropout": (
         "sequence_classification and token_classification",
-        lambda task: task.head in ("sequence_classification", "token_classification"),
+        # 0.0 holds for the others too
+        lambda task: (
+            task.head in ("sequence_classification", "token_classification") or not task.dropout
+        ),
     ),
     "threshold": (
         "problem_type: multi_label_classification",

@@ -122,9 +122,12 @@ def _files(
         raise UserError(command, ["give texts, or both --input and --output"])
     if source is None or target is None:
         return None
+    from ..inference.files import path_faults
     from ..outputs import target_faults
 
-    if faults := target_faults(target, overwrite=overwrite, is_file=True):
+    faults = path_faults(source, target)
+    faults = faults or target_faults(target, overwrite=overwrite, is_file=True)
+    if faults:
         raise UserError(command, faults)
     return source, target
 

@@ -196,7 +196,7 @@ def _files(source: Path) -> list[Path]:
 
 
 def _read(job: FileJob) -> datasets.Dataset:
-    faults = _path_faults(job.source, job.target)
+    faults = path_faults(job.source, job.target)
     if faults:
         raise UserError("predict", faults)
     rows = _load(job.source)
@@ -214,7 +214,8 @@ def _read(job: FileJob) -> datasets.Dataset:
     return rows
 
 
-def _path_faults(source: Path, target: Path) -> list[str]:
+def path_faults(source: Path, target: Path) -> list[str]:
+    """What is wrong with the names of a file to read and one to write, before either is opened."""
     faults, allowed = [], f"allowed endings: {', '.join(ENDINGS)}"
     if source.is_dir():
         if not _files(source):

@@ -256,10 +256,10 @@ def test_a_call_interrupted_while_it_joins_predicts_nothing_again(
             patch.setattr(Path, "rename", stop_at(target, stop))
         else:
             patch.setattr(output_parts.shutil, "rmtree", stop_at(None, stop))
-        assert predict(model, source, target) != 0
+        assert predict(model, source, target, "--overwrite") != 0
     assert (target.read_text() == "old\n") == (moment != "removing")
     assert shards.calls == SHARDS
-    assert predict(model, source, target) == 0
+    assert predict(model, source, target, "--overwrite") == 0
     assert shards.calls == (SHARDS if moment != "removing" else 2 * SHARDS)  # it was finished
     assert [row["id"] for row in read(target)] == list(range(ROWS))
     assert {path.name for path in tmp_path.iterdir()} == {source.name, target.name}
