@@ -22,7 +22,7 @@ test: $(READY)  ## unit tests, offline, minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)  ## tests over processes and of fresh processes, minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 test-crash: $(READY)  ## a training killed at 20 random moments ends as the undisturbed one, minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/crash.py

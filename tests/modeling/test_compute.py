@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 TASKS = {
     "intent": TaskConfig(head="sequence_classification", labels=["a", "b", "c"]),
-    "tags": TaskConfig(head="token_classification", labels=["O", "B-x"], pooling="mean"),
+    "tags": TaskConfig(head="token_classification", labels=["O", "B-x"]),
 }
 GFLOPS = {
     "onednn": {"torch": 50.0, "onednn": 100.0, "bf16": 20.0},
