@@ -196,7 +196,7 @@ def evaluate(
     """Score a model on the data of a recipe."""
     from ..commands.training import evaluate as run
 
-    scores = run(model, recipe, overrides, split=split)
+    scores = run(model, recipe, overrides, split=split, notify=note)
     if not is_first_rank():
         return
     if as_json:

@@ -206,8 +206,16 @@ def evaluate(
     overrides: list[str] | None = None,
     *,
     split: str = "test",
+    notify: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Score a saved or exported model on a recipe's data.
+
+    Args:
+        model_path: folder of the model.
+        recipe_path: YAML file.
+        overrides: `key=value`, as in `load_recipe`.
+        split: train, validation or test.
+        notify: called with each line worth knowing of how labels were read.
 
     Returns:
         `{"tasks": {task: {metric: value}}, "macro": value}`.
@@ -233,6 +241,8 @@ def evaluate(
             faults.append(f"tasks.{source.name}.data: has no split {split}")
     if faults:
         raise UserError(str(recipe_path), faults)
+    for line in unseen_labels(sources):
+        notify(line)
     found = Prepared(recipe, sources, model, tokenizer)
     with tempfile.TemporaryDirectory() as folder:  # a Trainer makes its output_dir
         args = TrainingArguments(

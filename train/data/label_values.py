@@ -106,7 +106,21 @@ def class_notes(name: str, task: TaskRecipe, labels: list[str], counts: Counter[
             for label in ("-1", str(IGNORE))
             if label in labels
         ]
-    return lines
+    return lines + _alike(name, labels)
+
+
+def _alike(name: str, labels: list[str]) -> list[str]:
+    """Labels that differ by what is hard to see: spaces, upper and lower case."""
+    first: dict[str, str] = {}
+    pairs = []
+    for label in labels:
+        other = first.setdefault(" ".join(label.split()).casefold(), label)
+        if other != label:
+            pairs.append(f"{other!r} and {label!r}")
+    if not pairs:
+        return []
+    more = f" and {len(pairs) - SHOWN} more pairs" if len(pairs) > SHOWN else ""
+    return [f"{name}: classes of their own, though alike: {', '.join(pairs[:SHOWN])}{more}"]
 
 
 # ---- one column ----

@@ -417,3 +417,9 @@ class TestSplits:
         card = yaml.safe_dump({"dataset_info": {"features": features}})
         (folder / "README.md").write_text(f"---\n{card}---\n")
         assert values_of(source_of(None, path=str(folder))) == ["low", "high"]
+
+
+def test_labels_that_are_hard_to_tell_apart_are_told(tmp_path):
+    source = source_of(table(tmp_path, ["x", " x", "y", "X"]))
+    assert "one: classes of their own, though alike: ' x' and 'X', ' x' and 'x'" in source.notes
+    assert not any("alike" in line for line in source_of(table(tmp_path, ["x", "y"])).notes)
