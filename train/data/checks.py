@@ -11,6 +11,7 @@ from ..recipe.schema import TaskRecipe
 from .label_values import number_of, reads_numbers
 
 SHOWN = 3  # rows named in a fault
+BLANK = "a label with letters is wanted (name a mark of a missing one in data.missing_label)"
 
 
 def rows_named(numbers: list[int]) -> str:
@@ -71,7 +72,13 @@ def _class_fault(value: Any) -> str | None:
             "a label (string or id) is wanted; for lists of them write problem_type: "
             "multi_label_classification"
         )
+    if _is_blank(value):
+        return BLANK
     return None if isinstance(value, (str, int, bool)) else "a label (string or id) is wanted"
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _list_fault(value: Any) -> str | None:
@@ -81,6 +88,8 @@ def _list_fault(value: Any) -> str | None:
         return "a list of labels is wanted" + (" (CSV has none; use JSON Lines)" if cells else "")
     if not all(isinstance(label, (str, int)) and not isinstance(label, bool) for label in value):
         return "a list of strings or ids is wanted"
+    if any(map(_is_blank, value)):
+        return BLANK
     ids = [label for label in value if isinstance(label, int)]
     return "each id once in a list is wanted" if len(set(ids)) < len(ids) else None
 
@@ -141,10 +150,13 @@ def _number_faults(task: TaskRecipe, place: str, split: str, values: list) -> li
 
 
 def _is_finite(value: Any) -> bool:
-    """A number that a float can hold, or NaN; in a column that has classes too, its text."""
+    """A number that a float can hold, or NaN; in a column that has classes too, its text.
+
+    True and False are no numbers: that they mean 1 and 0 would be a guess.
+    """
     if isinstance(value, str):
         value = number_of(value)
-    if not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:
         return not np.isinf(float(value))

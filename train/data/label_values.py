@@ -67,8 +67,9 @@ def read_labels(
                 f"for one column {column!r}; write the same in {', '.join(readers)}"
             )
             continue
-        for split, rows in splits.items():
-            splits[split] = _read_column(rows, column, readers)
+        more, wrong = _read_splits(splits, column, readers)
+        notes += more
+        faults += wrong
         for name, task in readers.items():
             if task.problem_type == "multi_label_classification":
                 more, wrong = _read_indicators(name, task, splits)
@@ -110,11 +111,14 @@ def class_notes(name: str, task: TaskRecipe, labels: list[str], counts: Counter[
 
 
 def _alike(name: str, labels: list[str]) -> list[str]:
-    """Labels that differ by what is hard to see: spaces, upper and lower case."""
-    first: dict[str, str] = {}
+    """Labels that differ by what is hard to see: spaces, case, how a number is written."""
+    first: dict[Any, str] = {}
     pairs = []
     for label in labels:
-        other = first.setdefault(" ".join(label.split()).casefold(), label)
+        key: Any = " ".join(label.split()).casefold()
+        if NUMBER.fullmatch(label) and key.strip("+-") != "nan":
+            key = Decimal(key)
+        other = first.setdefault(key, label)
         if other != label:
             pairs.append(f"{other!r} and {label!r}")
     if not pairs:
@@ -126,13 +130,29 @@ def _alike(name: str, labels: list[str]) -> list[str]:
 # ---- one column ----
 
 
+def _read_splits(
+    splits: dict[str, datasets.Dataset], column: str, readers: dict[str, TaskRecipe]
+) -> tuple[list[str], list[str]]:
+    """Notes and faults; `splits` is changed."""
+    marks = _Marks(next(iter(readers.values())).data.missing_label, _kind(readers))
+    for split, rows in splits.items():
+        try:
+            splits[split] = _read_column(rows, column, readers, marks)
+        except ValueError as error:
+            return [], [f"tasks.{next(iter(readers))}.data.label: {split}, {error}"]
+    notes = []
+    if unseen := marks.unseen():
+        named = ", ".join(map(repr, unseen[:SHOWN]))
+        notes.append(f"{', '.join(readers)}: no row holds the missing_label {named} in {column!r}")
+    return notes, []
+
+
 def _read_column(
-    rows: datasets.Dataset, column: str, readers: dict[str, TaskRecipe]
+    rows: datasets.Dataset, column: str, readers: dict[str, TaskRecipe], marks: "_Marks"
 ) -> datasets.Dataset:
-    kind = _kind(readers)
+    kind = marks.kind
     if any(has_classes(task) for task in readers.values()):
         rows = ids_to_names(rows, column)
-    marks = _Marks(next(iter(readers.values())).data.missing_label, kind)
     old = rows[column][:]
     new = [marks.without(value) for value in old]
     if kind == "numbers":
@@ -188,6 +208,12 @@ class _Marks:
         numbers = map(number_of, marks) if kind in ("numbers", "several") else ()
         self.numbers = {float(number) for number in numbers if _is_real(number)}
         self.kind = kind
+        self.marks = marks
+        self.seen: set[Any] = set()  # of texts and numbers
+
+    def unseen(self) -> list[Any]:
+        """Marks that no value so far was."""
+        return [m for m in self.marks if not {str(m), number_of(m)} & self.seen]
 
     def without(self, value: Any) -> Any:
         """The value, or None where it is a mark; a list without its marks, of tags with None."""
@@ -207,7 +233,10 @@ class _Marks:
         if not self.texts:
             return False
         number = number_of(value) if self.numbers else None
-        return str(value) in self.texts or (_is_real(number) and float(number) in self.numbers)
+        is_number = _is_real(number) and float(number) in self.numbers
+        is_text = str(value) in self.texts
+        self.seen |= ({str(value)} if is_text else set()) | ({number} if is_number else set())
+        return is_text or is_number
 
 
 def _is_real(value: Any) -> TypeGuard[float]:
@@ -238,7 +267,11 @@ def _ids(values: list) -> list:
 
 
 def ids_to_names(rows: datasets.Dataset, column: str) -> datasets.Dataset:
-    """A ClassLabel column (plain or in lists) as strings; others as they are."""
+    """A ClassLabel column (plain or in lists) as strings; others as they are.
+
+    Raises:
+        ValueError: an id has no name.
+    """
     kind = rows.features[column]
     inner = getattr(kind, "feature", kind)
     if not isinstance(inner, datasets.ClassLabel):
@@ -249,6 +282,13 @@ def ids_to_names(rows: datasets.Dataset, column: str) -> datasets.Dataset:
             return [name_of(v) for v in value]
         return None if value is None or value < 0 else inner.int2str(value)
 
+    for number, value in enumerate(rows[column][:]):
+        ids = value if isinstance(value, list) else [value]
+        if any(i is not None and i >= inner.num_classes for i in ids):
+            raise ValueError(
+                f"column {column!r}: row {number} holds {value!r:.60}, but the names of its "
+                f"ClassLabel are those of 0 to {inner.num_classes - 1}"
+            )
     text = datasets.Value("string")
     values = [name_of(value) for value in rows[column][:]]
     feature = text if inner is kind else datasets.List(text)

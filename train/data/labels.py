@@ -12,11 +12,11 @@ from .tags import TagSet, find_tags
 
 
 def labels_in(value: Any) -> list[str]:
-    """The labels of one row: none, one, or a list of them; null in a list is none."""
+    """The labels of one row: none, one, or a list of them, each once; null in a list is none."""
     if value is None:
         return []
     values = value if isinstance(value, list) else [value]
-    return [str(label) for label in values if label is not None]
+    return list(dict.fromkeys(str(label) for label in values if label is not None))
 
 
 def find_labels(

@@ -8,6 +8,7 @@ the file, and no later call reads what an earlier one has made of another file.
 
 import glob
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -121,16 +122,45 @@ def _parquet_tables(files: Sequence[Path]) -> Iterator[pa.Table]:
     schemas = [_plain(pq.read_schema(file)) for file in files]
     for file, schema in zip(files, schemas, strict=True):
         _check_columns(files[0], schemas[0].names, file, schema.names)
-    try:
-        schema = pa.unify_schemas(schemas)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{files[0].name} and others: {error}") from error
+    schema = schemas[0]
+    for file, other in zip(files[1:], schemas[1:], strict=True):
+        schema = _merged(files[0], schema, file, other)
     yield schema.empty_table()
     for path in files:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(PARQUET_ROWS):
                 table = pa.Table.from_batches([batch]).select(schema.names)
                 yield table.cast(schema)
+
+
+def _merged(first: Path, schema: pa.Schema, file: Path, other: pa.Schema) -> pa.Schema:
+    """A schema for the values of both that changes none: wider integers, but none as fractions."""
+    meant, also = map(datasets.Features.from_arrow_schema, (schema, other))
+    for name in schema.names:
+        if meant[name] != also[name] and "ClassLabel" in f"{meant[name]}{also[name]}":
+            raise ValueError(
+                f"{file.name}: column {name!r} is {also[name]}, but in {first.name} "
+                f"{meant[name]}; write the names of the classes instead of ids"
+            )
+        types = [part.field(name).type for part in (schema, other)]
+        try:
+            one = [pa.schema([(name, kind)]) for kind in types]
+            merged = pa.unify_schemas(one, promote_options="permissive").field(name).type
+            safe = len({_floats(kind) for kind in (*types, merged) if not pa.types.is_null(kind)})
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            merged, safe = None, 0
+        if merged is None or safe > 1:
+            raise ValueError(
+                f"{file.name}: column {name!r} is of type {types[1]}, but in {first.name} "
+                f"{types[0]}; write both as one type"
+            )
+        number = schema.get_field_index(name)
+        schema = schema.set(number, schema.field(number).with_type(merged))
+    return schema
+
+
+def _floats(kind: pa.DataType) -> int:
+    return len(re.findall("halffloat|float|double", str(kind)))
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

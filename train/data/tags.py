@@ -22,8 +22,9 @@ NO_LABEL = (-1, -100)  # of class ids, as `datasets` and torch write it
 SHOWN = 10  # tags named in a fault
 OTHER_LETTERS = {"L": "E", "U": "S", "M": "I", "W": "S"}  # BILOU, BMES, BMEWO
 MARKED = re.compile(r"[BIESLUMW]-.+", re.DOTALL)
+PARTS = r"[-\u2010-\u2015\u2212_:./| ]"  # hyphens, dashes and a minus sign among them
 LOOKS_MARKED = re.compile(  # entities in a notation that is not known: B, B-, B_per, b-per, per-B
-    r"[BIESLU]-?|[BIESLU][_:].+|[bieslu][-_:].+|.+[-_:][BIESLU]|[bieslu]", re.DOTALL
+    rf"[BIESLU]-?|[BIESLU]{PARTS}.+|[bieslu]{PARTS}.+|.+{PARTS}[BIESLU]|[bieslu]", re.DOTALL
 )
 REPAIR = {
     "iob1": "in iob1 B-x only parts two neighbouring entities x, elsewhere they begin with I-x",
@@ -142,9 +143,10 @@ def _find_scheme(
                 f"{place}: tags {', '.join(odd[:5])} stand beside {', '.join(sorted(marked)[:5])}; "
                 "a tag is O or begins with B-, I-, E- or S-"
             )
-        elif odd and all(LOOKS_MARKED.fullmatch(tag) for tag in tags - {"O", "o"}):
+        elif odd and (marked or all(LOOKS_MARKED.fullmatch(tag) for tag in tags - {"O", "o"})):
+            named = ", ".join(sorted(tags - {"O"})[:5])
             found.notes.append(
-                f"{name}: tags {', '.join(odd[:5])} are taken as labels of single words, scored by "
+                f"{name}: tags {named} are taken as labels of single words, scored by "
                 "token_accuracy; to find entities, write them as B-x, I-x and O (iob2), or as iob1,"
                 " bioes or bilou"
             )
@@ -236,6 +238,14 @@ def tag_faults(place: str, values: list, words: list, rows_of: Any) -> list[str]
             f"{rows_of(bad)} holds {values[bad[0]]!r:.80}"
         ]
     labelled = [i for i, row in enumerate(values) if row is not None]
+    bad = [
+        i for i in labelled if any(isinstance(tag, str) and not tag.strip() for tag in values[i])
+    ]
+    if bad:
+        return [
+            f"{place}: {rows_of(bad)} holds an empty tag, {values[bad[0]]!r:.80}; write null for a "
+            'word without a label, or data.missing_label: ""'
+        ]
     bad = [i for i in labelled if words[i] is None]
     if bad:
         return [f"{place}: tags but no words in {rows_of(bad)}; a row without tags has null"]

@@ -6,9 +6,12 @@ import os
 
 import datasets
 import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from polyhead.train.data.label_values import number_of
+from polyhead.train.data.labels import labels_in
 from polyhead.train.data.loading import unseen_labels
 from polyhead.train.data.tokenization import tokenize
 from polyhead.train.errors import UserError
@@ -423,3 +426,59 @@ def test_labels_that_are_hard_to_tell_apart_are_told(tmp_path):
     source = source_of(table(tmp_path, ["x", " x", "y", "X"]))
     assert "one: classes of their own, though alike: ' x' and 'X', ' x' and 'x'" in source.notes
     assert not any("alike" in line for line in source_of(table(tmp_path, ["x", "y"])).notes)
+
+
+# ---- what is hard to see ----
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t"])
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_label_without_letters_is_refused_or_a_mark(blank, multi, tmp_path):
+    labels = [["x"], ["x", blank], ["y"]] if multi else ["x", blank, "y"]
+    kind = {"problem_type": "multi_label_classification"} if multi else {}
+    files = jsonl(tmp_path, labels)
+    message = faults_of(files, **kind)
+    assert "row 1 holds" in message
+    assert "data.missing_label" in message
+    assert labels_of(files, missing_label=blank, **kind) == ["x", "y"]
+
+
+def test_true_and_false_are_no_numbers(tmp_path):
+    message = faults_of(jsonl(tmp_path, [True, False]), problem_type="regression")
+    assert "a number is wanted, but row 0, 1 holds True" in message
+
+
+@pytest.mark.parametrize("mark", [-1, "zz", ["x", "zz"]])
+def test_a_mark_that_no_row_holds_is_told(mark, tmp_path):
+    source = source_of(table(tmp_path, ["-1.0", "x", "0.0"]), missing_label=mark)
+    last = mark[-1] if isinstance(mark, list) else mark
+    assert f"one: no row holds the missing_label {last!r} in 'label'" in source.notes
+
+
+def test_a_mark_that_a_row_of_some_split_holds_is_not_told(tmp_path):
+    files = {"train": table(tmp_path, ["a", "b"]), "test": table(tmp_path, ["a", "zz"], "t.csv")}
+    assert not any("no row holds" in note for note in source_of(files, missing_label="zz").notes)
+
+
+@pytest.mark.parametrize("pair", [("1", "1.0"), ("01", "1"), ("1e1", "10")])
+def test_numbers_written_in_two_ways_are_told(pair, tmp_path):
+    assert "alike" in " ".join(source_of(table(tmp_path, [*pair, "2"])).notes)
+
+
+def test_long_ids_that_floats_cannot_tell_apart_are_not_alike(tmp_path):
+    source = source_of(table(tmp_path, ["9007199254740992", "9007199254740993", "nan"]))
+    assert not any("alike" in note for note in source.notes)
+
+
+def test_a_label_that_stands_twice_in_a_list_is_one():
+    assert labels_in(["a", "a", "b"]) == ["a", "b"]
+
+
+def test_a_class_id_without_a_name_is_refused(tmp_path):
+    kind = datasets.ClassLabel(names=["neg", "pos"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": kind})
+    made = pa.table({"text": ["a", "b"], "label": [0, 7]})
+    made = made.replace_schema_metadata(features.arrow_schema.metadata)
+    pq.write_table(made, tmp_path / "rows.parquet")
+    message = faults_of(str(tmp_path / "rows.parquet"))
+    assert "train, column 'label': row 1 holds 7" in message

@@ -407,3 +407,61 @@ def test_nothing_is_left_in_the_cache(tmp_path, monkeypatch):
     fault_of(write(tmp_path, "a,b\n1,2,3\n", "bad.csv"))
     assert rows == [{"a": "1", "b": "2"}]
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+# ---- parquet in several files ----
+
+
+def two_files(folder, *columns):
+    """Two parquet files of a column `c`: an Arrow array, or a dataset of `datasets`."""
+    paths = [folder / "a.parquet", folder / "b.parquet"]
+    for path, column in zip(paths, columns, strict=True):
+        if isinstance(column, datasets.Dataset):
+            column.to_parquet(path)
+        else:
+            pq.write_table(pa.table({"c": column}), path)
+    return open_files(paths, ["parquet"] * 2)
+
+
+def classes(*names):
+    features = datasets.Features({"c": datasets.ClassLabel(names=list(names))})
+    return datasets.Dataset.from_dict({"c": [0, 1]}, features=features)
+
+
+def numbers(kind):
+    features = datasets.Features({"c": datasets.Value(kind)})
+    return datasets.Dataset.from_dict({"c": [0, 1]}, features=features)
+
+
+@pytest.mark.parametrize("second", [classes("pos", "neg"), classes("neg", "pos", "x"), [0, 1]])
+def test_class_ids_that_mean_others_in_a_second_file_are_refused(second, tmp_path):
+    with pytest.raises(ValueError, match=r"b\.parquet: column 'c' is .* in a\.parquet ClassLabel"):
+        two_files(tmp_path, classes("neg", "pos"), second)
+
+
+def test_class_ids_of_the_same_names_are_read(tmp_path):
+    assert two_files(tmp_path, classes("neg", "pos"), classes("neg", "pos"))["c"][:] == [0, 1] * 2
+
+
+@pytest.mark.parametrize("other", [[0.5], ["x"], [True], [[1]]])
+def test_columns_of_other_types_in_a_second_file_are_refused(other, tmp_path):
+    with pytest.raises(ValueError, match=r"b\.parquet: column 'c' is of type .* int64; write both"):
+        two_files(tmp_path, [1], other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.array([0, 1], pa.int32()), pa.array([0, 1], pa.int64())),
+        (pa.array([0, 1], pa.int64()), numbers("int32")),
+        (numbers("int32"), numbers("int64")),
+    ],
+)
+def test_integers_of_two_widths_are_read(one, other, tmp_path):
+    assert two_files(tmp_path, one, other)["c"][:] == [0, 1, 0, 1]
+
+
+def test_strings_of_two_types_and_nulls_are_read(tmp_path):
+    large = pa.array(["y"], pa.large_string())
+    assert two_files(tmp_path, pa.array(["x"]), large)["c"][:] == ["x", "y"]
+    assert two_files(tmp_path, pa.nulls(1), large)["c"][:] == [None, "y"]

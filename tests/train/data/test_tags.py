@@ -286,3 +286,21 @@ def test_words_and_characters_of_one_text_are_read_together(tmp_path):
     )
     assert source.name == "signs+words"
     assert source.configs["signs"].labels == ["P", "Q", "R"]
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_an_empty_tag_is_refused_or_a_mark(blank, tmp_path):
+    rows = [["B-x", "I-x", "O"], ["B-x", blank, "O"]]
+    assert "row 1 holds an empty tag" in fault_of(tmp_path, rows)
+    source = source_of(tmp_path, rows, missing_label=blank)
+    assert source.splits["train"]["tags"][1] == ["B-x", None, "O"]
+    assert source.configs["slots"].scheme == "iob2"
+
+
+@pytest.mark.parametrize(
+    "tags", [["B-x", "_"], ["B-x", "X", "[PAD]", "O"], ["B\u2013x", "I\u2013x", "O"], ["B.x", "O"]]
+)
+def test_entities_in_a_notation_that_is_not_known_are_told(tags, tmp_path):
+    source = source_of(tmp_path, [tags])
+    assert source.configs["slots"].scheme is None
+    assert "taken as labels of single words" in " ".join(source.notes)
