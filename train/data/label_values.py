@@ -70,11 +70,9 @@ def read_labels(
         more, wrong = _read_splits(splits, column, readers)
         notes += more
         faults += wrong
-        for name, task in readers.items():
-            if task.problem_type == "multi_label_classification":
-                more, wrong = _read_indicators(name, task, splits)
-                notes += more
-                faults += wrong
+        more, wrong = _read_vectors(readers, splits)
+        notes += more
+        faults += wrong
     return notes, faults
 
 
@@ -296,6 +294,27 @@ def ids_to_names(rows: datasets.Dataset, column: str) -> datasets.Dataset:
 
 
 # ---- 0/1 vectors ----
+
+
+def _read_vectors(
+    readers: dict[str, TaskRecipe], splits: dict[str, datasets.Dataset]
+) -> tuple[list[str], list[str]]:
+    """0/1 vectors of a column, whose places have one meaning for all tasks that read it."""
+    multi = "multi_label_classification"
+    tasks = {name: task for name, task in readers.items() if task.problem_type == multi}
+    if not tasks:
+        return [], []
+    first, task = next(iter(tasks.items()))
+    notes, faults = _read_indicators(first, task, splits)
+    if notes:
+        faults += [
+            f"tasks.{name}.labels: {first} reads 0/1 vectors of the same column "
+            f"{task.data.label!r}, whose places are {', '.join(map(str, task.labels or []))}; "
+            "write the same labels, in this order"
+            for name, other in tasks.items()
+            if list(map(str, other.labels or [])) != list(map(str, task.labels or []))
+        ]
+    return notes, faults
 
 
 def _read_indicators(

@@ -69,13 +69,13 @@ def find_labels(
 
 
 def _unlabelled(name: str, task: TaskRecipe, splits: dict[str, datasets.Dataset]) -> list[str]:
-    """Splits to evaluate on in which no row has a label."""
+    """Splits in which no row has a label."""
     column = str(task.data.label)
     return [
-        f"tasks.{name}.data.label: no row of {split} has a label in {column!r}; leave that split "
-        "out with data.splits or data_files"
+        f"tasks.{name}.data.label: no row of {split} has a label in {column!r}"
+        + ("; leave that split out with data.splits or data_files" if split != "train" else "")
         for split, rows in splits.items()
-        if split != "train" and not any(value is not None for value in rows[:][column])
+        if not any(value is not None for value in rows[:][column])
     ]
 
 

@@ -121,6 +121,8 @@ def _cell_tables(files: Sequence[Path], kinds: Sequence[str]) -> Iterator[pa.Tab
 def _parquet_tables(files: Sequence[Path]) -> Iterator[pa.Table]:
     schemas = [_plain(pq.read_schema(file)) for file in files]
     for file, schema in zip(files, schemas, strict=True):
+        if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+            raise ValueError(f"{file.name}: column {twice[0]!r} stands twice")
         _check_columns(files[0], schemas[0].names, file, schema.names)
     schema = schemas[0]
     for file, other in zip(files[1:], schemas[1:], strict=True):

@@ -209,6 +209,13 @@ def _read(job: FileJob) -> datasets.Dataset:
         for name in job.tasks
         if name in rows.column_names
     ]
+    if job.target.suffix != ".parquet":
+        faults += [
+            f"--output: column {part.name!r} holds bytes ({part.type}), which {job.target.suffix} "
+            "cannot hold; write .parquet"
+            for part in rows.data.schema
+            if "binary" in str(part.type)
+        ]
     if faults:
         raise UserError(str(job.source), faults)
     return rows

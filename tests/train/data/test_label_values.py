@@ -482,3 +482,19 @@ def test_a_class_id_without_a_name_is_refused(tmp_path):
     pq.write_table(made, tmp_path / "rows.parquet")
     message = faults_of(str(tmp_path / "rows.parquet"))
     assert "train, column 'label': row 1 holds 7" in message
+
+
+@pytest.mark.parametrize("other", [["y", "x"], None, ["x", "y", "z"]])
+def test_places_of_0_1_vectors_have_one_meaning(other, tmp_path):
+    files = jsonl(tmp_path, [[1, 0], [0, 1]])
+    options = {"data_files": files, "text": "text", "label": "label"}
+    options["problem_type"] = "multi_label_classification"
+    one = task(SEQUENCE, labels=["x", "y"], **options)
+    with pytest.raises(UserError, match=r"tasks.two.labels: one reads 0/1 vectors .* are x, y;"):
+        sources_of(one=one, two=task(SEQUENCE, labels=other, **options))
+    (source,) = sources_of(one=one, two=task(SEQUENCE, labels=["x", "y"], **options))
+    assert values_of(source) == [["x"], ["y"]]
+
+
+def test_a_column_without_any_label_is_told(tmp_path):
+    assert "no row of train has a label in 'label'" in faults_of(jsonl(tmp_path, [None, None]))

@@ -465,3 +465,10 @@ def test_strings_of_two_types_and_nulls_are_read(tmp_path):
     large = pa.array(["y"], pa.large_string())
     assert two_files(tmp_path, pa.array(["x"]), large)["c"][:] == ["x", "y"]
     assert two_files(tmp_path, pa.nulls(1), large)["c"][:] == [None, "y"]
+
+
+def test_a_column_of_parquet_that_stands_twice_is_refused(tmp_path):
+    arrays = [pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(arrays, names=["k", "k"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: column 'k' stands twice"):
+        open_files([tmp_path / "a.parquet"], ["parquet"])

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import shake_heads
@@ -150,3 +151,16 @@ def test_what_cannot_be_read_is_refused_with_its_line(name, content, says, model
     assert predict(model, source, target) == 2
     assert says in " ".join(message_of(capsys.readouterr().err))
     assert not target.exists()
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_bytes_have_no_text(ending, nested, model, tmp_path, capsys):
+    value = {"bytes": b"\xff"} if nested else b"\xff"
+    table = pa.table({"text": ["a"], "image": [value]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    assert predict(model, tmp_path / "in.parquet", tmp_path / f"out.{ending}") == 2
+    assert "column 'image' holds bytes" in message_of(capsys)
+    assert not (tmp_path / f"out.{ending}").exists()
+    assert predict(model, tmp_path / "in.parquet", tmp_path / "out.parquet") == 0
+    assert pq.read_table(tmp_path / "out.parquet")["image"].to_pylist() == [value]
