@@ -152,6 +152,9 @@ def _find_scheme(
             )
         return
     marks = {tag[:2] for tag in marked}
+    if foreign := _foreign(rows, marks):
+        found.faults.append(f"{place}: {foreign}")
+        return
     possible = ["bioes"] if marks & {"E-", "S-"} else ["iob1", "iob2"]
     broken = {s: _breaks(rows, s) for s in ([task.scheme] if task.scheme else possible)}
     for scheme, breaks in broken.items():
@@ -167,6 +170,20 @@ def _find_scheme(
             rows_told = "; ".join(breaks[:SHOWN])
             told.append(f"{split} breaks the tag scheme {fewest}{times}: {rows_told}{more}")
     found.faults.append(f"{place}: {'. '.join(told)}. Mend the tags: {REPAIR[fewest]}")
+
+
+def _foreign(rows: dict[str, list[list[str | None] | None]], marks: set[str]) -> str | None:
+    """Tags of other splits in another notation than that of train, which would be read as O."""
+    allowed = {"B-", "I-", "E-", "S-"} if marks & {"E-", "S-"} else {"B-", "I-"}
+    for split, part in rows.items():
+        seen = {tag for row in part for tag in row or [] if tag is not None} - {"O"}
+        odd = sorted(tag for tag in seen if tag[:2] not in allowed or len(tag) < 3)
+        if odd:
+            return (
+                f"{split} has tags {', '.join(odd[:5])}, but those of train are O or begin with "
+                f"{', '.join(sorted(marks))}; write all splits in one notation"
+            )
+    return None
 
 
 def _breaks(rows: dict[str, list[list[str | None] | None]], scheme: str) -> dict[str, list[str]]:

@@ -304,3 +304,17 @@ def test_entities_in_a_notation_that_is_not_known_are_told(tags, tmp_path):
     source = source_of(tmp_path, [tags])
     assert source.configs["slots"].scheme is None
     assert "taken as labels of single words" in " ".join(source.notes)
+
+
+@pytest.mark.parametrize(
+    "test", [["B-x", "E-x", "S-x"], ["B-x", "L-x", "U-x"], ["O", "x", "O"], [0, 1, 0], ["o", "O"]]
+)
+def test_another_notation_in_another_split_is_refused(test, tmp_path):
+    message = fault_of(tmp_path, [["B-x", "I-x", "O"]], test=[test])
+    assert "test has tags" in message
+    assert "write all splits in one notation" in message
+
+
+def test_kinds_that_train_has_not_are_no_other_notation(tmp_path):
+    source = source_of(tmp_path, [["B-x", "I-x", "O"]], test=[["B-y", "I-y", "O"]])
+    assert source.configs["slots"].scheme == "iob2"

@@ -160,7 +160,7 @@ def test_bytes_have_no_text(ending, nested, model, tmp_path, capsys):
     table = pa.table({"text": ["a"], "image": [value]})
     pq.write_table(table, tmp_path / "in.parquet")
     assert predict(model, tmp_path / "in.parquet", tmp_path / f"out.{ending}") == 2
-    assert "column 'image' holds bytes" in message_of(capsys)
+    assert "column 'image' holds bytes" in " ".join(message_of(capsys.readouterr().err))
     assert not (tmp_path / f"out.{ending}").exists()
     assert predict(model, tmp_path / "in.parquet", tmp_path / "out.parquet") == 0
     assert pq.read_table(tmp_path / "out.parquet")["image"].to_pylist() == [value]
