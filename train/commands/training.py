@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from ...modeling.configuration_polyhead import TaskConfig
 from ..artifacts import (
     HISTORY,
     REPORTS,
@@ -230,18 +231,17 @@ def evaluate(
     for source in sources:
         for name, config in source.configs.items():
             own = model.config.tasks.get(name)
+            fault = _misfit(own, config) if own else None
             if own is None:
-                faults.append(
-                    f"tasks.{name}: the model has no such task; it has: "
-                    f"{', '.join(model.task_names)}"
-                )
-            elif (own.head, own.problem_type) != (config.head, config.problem_type):
-                faults.append(f"tasks.{name}.head: the model's is {own.head}, {own.problem_type}")
+                known = ", ".join(model.task_names)
+                faults.append(f"tasks.{name}: the model has no such task; it has: {known}")
+            elif fault:
+                faults.append(f"tasks.{name}.{fault}")
         if split not in source.splits:
             faults.append(f"tasks.{source.name}.data: has no split {split}")
     if faults:
         raise UserError(str(recipe_path), faults)
-    for line in unseen_labels(sources):
+    for line in unseen_labels(sources, model.config.tasks, split):
         notify(line)
     found = Prepared(recipe, sources, model, tokenizer)
     with tempfile.TemporaryDirectory() as folder:  # a Trainer makes its output_dir
@@ -258,6 +258,19 @@ def evaluate(
         parts = eval_splits(sources, split, tokenizer, found.configs)
         scores, _ = trainer.evaluate_tasks(parts, split)
     return {"tasks": scores, "macro": macro(scores)}
+
+
+def _misfit(own: TaskConfig, config: TaskConfig) -> str | None:
+    """Why a model's task cannot be scored on rows of another one."""
+    if (own.head, own.problem_type) != (config.head, config.problem_type):
+        return f"head: the model's is {own.head}, {own.problem_type}"
+    tags = set(config.labels or []) - {"O"}
+    if tags and (own.scheme is None) != (config.scheme is None):
+        return (
+            f"data.label: tags of scheme {config.scheme}, but the model's are of {own.scheme}; "
+            f"write them as {', '.join((own.labels or [])[:5])}"
+        )
+    return None
 
 
 def _final_scores(trainer: MultiTaskTrainer, found: Prepared) -> tuple[dict[str, Any], dict]:

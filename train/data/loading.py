@@ -15,6 +15,7 @@ import datasets
 import datasets.exceptions
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.tags import split_tag
 from ...modeling.windows import locate_words
 from ..errors import UserError
 from ..recipe.schema import DataConfig, Recipe, TaskRecipe
@@ -23,6 +24,8 @@ from .label_values import class_notes, missing_notes, read_labels
 from .labels import find_labels, labels_in
 from .splits import load_splits
 from .tags import tag_faults
+
+PREFIXES = ("B-", "I-", "E-", "S-")
 
 
 @dataclass
@@ -113,25 +116,37 @@ def reason(error: BaseException) -> str:
     return text[:400] or type(error).__name__
 
 
-def unseen_labels(sources: list[Source]) -> list[str]:
+def unseen_labels(
+    sources: list[Source], configs: dict[str, TaskConfig] | None = None, scored: str | None = None
+) -> list[str]:
     """Labels read as others, and those of validation and test that the model cannot know.
+
+    Args:
+        sources: checked rows.
+        configs: tasks of a model that is not trained on `sources`; default as found in train.
+        scored: the one split to look at; default validation and test.
 
     Returns:
         lines to show.
     """
+    whose = "train" if configs is None else "the model"
     lines = [note for source in sources for note in source.notes]
     for source in sources:
-        for name, config in source.configs.items():
+        for name, config in (configs or source.configs).items():
             for split, rows in source.splits.items():
-                if not config.labels or split == "train":
+                skipped = split == "train" if scored is None else split != scored
+                if name not in source.tasks or not config.labels or skipped:
                     continue
                 known, first, count = set(config.labels), {}, Counter()
+                if configs is not None and config.scheme is not None:  # the data may have another
+                    known = {part + split_tag(label)[1] for label in known for part in PREFIXES}
+                    known.add("O")
                 for row, values in enumerate(rows[:][source.tasks[name].data.label]):
                     for label in set(labels_in(values)) - known:
                         first.setdefault(label, row)
                         count[label] += 1
                 lines += [
-                    f"{name}: label {label!r} is not in train; {split} has it in "
+                    f"{name}: label {label!r} is not in {whose}; {split} has it in "
                     f"{count[label]} rows, first in row {first[label]}; scored as wrong"
                     for label in sorted(first)
                 ]

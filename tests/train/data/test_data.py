@@ -5,6 +5,7 @@ import json
 
 import datasets
 import pytest
+from polyhead.modeling import TaskConfig
 from polyhead.train.data.loading import unseen_labels
 from train_helpers import (
     messages,
@@ -225,6 +226,25 @@ class TestLabels:
             "one: label 'd' is not in train; test has it in 2 rows, first in row 1; "
             "scored as wrong",
         ]
+
+    def test_a_label_that_a_model_lacks_is_told_where_train_has_it_too(self, tmp_path):
+        files = dict.fromkeys(("train", "test"), self.write(tmp_path, ["A", "b"]))
+        sources = sources_of(one=classes(files, label="label"))
+        model = {
+            "one": TaskConfig(head="sequence_classification", labels=["a", "b"]),
+            "two": TaskConfig(head="sequence_classification", labels=["a", "b"]),
+        }
+        assert unseen_labels(sources, model, "test") == [
+            "one: label 'A' is not in the model; test has it in 1 rows, first in row 0; "
+            "scored as wrong"
+        ]
+
+    def test_kinds_of_entities_count_for_a_model_in_another_scheme(self, tmp_path):
+        lines = [{"tokens": ["a", "b", "c"], "tags": ["B-x", "E-x", "S-y"]}]
+        sources = sources_of(slots=tags(str(write_rows(tmp_path / "rows.jsonl", lines))))
+        model = TaskConfig(head="token_classification", labels=["O", "B-x", "I-x"], scheme="iob2")
+        [line] = unseen_labels(sources, {"slots": model}, "train")
+        assert line.startswith("slots: label 'S-y' is not in the model")
 
     def test_tags_of_the_parts_of_a_word_are_labels_too(self, tmp_path):
         lines = [{"tokens": ["in", "New-York"], "tags": ["O", "B-city"]}]

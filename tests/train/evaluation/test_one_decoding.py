@@ -10,6 +10,7 @@ from polyhead.modeling.decoding import word_tags
 from polyhead.modeling.windows import joined_words
 from polyhead.train.commands.training import evaluate
 from polyhead.train.data.loading import Source
+from polyhead.train.errors import UserError
 from polyhead.train.evaluation.scoring import eval_splits
 from polyhead.train.trainer import MultiTaskTrainer
 from train_helpers import (
@@ -240,3 +241,17 @@ def test_the_command_scores_what_a_saved_model_answers(pipe_of, tmp_path):
     write_recipe(tmp_path / "recipe.yaml", {**recipe, "training": {"use_cpu": True}})
     found = evaluate(tmp_path / "model", tmp_path / "recipe.yaml")["tasks"]["one"]
     assert found["entity_f1"] == f1_of_pipeline(pipe, lines, entities)
+
+
+def test_plain_tags_are_no_entities_of_a_model(pipe_of, tmp_path):
+    pipe = pipe_of("wordpiece", "iob2")
+    pipe.model.save_pretrained(tmp_path / "model")
+    pipe.tokenizer.save_pretrained(tmp_path / "model")
+    lines = [{"tokens": ["a", "b"], "tags": ["x", "O"]}]
+    path = str(write_rows(tmp_path / "rows.jsonl", lines))
+    data = {"data_files": {"train": path, "test": path}, "tokens": "tokens", "label": "tags"}
+    one = {"head": "token_classification", "data": data}
+    recipe = {"encoder": str(tmp_path / "model"), "tasks": {"one": one}, "output_dir": "out"}
+    write_recipe(tmp_path / "recipe.yaml", recipe)
+    with pytest.raises(UserError, match="of scheme None, but the model's are of iob2"):
+        evaluate(tmp_path / "model", tmp_path / "recipe.yaml")
