@@ -282,10 +282,10 @@ def ids_to_names(rows: datasets.Dataset, column: str) -> datasets.Dataset:
 
     for number, value in enumerate(rows[column][:]):
         ids = value if isinstance(value, list) else [value]
-        if any(i is not None and i >= inner.num_classes for i in ids):
+        if any(i is not None and i >= len(inner.names) for i in ids):
             raise ValueError(
                 f"column {column!r}: row {number} holds {value!r:.60}, but the names of its "
-                f"ClassLabel are those of 0 to {inner.num_classes - 1}"
+                f"ClassLabel are those of 0 to {len(inner.names) - 1}"
             )
     text = datasets.Value("string")
     values = [name_of(value) for value in rows[column][:]]
