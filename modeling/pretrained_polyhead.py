@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import hf_api
 
 from .adapter_mixin import AdapterMixin
-from .adapters import load_adapter, plain_state, save_adapter
+from .adapters import check_not_merged, load_adapter, plain_state, save_adapter
 from .configuration_polyhead import PolyheadConfig
 from .first_use import FIRST_USE
 from .routing import checkpoint_contexts, line_up
@@ -186,8 +186,10 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
         is cut off leaves a folder that does not load, never one that is half of each.
 
         Raises:
-            ValueError: an adapter of the model is not loaded; saving would lose it.
+            ValueError: an adapter of the model is not loaded; saving would lose it. Or one is merged
+                into the encoder's weights, which would be saved with it.
         """
+        check_not_merged(self.encoder)
         absent = set(self.config.adapters or []) - set(self.loaded_adapters)
         if absent:
             raise ValueError(f"adapter {', '.join(sorted(absent))} is not loaded; saving loses it")
