@@ -6,6 +6,7 @@ makes some hundred calls, the slow tier 10,000 for each scenario.
 """
 
 import asyncio
+import copy
 import multiprocessing
 import os
 import pickle
@@ -417,6 +418,22 @@ class TestPickles:
         assert isinstance(model, PolyheadModel)
         again = PolyheadPipeline(model=model, tokenizer=pipe.tokenizer)
         assert same(again(TEXTS), expected)
+
+    @pytest.mark.parametrize("kind", ["bert", "modernbert"])
+    def test_after_hidden_states_were_asked_for(self, kind, make_model, tokenizer_of):
+        tasks = {name: TASKS[name] for name in SINGLE}
+        tasks["deep"] = TaskConfig(head="embedding", pooling="mean_last_4")
+        model = make_model(kind, tasks, num_hidden_layers=4).eval()
+        family = "wordpiece" if kind == "bert" else "bpe"
+        pipe = PolyheadPipeline(model=model, tokenizer=tokenizer_of(family), compute="exact")
+        expected = pipe(TEXTS)
+        tokens = pipe.tokenizer(TEXTS[0], return_tensors="pt")
+        with torch.no_grad():
+            states = model(**tokens, output_hidden_states=True).hidden_states
+            for other in (pickle.loads(pickle.dumps(pipe)), copy.deepcopy(pipe)):
+                assert same(other(TEXTS), expected)
+                assert same(other.model(**tokens, output_hidden_states=True).hidden_states, states)
+        assert same(pipe(TEXTS), expected)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("remote", [False, True])
