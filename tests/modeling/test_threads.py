@@ -302,6 +302,17 @@ class TestSeveralModels:
         for answer in answers:
             assert same(answer, expected)
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_served_while_another_is_loaded_in_another_dtype(self, dtype, pipe, make):
+        made = [*answers_of(pipe), *forwards_of(pipe), *answers_of(make("modernbert", "bpe"))]
+        expected = [call() for call in made]
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # as transformers does, for all threads, while it loads
+        try:
+            assert same([call() for call in made], expected)
+        finally:
+            torch.set_default_dtype(before)
+
     def test_one_trains_while_another_serves(self, make, calls):
         def trained(model):
             """Weights after some steps, padded and packed, through adapters."""
