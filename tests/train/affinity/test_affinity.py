@@ -603,7 +603,7 @@ class TestFull:
         recipe, result = both
         started = []
 
-        def train(path: Path, notify: Any) -> None:
+        def train(path: Path, notify: Any, overwrite: bool) -> None:
             folder = path.parent
             started.append(folder.name)
             assert not (folder / "scores.json").exists()
