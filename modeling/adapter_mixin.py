@@ -80,6 +80,12 @@ class AdapterMixin:
         self, names: list[str], rows: Rows, count: int
     ) -> list[list[str | None]] | str | None:
         """The adapters that each text is wanted through; one, or None, where all have the same."""
+        unknown = [a for a in self.loaded_adapters if a not in (self.config.adapters or [])]
+        if unknown:  # its tasks would answer without it
+            raise ValueError(
+                f"adapter {', '.join(unknown)} was put into the encoder behind this model's back; "
+                "of a view: make it anew by model.view(task), else use attach_adapter"
+            )
         adapters = {name: self.config.tasks[name].adapter for name in names}
         absent = {a for a in adapters.values() if a is not None} - set(self.loaded_adapters)
         if absent:

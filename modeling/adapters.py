@@ -152,6 +152,16 @@ def remove(encoder: PreTrainedModel, name: str) -> None:
     encoder.__dict__.get("_polyhead_first", {}).pop(name, None)
 
 
+def check_not_merged(encoder: nn.Module) -> None:
+    """Raise ValueError when PEFT has added adapters to the encoder's own weights."""
+    layers: Any = [module for module in encoder.modules() if isinstance(module, Routed)]
+    merged = sorted({name for layer in layers for name in layer.merged_adapters})
+    if merged:
+        raise ValueError(
+            f"adapter {', '.join(merged)} is merged into the encoder's weights; unmerge it first"
+        )
+
+
 def adapter_state(
     encoder: PreTrainedModel, name: str, state: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:

@@ -176,7 +176,8 @@ def _measure(inner: int, outer: int, ways: tuple[str, ...], threads: int) -> dic
     """GFLOP/s of each way for a layer's shape; 0 where it is absent or gives other numbers."""
     generator = torch.Generator().manual_seed(0)
     rows = min(512, max(ROWS, WORK // (2 * inner * outer)))
-    x, weight = (torch.randn(n, inner, generator=generator) for n in (rows, outer))
+    single: Any = {"generator": generator, "dtype": torch.float32}
+    x, weight = (torch.randn(n, inner, **single) for n in (rows, outer))
     low, low_weight = x.bfloat16(), weight.bfloat16()
     runs: dict[str, Callable[[], Tensor]] = {
         "torch": lambda: F.linear(x, weight),

@@ -22,7 +22,7 @@ from .windows import Reads, Span
 
 def even_scores(units: int, labels: int) -> Tensor:
     """(U, L) log-probabilities that say nothing: what a word without a sub-token keeps."""
-    return torch.full((units, labels), -math.log(labels))
+    return torch.full((units, labels), -math.log(labels), dtype=torch.float32)
 
 
 def read_scores(scores: Tensor, logits: Tensor, reads: Reads) -> None:

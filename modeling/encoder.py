@@ -9,11 +9,13 @@ Shapes: `N` texts of the caller, `M` after sorting and copying, `T` tokens, `P` 
 batch, `H` hidden, `E` width of the token embeddings.
 """
 
+import copy
 import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,6 +42,7 @@ from .reading import few, read_json
 from .routing import NotRoutable, Routing, first_adapted_layer
 from .weights import check_finite_tensors
 
+HOOKED = "_output_capturing_hooks_installed"  # what transformers notes on an encoder
 BUILD_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -70,6 +73,18 @@ def read_encoder_config(name_or_path: str, **hub: Any) -> Any:
 def auto_class(encoder_config: Any) -> Any:
     """AutoModel, or for encoder-decoder models (T5) the class that holds their encoder."""
     return AutoModelForTextEncoding if encoder_config.is_encoder_decoder else AutoModel
+
+
+def without_capturing_hooks(encoder: PreTrainedModel) -> PreTrainedModel:
+    """An encoder of the same weights, without the hooks by which transformers takes its states."""
+    tensors = chain(encoder.parameters(), encoder.buffers())
+    encoder = copy.deepcopy(encoder, {id(tensor): tensor for tensor in tensors})
+    for module in encoder.modules():
+        module.__dict__.pop(HOOKED, None)
+        for key, hook in list(module._forward_hooks.items()):
+            if hook.__module__ == "transformers.utils.output_capturing":
+                del module._forward_hooks[key]
+    return encoder
 
 
 def without_pooler(load: Callable[..., PreTrainedModel]) -> PreTrainedModel:

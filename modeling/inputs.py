@@ -66,6 +66,14 @@ def read_text(value: Any, what: str = "the text") -> TextOrPair:
         if len(value) == 1:
             return _string(value[0], f"{what}['text']")
     if isinstance(value, tuple):
+        names = getattr(value, "_fields", ())
+        if (
+            "text" in names and names != ROW_KEYS
+        ):  # a row of a table, as `DataFrame.itertuples` gives them
+            raise ValueError(
+                f"{what} is a row of {reprlib.repr(list(names))}; give the text itself, as "
+                "row.text, or a pair as a plain tuple (text, text)"
+            )
         if len(value) != 2:
             raise ValueError(
                 f"{what} is {reprlib.repr(value)}, a tuple of {len(value)}; a pair has two texts, "

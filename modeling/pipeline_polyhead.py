@@ -13,7 +13,8 @@ that under the calls of other threads; so the pipeline has copies of its own, on
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from numbers import Integral, Real
 from typing import Any
@@ -34,7 +35,9 @@ from .windows import Reads, Span, Window, encode_windows, split_words, units_of,
 
 logger = logging.getLogger(__name__)
 CALL_OPTIONS = ("tasks", "top_k", "threshold", "batch_tokens", "batch_size", "document")
+CALL_IT = "this pipeline has no single steps; call it: pipe(texts)"
 NOT_OURS = ("batch_size", "num_workers", "binary_output")  # HF's constructor would take them
+MIXED = "texts and pairs of texts are mixed; give them in separate calls"
 STRETCH = 1024  # texts of a generator that are sorted by length together
 BATCH_TOKENS = {"cpu": 1024}  # of one encoder pass, by kind of device
 MORE_TOKENS = 32_768  # of other kinds
@@ -86,6 +89,7 @@ class PolyheadPipeline(Pipeline):
     def __init__(self, *args: Any, compute: Mode = "auto", **kwargs: Any) -> None:
         check_mode(compute)
         _refuse({name for name in NOT_OURS if name in kwargs})
+        _check_model(args[0] if args else kwargs.get("model"))
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         super().__init__(*args, **kwargs)
         if dtype not in (None, "auto") and str(dtype).rpartition(".")[2] != self._dtype:
@@ -95,7 +99,7 @@ class PolyheadPipeline(Pipeline):
         check_tokenizer(self.tokenizer)
         self.model.eval()
         self.model.set_compute(compute)
-        self._tokenizers: dict[tuple[int, bool], PreTrainedTokenizerBase] = {}
+        self._tokenizers: dict[tuple[Any, int, bool], PreTrainedTokenizerBase] = {}
         self._told: set[str] = set()  # what is said once
 
     @property
@@ -143,9 +147,13 @@ class PolyheadPipeline(Pipeline):
         self, texts: Iterator[TextOrPair], tasks: Sequence[str] | None, options: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """Answers to texts that come one by one, sorted by length within a stretch."""
-        first = 0
+        first, pairs = 0, None
         while stretch := read_items(islice(texts, STRETCH), first):
             first += len(stretch)
+            kinds = {isinstance(text, tuple) for text in stretch} | ({pairs} - {None})
+            if len(kinds) > 1:
+                raise ValueError(MIXED)
+            (pairs,) = kinds
             yield from self(stretch, tasks, **options)  # pyright: ignore[reportReturnType]
 
     def choose_tasks(
@@ -159,7 +167,7 @@ class PolyheadPipeline(Pipeline):
         known = self.model.config.tasks
         pairs = sum(isinstance(text, tuple) for text in texts)
         if 0 < pairs < len(texts):
-            raise ValueError("texts and pairs of texts are mixed; give them in separate calls")
+            raise ValueError(MIXED)
         if tasks is None:
             chosen = [n for n in self.model.task_names if known[n].pair == bool(pairs)]
             if not chosen:
@@ -181,18 +189,20 @@ class PolyheadPipeline(Pipeline):
         """
         if isinstance(tasks, str):
             raise ValueError(f"tasks is the string {tasks!r}; give a list: tasks=[{tasks!r}]")
-        if not isinstance(tasks, Iterable):
+        no_list = isinstance(tasks, (bytes, Mapping)) or getattr(tasks, "ndim", 1) != 1
+        if no_list or not isinstance(tasks, Iterable):
             raise ValueError(f"tasks is {tasks!r}; give a list of names, or None for all")
-        names = list(dict.fromkeys(tasks))
+        # of numpy's and of other subclasses the plain string
+        names = [str.__str__(name) if isinstance(name, str) else name for name in tasks]
         if not names:
             raise ValueError("tasks is empty; None asks for all")
-        unknown = [name for name in names if name not in self.model.config.tasks]
+        unknown = [name for name in names if name not in self.model.task_names]
         if unknown:
             raise ValueError(
                 f"unknown task {', '.join(map(repr, unknown))}; "
                 f"this model has: {', '.join(self.model.task_names)}"
             )
-        return names
+        return list(dict.fromkeys(names))
 
     def _batches(
         self, lengths: list[int], batch_tokens: int | None, batch_size: int | None
@@ -291,11 +301,12 @@ class PolyheadPipeline(Pipeline):
 
     def _tokenizer_for(self, limit: int, *, pairs: bool) -> PreTrainedTokenizerBase:
         """A tokenizer that cuts texts, or pairs, at `limit` and is asked for nothing else."""
-        key = (limit, pairs)
+        source = self.tokenizer
+        key = (source, limit, pairs)
         if key not in self._tokenizers:
             with FIRST_USE:
                 if key not in self._tokenizers:
-                    tokenizer = copy.deepcopy(self.tokenizer)
+                    tokenizer = copy.deepcopy(source)
                     if pairs:  # the first call sets how it cuts; the later ones find it so
                         tokenizer(["a"], ["a"], truncation=True, max_length=limit)
                     else:
@@ -369,21 +380,30 @@ class PolyheadPipeline(Pipeline):
             for place in places
         ]
 
-    # The base class runs text by text; `__call__` above replaces its loop, so its hooks do nothing.
+    # The base class runs text by text; `__call__` above replaces its loop, its hooks are refused.
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         _refuse(set(parameters))
         return {}, {}, {}
 
     def preprocess(self, input_: Any, **_: Any) -> Any:
-        """Not used; see `__call__`."""
-        return input_
+        """Refused: a call reads, encodes and decodes all texts together; see `__call__`."""
+        raise NotImplementedError(CALL_IT)
 
     def _forward(self, input_tensors: Any, **_: Any) -> Any:
-        return input_tensors
+        raise NotImplementedError(CALL_IT)
 
     def postprocess(self, model_outputs: Any, **_: Any) -> Any:
-        """Not used; see `__call__`."""
-        return model_outputs
+        """Refused, as `preprocess` is."""
+        raise NotImplementedError(CALL_IT)
+
+
+def _check_model(model: Any) -> None:
+    """Raise ValueError for what is no whole Polyhead; `transformers.pipeline` loads names."""
+    if not hasattr(model, "set_compute") or hasattr(model, "show"):
+        raise ValueError(
+            f"model is {reprlib.repr(model)}; give a loaded Polyhead with all its tasks, as "
+            "PolyheadModel.from_pretrained(folder), not a name, a view or another model"
+        )
 
 
 def _refuse(names: set[str]) -> None:

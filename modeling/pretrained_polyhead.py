@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import hf_api
 
 from .adapter_mixin import AdapterMixin
-from .adapters import load_adapter, plain_state, save_adapter
+from .adapters import check_not_merged, load_adapter, plain_state, save_adapter
 from .configuration_polyhead import PolyheadConfig
+from .encoder import HOOKED, without_capturing_hooks
 from .first_use import FIRST_USE
 from .routing import checkpoint_contexts, line_up
 from .rows import check_tasks
@@ -186,8 +187,10 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
         is cut off leaves a folder that does not load, never one that is half of each.
 
         Raises:
-            ValueError: an adapter of the model is not loaded; saving would lose it.
+            ValueError: an adapter of the model is not loaded, saving would lose it; or is merged
+                into the encoder's weights, which would be saved with it.
         """
+        check_not_merged(self.encoder)
         absent = set(self.config.adapters or []) - set(self.loaded_adapters)
         if absent:
             raise ValueError(f"adapter {', '.join(sorted(absent))} is not loaded; saving loses it")
@@ -239,6 +242,17 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
     def load_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused, as `add_adapter` is."""
         raise ValueError("use attach_adapter(name, config, tasks=[...], state=weights)")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: transformers' hooks for hidden states, which cannot go, stay here.
+
+        They are set at the first call that asks for hidden states, and so they will be again.
+        """
+        state = super().__getstate__()
+        if getattr(self.encoder, HOOKED, False):
+            encoder = without_capturing_hooks(self.encoder)
+            state["_modules"] = {**state["_modules"], "encoder": encoder}
+        return state
 
     # ---- parts that transformers asks for ----
 

@@ -88,6 +88,8 @@ class Routed:
             return layer.base_layer(x, *args, **kwargs)
         if layer.merged:
             raise ValueError(f"adapters {layer.merged_adapters} are merged; unmerge them to route")
+        if layer.disable_adapters:  # PEFT's own switch
+            return layer.base_layer(x, *args, **kwargs)
         if not any(has_adapter(layer, name) for name in plan.names):
             return layer.base_layer(x, *args, **kwargs)  # below the layers where texts are copied
         stretches = _whole(plan, x)

@@ -20,7 +20,7 @@ from ..modeling.adapter_options import (
     check_adapter_options,
     make_peft_config,
 )
-from ..modeling.adapters import read_adapter_files, remove, resolved_options
+from ..modeling.adapters import check_not_merged, read_adapter_files, remove, resolved_options
 from ..modeling.checks import check_task_name
 from ..modeling.modeling_polyhead import PolyheadModel
 from ..modeling.routing import Routed, layers_of, line_up
@@ -290,7 +290,11 @@ def merged_encoder(model: PolyheadModel, adapter: str | None) -> PreTrainedModel
     Args:
         model: the model; it stays as it is.
         adapter: the adapter to merge; None for the bare encoder.
+
+    Raises:
+        ValueError: an adapter is merged already.
     """
+    check_not_merged(model.encoder)
     encoder = copy.deepcopy(model.encoder)
     if adapter is not None:
         for module in encoder.modules():

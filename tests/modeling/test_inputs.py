@@ -1,9 +1,10 @@
 """What a caller gives the pipeline is answered as what it is, or refused with what to type."""
 
 import collections
+import copy
 import logging
 import sys
-from enum import Enum
+from enum import Enum, StrEnum
 
 import datasets
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from conftest import shake_heads
 from polyhead.modeling import PolyheadModel, PolyheadPipeline, TaskConfig
 from polyhead.modeling.inputs import read_inputs, tokenizable
+from tokenizers import normalizers
 
 ONE, TWO = "bad poor awful", "good"
 BOTH = [ONE, TWO]
@@ -98,6 +100,7 @@ REFUSED = {
     "NA among texts": (pd.Series([None, ONE], dtype="string"), "text 0 is <NA>: it is missing"),
     "null among texts": (pa.array([ONE, None]), "text 1 is None: it is missing"),
     "lists of two": ([[ONE, TWO]], "text 0 is .*a list; .*as a tuple"),
+    "rows of a frame": (pd.DataFrame(COLUMNS).itertuples(index=False), r"text 0 is a row of \['t"),
     "three": ((ONE, TWO, ONE), "a tuple of 3"),
     "one": ((ONE,), "a tuple of 1"),
     "pair with none": ([(ONE, None)], r"text 0\[1\] is None: it is missing"),
@@ -204,6 +207,56 @@ def test_a_generator_says_which_text_is_none(pipe, monkeypatch):
         next(answers)
 
 
+def test_a_generator_of_texts_and_later_pairs_is_refused(pipe, monkeypatch):
+    monkeypatch.setattr(sys.modules[PolyheadPipeline.__module__], "STRETCH", 2)
+    for texts, tasks in (([*BOTH, (ONE, TWO)], None), ([(ONE, TWO)] * 2 + BOTH, None)):
+        answers = pipe(iter(texts), tasks=tasks)
+        assert [next(answers), next(answers)] == pipe(texts[:2])
+        with pytest.raises(ValueError, match="texts and pairs of texts are mixed"):
+            next(answers)
+
+
+def test_names_of_tasks_are_plain_strings_in_the_answer(pipe):
+    class Name(StrEnum):
+        INTENT = "intent"
+
+    for tasks in (np.array(["intent"]), [np.str_("intent")], [Name.INTENT]):
+        answer = pipe(ONE, tasks=tasks)
+        assert answer == pipe(ONE, tasks=["intent"])
+        assert {type(name) for name in answer} == {str}
+
+
+def test_steps_of_the_base_class_give_no_answer(pipe):
+    assert pipe.predict(ONE) == pipe.transform(ONE) == pipe(ONE)
+    for call in (
+        lambda: pipe.preprocess(ONE),
+        lambda: pipe.forward({"input_ids": torch.ones(1, 2)}),
+        lambda: pipe.postprocess(ONE),
+        lambda: pipe.run_single(ONE, {}, {}, {}),
+        lambda: list(pipe.get_iterator([ONE], 0, 1, {}, {}, {})),
+    ):
+        with pytest.raises(NotImplementedError, match="call it"):
+            call()
+
+
+def test_what_is_no_whole_polyhead_is_refused(pipe):
+    for model in ("folder", None, pipe.model.encoder, pipe.model.view("intent")):
+        for arguments in ({"model": model}, {}):
+            with pytest.raises(ValueError, match="give a loaded Polyhead with all its tasks"):
+                PolyheadPipeline(
+                    *[] if arguments else [model], tokenizer=pipe.tokenizer, **arguments
+                )
+
+
+def test_another_tokenizer_is_used_from_then_on(pipe):
+    before = pipe(ONE, tasks=["intent"])
+    other = copy.deepcopy(pipe.tokenizer)
+    other.backend_tokenizer.normalizer = normalizers.Replace("bad", "good")
+    pipe.tokenizer = other
+    replaced = pipe(ONE.replace("bad", "good"), tasks=["intent"])
+    assert pipe(ONE, tasks=["intent"]) == replaced != before
+
+
 def test_a_generator_is_refused_at_once_for_a_task_that_is_not_there(pipe):
     with pytest.raises(ValueError, match="unknown task 'nope'"):
         pipe(iter(BOTH), tasks=["nope"])
@@ -247,6 +300,10 @@ def test_all_labels(pipe):
         {"tasks": "intent"},
         {"tasks": 3},
         {"tasks": [None]},
+        {"tasks": [["intent"]]},
+        {"tasks": {"intent": False}},
+        {"tasks": b"intent"},
+        {"tasks": np.array("intent")},
         {"tasks": ["intent", "nope"]},
     ],
     ids=str,

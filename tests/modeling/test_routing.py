@@ -14,7 +14,7 @@ from peft.utils.hotswap import hotswap_adapter_from_state_dict
 from polyhead.modeling import PolyheadConfig, PolyheadModel, TaskConfig
 from polyhead.modeling.adapters import adapter_state
 from polyhead.modeling.routing import first_adapted_layer
-from polyhead.train.adapters import attach_adapters, blend_adapters
+from polyhead.train.adapters import attach_adapters, blend_adapters, merged_encoder
 from test_adapters import LORA, TASK_IDS, batch, model_with_adapters, reference
 from torch import nn
 
@@ -181,6 +181,40 @@ def test_merged_and_unmerged_by_peft_itself_the_logits_come_back():
         assert torch.allclose(again, expected, atol=1e-5)
         bare = model(**inputs, tasks=()).last_hidden_state
         assert torch.allclose(bare, plain(**inputs).last_hidden_state, atol=1e-5)
+
+
+def test_a_merged_model_is_not_saved(tmp_path):
+    model, _ = model_with_adapters()
+    layers = [m for m in model.encoder.modules() if hasattr(m, "lora_A")]
+    for layer in layers:
+        layer.merge(adapter_names=["first"])
+    for call in (
+        lambda: model.save_pretrained(tmp_path / "model"),
+        lambda: merged_encoder(model, "second"),
+        lambda: merged_encoder(model, None),
+    ):
+        with pytest.raises(ValueError, match="adapter first is merged into the encoder's weights"):
+            call()
+    assert not (tmp_path / "model").exists()
+    for layer in layers:
+        layer.unmerge()
+    model.save_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_disabled_by_peft_are_disabled_whatever_their_kind(dora):
+    model, plain = model_with_adapters(section={**LORA, "use_dora": dora})
+    inputs = batch()["padded"]
+    layers = [m for m in model.encoder.modules() if hasattr(m, "lora_A")]
+    with torch.no_grad():
+        expected = model(**inputs, tasks=["first"]).last_hidden_state
+        for layer in layers:
+            layer.enable_adapters(False)
+        bare = model(**inputs, tasks=["first"]).last_hidden_state
+        assert torch.allclose(bare, plain(**inputs).last_hidden_state, atol=1e-5)
+        for layer in layers:
+            layer.enable_adapters(True)
+        assert torch.equal(model(**inputs, tasks=["first"]).last_hidden_state, expected)
 
 
 def test_an_adapter_hotswapped_by_peft_is_routed():

@@ -6,6 +6,7 @@ makes some hundred calls, the slow tier 10,000 for each scenario.
 """
 
 import asyncio
+import copy
 import multiprocessing
 import os
 import pickle
@@ -301,6 +302,17 @@ class TestSeveralModels:
         for answer in answers:
             assert same(answer, expected)
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_served_while_another_is_loaded_in_another_dtype(self, dtype, pipe, make):
+        made = [*answers_of(pipe), *forwards_of(pipe), *answers_of(make("modernbert", "bpe"))]
+        expected = [call() for call in made]
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # as transformers does, for all threads, while it loads
+        try:
+            assert same([call() for call in made], expected)
+        finally:
+            torch.set_default_dtype(before)
+
     def test_one_trains_while_another_serves(self, make, calls):
         def trained(model):
             """Weights after some steps, padded and packed, through adapters."""
@@ -417,6 +429,22 @@ class TestPickles:
         assert isinstance(model, PolyheadModel)
         again = PolyheadPipeline(model=model, tokenizer=pipe.tokenizer)
         assert same(again(TEXTS), expected)
+
+    @pytest.mark.parametrize("kind", ["bert", "modernbert"])
+    def test_after_hidden_states_were_asked_for(self, kind, make_model, tokenizer_of):
+        tasks = {name: TASKS[name] for name in SINGLE}
+        tasks["deep"] = TaskConfig(head="embedding", pooling="mean_last_4")
+        model = make_model(kind, tasks, num_hidden_layers=4).eval()
+        family = "wordpiece" if kind == "bert" else "bpe"
+        pipe = PolyheadPipeline(model=model, tokenizer=tokenizer_of(family), compute="exact")
+        expected = pipe(TEXTS)
+        tokens = pipe.tokenizer(TEXTS[0], return_tensors="pt")
+        with torch.no_grad():
+            states = model(**tokens, output_hidden_states=True).hidden_states
+            for other in (pickle.loads(pickle.dumps(pipe)), copy.deepcopy(pipe)):
+                assert same(other(TEXTS), expected)
+                assert same(other.model(**tokens, output_hidden_states=True).hidden_states, states)
+        assert same(pipe(TEXTS), expected)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("remote", [False, True])

@@ -125,6 +125,19 @@ def test_a_view_shares_the_weights_and_leaves_the_config_alone(make_model, batch
         model.view("mood")
 
 
+def test_a_view_of_before_an_adapter_came_does_not_answer_without_it(make_model, batch):
+    peft = pytest.importorskip("peft")
+    model = make_model("bert", TASKS)
+    before = model.view("intent")
+    config = peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=False)
+    model.attach_adapter("late", config, ["intent"])
+    with pytest.raises(ValueError, match=r"adapter late .* make it anew by model.view\(task\)"):
+        before(**batch)
+    with torch.no_grad():
+        expected = model(**batch, tasks=["intent"]).logits["intent"]
+        assert torch.equal(model.view("intent")(**batch).logits, expected)
+
+
 def test_a_saved_view_is_the_whole_model(folder, tmp_path):
     view = AutoModelForTokenClassification.from_pretrained(folder, task="slots")
     view.save_pretrained(tmp_path / "again")
