@@ -105,8 +105,6 @@ def _value_fault(key: str, value: Any) -> str | None:
         kind.validate_python(value)
     except ValidationError as error:
         return str(error.errors()[0]["msg"])
-    if takes & {int} and not takes & {float} and isinstance(value, float):
-        return "a whole number is wanted, without a point"
     if allowed := CHOICES.get(key):
         return None if value in allowed else f"allowed: {', '.join(allowed)}"
     if key == "max_steps" and value < 1 and value != -1:
@@ -117,6 +115,20 @@ def _value_fault(key: str, value: Any) -> str | None:
     if isinstance(value, (int, float)) and not low <= value <= high:
         return f"{'more than 0' if low == TINY else f'{low:g}'} to {high:.10g} is allowed"
     return None
+
+
+def whole_numbers(training: dict[str, Any]) -> dict[str, Any]:
+    """`training` with 1e3 as 1000 where TrainingArguments counts; it takes floats, and breaks."""
+    hints = _training_types()
+    counted = {
+        key
+        for key in training
+        if {int} & (takes := {hints[key], *get_args(hints[key])}) and not {float} & takes
+    }
+    return {
+        key: int(value) if key in counted and isinstance(value, float) else value
+        for key, value in training.items()
+    }
 
 
 def training_arguments(
