@@ -31,7 +31,8 @@ STRICT_ERROR: type[Exception] = import_module("huggingface_hub.errors").StrictDa
 CONFIG_ERRORS = (AttributeError, IndexError, KeyError, OverflowError, TypeError, STRICT_ERROR)
 FORMAT_VERSION = 1  # of a saved folder; counted up when older code would read a new one wrongly
 TYPES = {  # of the options of a PolyheadConfig
-    **dict.fromkeys(("tasks", "adapter_hashes", "custom_pipelines", "id2label", "label2id"), dict),
+    **dict.fromkeys(("tasks", "adapter_hashes", "custom_pipelines", "auto_map"), dict),
+    **dict.fromkeys(("id2label", "label2id"), dict),
     **dict.fromkeys(("task_names", "adapters", "architectures"), list),
     **dict.fromkeys(("tie_word_embeddings", "return_dict", "is_encoder_decoder"), bool),
     "initializer_range": float,
@@ -113,17 +114,30 @@ def check_finite(what: str, value: float) -> None:
         raise ValueError(f"{what} is {value}; it must be a number up to {LARGEST_NUMBER:g}")
 
 
-def check_tokenizer(tokenizer: Any) -> None:
-    """Raise ValueError when there is no tokenizer, or one to which every word is unknown."""
+def check_tokenizer(tokenizer: Any, rows: int | None = None) -> None:
+    """Raise ValueError when there is no tokenizer, one without words, or another model's.
+
+    Args:
+        tokenizer: of the model.
+        rows: of the encoder's token embedding; None where it has none.
+    """
     if tokenizer is None:
         raise ValueError(
             "the tokenizer is missing: the folder has no tokenizer files. Save it there by "
             "tokenizer.save_pretrained(folder), or give one: PolyheadPipeline(model=, tokenizer=)"
         )
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+    vocabulary = tokenizer.get_vocab()
+    if set(vocabulary) <= set(tokenizer.all_special_tokens):
         raise ValueError(
             "the tokenizer has no words: its file (tokenizer.json) is missing. Copy or download "
             "the folder again, or save the tokenizer there by tokenizer.save_pretrained(folder)"
+        )
+    if rows is not None and max(vocabulary.values()) >= rows:
+        token = max(vocabulary, key=vocabulary.__getitem__)
+        raise ValueError(
+            f"the tokenizer is not this model's: {token!r:.40} has the id {vocabulary[token]}, and "
+            f"the encoder knows {rows} tokens. Save the model's own there by "
+            "tokenizer.save_pretrained(folder)"
         )
 
 

@@ -96,7 +96,7 @@ class PolyheadPipeline(Pipeline):
             raise ValueError(
                 f"dtype is {dtype}, the model's is {self._dtype}; load it in that dtype"
             )
-        check_tokenizer(self.tokenizer)
+        check_tokenizer(self.tokenizer, getattr(self.model.config, "vocab_size", None))
         self.model.eval()
         self.model.set_compute(compute)
         self._tokenizers: dict[tuple[Any, int, bool], PreTrainedTokenizerBase] = {}

@@ -45,6 +45,13 @@ VOCABULARIES = (
     "vocab.tsv",
     "byte_maps.json",
 )
+# What tokenizer_config.json may hold; transformers takes any value, and stumbles over it later.
+SPECIAL_TOKENS = tuple(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
+MAY_BE_NULL = ("strip_accents", "add_prefix_space", "add_bos_token", "add_eos_token")
+SWITCHES = ("do_lower_case", "tokenize_chinese_chars", *MAY_BE_NULL)
+SHORTEST = 4  # tokens that a text may have: two special ones, and room to step on
 WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 
 
@@ -61,15 +68,77 @@ def check_folder(folder: str) -> None:
         raise ValueError(f"{folder} holds an adapter of PEFT beside config.json; take it out")
     if INDEX in names:
         _check_index(os.path.join(folder, INDEX), names)
-    if "tokenizer_config.json" in names and not names & set(VOCABULARIES):
-        config = read_json(os.path.join(folder, "tokenizer_config.json"))
-        if config.get("tokenizer_class") not in WITHOUT_VOCABULARY:
+    check_tokenizer_files(folder)
+
+
+def check_tokenizer_files(folder: str) -> None:
+    """Raise ValueError for half a tokenizer, or one whose config holds what no tokenizer can use.
+
+    Args:
+        folder: a saved model; a folder without a tokenizer is left to who needs one.
+    """
+    names, path = set(os.listdir(folder)), os.path.join(folder, "tokenizer_config.json")
+    if "tokenizer_config.json" not in names:
+        if names & {"modules.json", "tokenizer.json"}:
             raise ValueError(
-                f"{folder}: the tokenizer has no vocabulary (tokenizer.json is missing); every "
-                f"word would be unknown. {REPAIR}"
+                f"{folder}: the tokenizer is missing (tokenizer_config.json). {REPAIR}"
             )
-    if names & {"modules.json", "tokenizer.json"} and "tokenizer_config.json" not in names:
-        raise ValueError(f"{folder}: the tokenizer is missing (tokenizer_config.json). {REPAIR}")
+        return
+    config = read_json(path)
+    kind = config.get("tokenizer_class")
+    if not names & set(VOCABULARIES) and kind not in WITHOUT_VOCABULARY:
+        raise ValueError(
+            f"{folder}: the tokenizer has no vocabulary (tokenizer.json is missing); every "
+            f"word would be unknown. {REPAIR}"
+        )
+    for key, value in config.items():
+        if expected := _expected_in_tokenizer(key, value):
+            raise ValueError(f"{path}: {key} is {value!r:.80}; it must be {expected}. {REPAIR}")
+    if "tokenizer.json" in names:
+        _check_special_tokens(config, os.path.join(folder, "tokenizer.json"), path)
+
+
+def _expected_in_tokenizer(key: str, value: Any) -> str | None:
+    """What a key of tokenizer_config.json must be; None where its value may stay."""
+    if key in SPECIAL_TOKENS:
+        token = value.get("content") if isinstance(value, dict) else value
+        return None if value is None or (isinstance(token, str) and token) else "a token"
+    if key in SWITCHES:
+        allowed = isinstance(value, bool) or (value is None and key in MAY_BE_NULL)
+        return None if allowed else "true or false"
+    if key == "model_max_length":
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        whole = number and value == int(value) and value >= SHORTEST
+        return None if value is None or whole else f"a whole number from {SHORTEST}"
+    if key == "tokenizer_class":
+        return None if value is None or isinstance(value, str) else "a name"
+    return None
+
+
+def _check_special_tokens(config: dict[str, Any], vocabulary: str, path: str) -> None:
+    """Another token in the place of a special one would be set around every text."""
+    whole = read_json(vocabulary)
+    added, template = whole.get("added_tokens"), whole.get("post_processor")
+    if not isinstance(added, list):
+        raise ValueError(f"{vocabulary}: added_tokens must be a list. {REPAIR}")
+    known = {token.get("content") for token in added if isinstance(token, dict)}
+    roles = set()
+    for key in SPECIAL_TOKENS:
+        value = config.get(key)
+        token = value["content"] if isinstance(value, dict) else value
+        if token is not None and token not in known:
+            raise ValueError(
+                f"{path}: {key} is {token!r:.80}, which is no special token of tokenizer.json. "
+                f"{REPAIR}"
+            )
+        roles.add(token)
+    around = template.get("special_tokens") if isinstance(template, dict) else None
+    empty = [key for key in SPECIAL_TOKENS if key in config and config[key] is None]
+    if empty and isinstance(around, dict) and not around.keys() <= roles:
+        raise ValueError(
+            f"{path}: {few(empty)} is null, and tokenizer.json sets {few(around.keys() - roles)} "
+            f"around a text. {REPAIR}"
+        )
 
 
 def _check_index(path: str, names: set[str]) -> None:

@@ -399,6 +399,54 @@ def test_half_a_tokenizer_is_refused(name, folder):
     refused(folder, "the tokenizer", name)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("cls_token", "a"),
+        ("cls_token", "\u202e"),
+        ("cls_token", ""),
+        ("sep_token", None),
+        ("mask_token", True),
+        ("pad_token", {"a": None}),
+        ("unk_token", []),
+        ("do_lower_case", "x"),
+        ("strip_accents", 1.5),
+        ("model_max_length", 0),
+        ("model_max_length", -1),
+        ("model_max_length", True),
+        ("model_max_length", 12.5),
+        ("model_max_length", "x"),
+        ("tokenizer_class", 1),
+        ("tokenizer_class", {}),
+    ],
+)
+def test_an_odd_value_of_a_tokenizer_is_refused(key, value, folder):
+    make_tokenizer("wordpiece").save_pretrained(folder)
+    change_json(folder / "tokenizer_config.json", lambda config: config.update({key: value}))
+    refused(folder, "tokenizer_config.json", key)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "1", '"x"'])
+def test_a_tokenizers_config_that_is_none_is_refused(text, folder):
+    make_tokenizer("wordpiece").save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text(text)
+    refused(folder, "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_each_family_of_tokenizers_loads(kind, folder):
+    make_tokenizer(kind).save_pretrained(folder)
+    PolyheadModel.from_pretrained(folder)
+
+
+def test_a_tokenizer_of_more_words_than_the_encoder_knows_is_refused(whole):
+    model = PolyheadModel.from_pretrained(whole[0])
+    tokenizer = make_tokenizer("wordpiece")
+    tokenizer.add_tokens([f"new{n}" for n in range(model.config.vocab_size)])
+    with pytest.raises(ValueError, match="the tokenizer is not this model's"):
+        PolyheadPipeline(model=model, tokenizer=tokenizer)
+
+
 def test_a_pipeline_needs_a_tokenizer_with_words(whole):
     model = PolyheadModel.from_pretrained(whole[0])
     with pytest.raises(ValueError, match="the tokenizer is missing.*save_pretrained"):

@@ -189,6 +189,8 @@ def _training_faults(found: Prepared, args: TrainingArguments) -> list[str]:
         faults.append(f"training.resume_from_checkpoint: there is no folder {resume}")
     elif isinstance(resume, str) and not is_intact(resume):
         faults.append(f"training.resume_from_checkpoint: {resume} is no whole checkpoint")
+    if args.eval_on_start and args.eval_strategy == "no":
+        faults.append("training.eval_on_start: there are no evaluations; give a validation split")
     if args.load_best_model_at_end:
         names = {"loss", "macro"}
         for source in found.sources:

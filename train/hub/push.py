@@ -13,6 +13,7 @@ from ...modeling.configuration_polyhead import PolyheadConfig
 from ..artifacts import read_json
 from ..errors import UserError
 from ..escape import visible
+from ..inference.load import load_model
 from .folder import CARD, THIS_FOLDER
 
 # What a trainer leaves beside a model in a checkpoint.
@@ -58,7 +59,7 @@ def push(
         `{"repo": ..., "files": {path: bytes}, "commit": hash or None}`.
 
     Raises:
-        UserError: `folder` holds no Polyhead, a link that leads out of it, or files that no model
+        UserError: `folder` holds no whole Polyhead, a link that leads out, or files that no model
             needs: pickles, data, keys. Nothing has been uploaded then.
         HfHubHTTPError: the Hub refuses.
     """
@@ -109,6 +110,7 @@ def _files_to_push(folder: Path) -> dict[str, int]:
             files[name] = path.stat().st_size
     if faults:
         raise UserError("push", faults)
+    load_model(folder)  # one that is not whole would not load for anyone
     return files
 
 

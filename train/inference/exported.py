@@ -106,6 +106,10 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     faults = [f"{name} is missing; {AGAIN}" for name in absent]
     if set(about["adapters"]) != set(about["tasks"]):
         faults.append(f"{FILE}: adapters and tasks name other tasks; {AGAIN}")
+    if "input_ids" not in about["inputs"] or "task_ids" not in about["inputs"]:
+        faults.append(f"{FILE}: inputs have to name input_ids and task_ids; {AGAIN}")
+    if about["usable_length"] is not None and about["usable_length"] < 1:
+        faults.append(f"{FILE}: usable_length is {about['usable_length']}; {AGAIN}")
     if faults:
         raise UserError(str(folder), faults)
     return about
@@ -241,6 +245,7 @@ def load_any(path: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """
     if not (Path(path) / FILE).is_file():
         return load_model(path)
-    model, tokenizer = ExportedModel(path), load_tokenizer(path)
+    model = ExportedModel(path)
+    tokenizer = load_tokenizer(path, getattr(model.config, "vocab_size", None))
     tokenizer.model_max_length = window_length(tokenizer, model.usable_length)
     return model, tokenizer

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.training_args import trainer_log_levels
 
 from ..errors import UserError
 from .schema import Recipe
@@ -22,6 +23,7 @@ REFUSED_TRAINING = {
     "ddp_find_unused_parameters": "heads without rows in a batch need it; take it out",
     "ddp_static_graph": "which heads run changes from batch to batch; take it out",
     "dataloader_persistent_workers": "the collator changes with the epoch",
+    "parallelism_config": "takes an object of Python; write it in accelerate's own config",
     "restore_callback_states_from_checkpoint": "they always are",
     "enable_jit_checkpoint": "always done on SIGTERM",
 }
@@ -56,6 +58,10 @@ RANGES = {  # lowest and highest value of the numbers that TrainingArguments tak
     "torch_empty_cache_steps": SIZE,
     "warmup_steps": COUNT,
     "weight_decay": (0, 1000),
+}
+CHOICES = {  # words that TrainingArguments takes unread
+    "log_level": tuple(trainer_log_levels),
+    "log_level_replica": tuple(trainer_log_levels),
 }
 # What TrainingArguments and what it asks raise of a value that a user has written.
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, RuntimeError)
@@ -99,6 +105,8 @@ def _value_fault(key: str, value: Any) -> str | None:
         kind.validate_python(value)
     except ValidationError as error:
         return str(error.errors()[0]["msg"])
+    if allowed := CHOICES.get(key):
+        return None if value in allowed else f"allowed: {', '.join(allowed)}"
     if key == "max_steps" and value < 1 and value != -1:
         return "at least 1, or -1 to count by epochs"
     low, high = RANGES.get(key, (-1e12, 1e12))
@@ -107,6 +115,20 @@ def _value_fault(key: str, value: Any) -> str | None:
     if isinstance(value, (int, float)) and not low <= value <= high:
         return f"{'more than 0' if low == TINY else f'{low:g}'} to {high:.10g} is allowed"
     return None
+
+
+def whole_numbers(training: dict[str, Any]) -> dict[str, Any]:
+    """`training` with 1e3 as 1000 where TrainingArguments counts; it takes floats, and breaks."""
+    hints = _training_types()
+    counted = {
+        key
+        for key in training
+        if {int} & (takes := {hints[key], *get_args(hints[key])}) and not {float} & takes
+    }
+    return {
+        key: int(value) if key in counted and isinstance(value, float) else value
+        for key, value in training.items()
+    }
 
 
 def training_arguments(

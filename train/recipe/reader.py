@@ -21,7 +21,7 @@ from ..adapters import adapter_faults
 from ..balancing.methods import balancing_faults
 from ..batches.strategies import sampling_faults, sources_of
 from ..errors import UserError
-from .arguments import training_faults
+from .arguments import training_faults, whole_numbers
 from .checks import output_faults, stopping_faults, task_faults
 from .schema import Recipe, TaskRecipe
 from .yaml_text import BYTES, read_yaml
@@ -83,6 +83,7 @@ def load_recipe(
     faults += output_faults(recipe)
     if faults:
         raise UserError(source, list(dict.fromkeys(faults)))
+    recipe.training = whole_numbers(recipe.training)
     return recipe
 
 
