@@ -297,6 +297,7 @@ def joined(parts: list[BaseModelOutput], dim: int) -> BaseModelOutput:
     )
 
 
+@no_trace
 def encode(
     encoder: PreTrainedModel,
     inputs: EncoderInputs,

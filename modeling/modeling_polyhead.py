@@ -264,6 +264,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         names = [name for name in names if (chosen := rows[name]) is None or len(chosen)]
         if any(self._head(name).states_needed > 1 for name in names):
             inputs = replace(inputs, output_hidden_states=True)
+        packs = self.can_pack if cu_seq_lens_q is not None else False
         encoded = encode(
             self.encoder,
             inputs,
@@ -271,7 +272,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
             adapters=self._adapters_of_texts(names, rows, count),
             routed=bool(self.config.adapters),
             compute=self.compute,
-            packs=cu_seq_lens_q is not None and self.can_pack,
+            packs=packs,
         )
         logits, embeddings, losses = {}, {}, {}
         for name in names:
