@@ -94,7 +94,16 @@ class _View(PolyheadModel):
             output_hidden_states: give the encoder's hidden states too.
             output_attentions: give the encoder's attentions too.
             return_dict: False for a tuple.
+
+        Raises:
+            ValueError: the task was removed or replaced since the view was made.
         """
+        labels_shown = self.config.tasks[self.task].labels
+        if self.task not in self.heads or self._head(self.task).task.labels != labels_shown:
+            raise ValueError(
+                f"task {self.task!r} was removed or replaced since this view was made; make it "
+                f"again: model.view({self.task!r})"
+            )
         found: Any = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -192,3 +192,16 @@ def test_tasks_are_chosen_by_auto_class_as_by_ours(folder):
     assert list(model.config.tasks) == list(TASKS)
     with pytest.raises(ValueError, match="unknown task 'nope'"):
         AutoModel.from_pretrained(folder, tasks=["nope"])
+
+
+def test_a_view_of_a_task_that_was_removed_or_replaced_does_not_answer(make_model, batch_of):
+    task = TaskConfig(head="sequence_classification", labels=["a", "b"])
+    model = make_model("bert", {"intent": task, "mood": task})
+    view, tokens = model.view("intent"), batch_of(model, [4, 3])
+    model.remove_task("intent")
+    with pytest.raises(ValueError, match=r"removed or replaced .*model.view\('intent'\)"):
+        view(**tokens)
+    model.add_task("intent", TaskConfig(head="sequence_classification", labels=["b", "a"]))
+    with pytest.raises(ValueError, match="removed or replaced"):
+        view(**tokens)
+    assert model.view("intent")(**tokens).logits.shape == (2, 2)

@@ -36,7 +36,7 @@ from ..reports.curves import training_plots
 from ..reports.figures import SECTIONS
 from ..reports.page import PAGE
 from ..reports.task_report import write_reports
-from ..trainer.checkpoints import latest_intact, stays
+from ..trainer.checkpoints import is_intact, latest_intact, stays
 from ..trainer.fsdp import own_class
 from ..trainer.identity import check_resume
 from ..trainer.trainer import MultiTaskTrainer
@@ -169,6 +169,8 @@ def fit(
     if found.recipe.compute != "exact":
         notify(f"compute: {model.set_compute(found.recipe.compute).reason}")
     checkpoint = _checkpoint(args, overwrite=overwrite)
+    for line in _damaged(args, checkpoint):
+        notify(line)
     for line in [] if checkpoint is None else check_resume(checkpoint, trainer.identity):
         notify(line)
     try:
@@ -289,6 +291,17 @@ def _final_scores(trainer: MultiTaskTrainer, found: Prepared) -> tuple[dict[str,
     by_task = {task: splits[s.name] for s in found.sources if s.name in splits for task in s.tasks}
     found_scores = {"tasks": dict(sorted(scores.items())), "macro": macro(scores)}
     return {**found_scores, "splits": by_task}, reports
+
+
+def _damaged(args: TrainingArguments, checkpoint: str | None) -> list[str]:
+    """A line on checkpoints that resuming passes over."""
+    if args.resume_from_checkpoint is not True:
+        return []
+    names = [c.name for c in checkpoints_in(Path(str(args.output_dir))) if not is_intact(c)]
+    if not names:
+        return []
+    way = "training begins anew" if checkpoint is None else f"resumed from {Path(checkpoint).name}"
+    return [f"{', '.join(names)}: damaged; {way}"]
 
 
 def _checkpoint(args: TrainingArguments, *, overwrite: bool = False) -> str | None:

@@ -405,7 +405,7 @@ class TestResume:
         write_splits(tmp_path, "pairs", pairs)
         path = write_recipe(tmp_path / "recipe.yaml", recipe)
         got = []
-        usual = MultiTaskTrainer.train
+        usual, self.told = MultiTaskTrainer.train, (told := [])
 
         def train(self, resume_from_checkpoint=None):
             got.append(resume_from_checkpoint)
@@ -416,7 +416,7 @@ class TestResume:
         def start(output, resume=None):
             overrides = [f"output_dir={tmp_path / output}"]
             overrides += ["training.resume_from_checkpoint=true"] if resume else []
-            run.train(path, overrides)
+            run.train(path, overrides, notify=told.append)
             return got[-1], tmp_path / output
 
         return start
@@ -431,6 +431,7 @@ class TestResume:
         weights.write_bytes(weights.read_bytes()[:500])
         got, _ = started("whole", resume=True)
         assert got == str(whole / "checkpoint-4")
+        assert any("checkpoint-6" in x and "resumed from checkpoint-4" in x for x in self.told)
         assert (whole / "model" / "model.safetensors").read_bytes() == before
 
 
