@@ -106,8 +106,10 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     faults = [f"{name} is missing; {AGAIN}" for name in absent]
     if set(about["adapters"]) != set(about["tasks"]):
         faults.append(f"{FILE}: adapters and tasks name other tasks; {AGAIN}")
-    if "input_ids" not in about["inputs"] or "task_ids" not in about["inputs"]:
-        faults.append(f"{FILE}: inputs have to name input_ids and task_ids; {AGAIN}")
+    several = len(set(about["adapters"].values())) > 1
+    needed = {"input_ids", "task_ids"} if several else {"input_ids"}
+    if absent_inputs := needed - set(about["inputs"]):
+        faults.append(f"{FILE}: inputs lack {', '.join(sorted(absent_inputs))}; {AGAIN}")
     if about["usable_length"] is not None and about["usable_length"] < 1:
         faults.append(f"{FILE}: usable_length is {about['usable_length']}; {AGAIN}")
     if faults:
