@@ -196,7 +196,7 @@ def test_a_model_without_its_tokenizer_is_refused_with_what_to_do(folder):
         load_model(folder)
 
 
-EXPORT = {"kind": "onnx", "inputs": ["input_ids", "task_ids"], "tasks": ["a1"], "adapters": {"a1": None}}
+EXPORT = {"kind": "onnx", "inputs": ["input_ids"], "tasks": ["a1"], "adapters": {"a1": None}}
 EXPORT["usable_length"] = 64
 EXPORTS = {
     "unknown kind": ({**EXPORT, "kind": "../evil"}, "kind is '../evil'; allowed: onnx, openvino"),
