@@ -26,6 +26,8 @@ REFUSED_TRAINING = {
     "parallelism_config": "takes an object of Python; write it in accelerate's own config",
     "restore_callback_states_from_checkpoint": "they always are",
     "enable_jit_checkpoint": "always done on SIGTERM",
+    "use_liger_kernel": "its kernels are for decoders; take it out",
+    "liger_kernel_config": "its kernels are for decoders; take it out",
 }
 
 
@@ -94,6 +96,15 @@ def training_faults(training: Any) -> list[str]:
     return faults
 
 
+def _batches_fault(options: Any) -> str | None:
+    """Options of accelerate that would deal the sampler's batches anew."""
+    names = options if isinstance(options, dict) else {}
+    batches = [name for name in ("split_batches", "dispatch_batches") if names.get(name)]
+    if not batches:
+        return None
+    return f"{', '.join(batches)}: the sampler deals batches to the ranks; take it out"
+
+
 def _value_fault(key: str, value: Any) -> str | None:
     """What is wrong with the value of a field of TrainingArguments."""
     hint = _training_types()[key]
@@ -105,6 +116,8 @@ def _value_fault(key: str, value: Any) -> str | None:
         kind.validate_python(value)
     except ValidationError as error:
         return str(error.errors()[0]["msg"])
+    if key == "accelerator_config":
+        return _batches_fault(value)
     if allowed := CHOICES.get(key):
         return None if value in allowed else f"allowed: {', '.join(allowed)}"
     if key == "max_steps" and value < 1 and value != -1:

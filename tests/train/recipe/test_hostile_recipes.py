@@ -444,3 +444,17 @@ class TestAnything:
         path.write_bytes(data)
         self.load(path)
         assert os.listdir(tmp_path) == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("training", "fault"),
+    [
+        ({"use_liger_kernel": True}, "training.use_liger_kernel: its kernels are for decoders"),
+        (
+            {"accelerator_config": {"split_batches": True}},
+            "training.accelerator_config: split_batches: the sampler deals batches",
+        ),
+    ],
+)
+def test_training_that_does_not_fit_the_sampler_or_encoders(training, fault):
+    assert [line[: len(fault)] for line in training_faults(training)] == [fault]
