@@ -221,6 +221,15 @@ def shake_heads(model: PolyheadModel) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
+def shake_adapters(model: PolyheadModel) -> None:
+    """Shake the adapters' weights only; LoRA's begin as no change at all."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.encoder.named_parameters():
+            if any(part in name for part in ("lora_", "ia3_")):
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+
 @pytest.fixture
 def batch_of() -> Callable[..., dict[str, torch.Tensor]]:
     """(model, lengths, side=, extra=) -> random ids of these lengths, padded by `extra` more."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_encoder_config
+from conftest import shake_adapters, tiny_encoder_config
 from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from polyhead.modeling import PolyheadConfig, PolyheadModel, TaskConfig
 from polyhead.modeling.adapter_options import CHECKS, adapter_option_faults, peft_config_class
@@ -27,14 +27,6 @@ def new_model(kind="bert", names=("first", "second", "bare")):
     config.is_causal, config.dtype = False, torch.float32
     tasks = {name: TaskConfig(**TASK) for name in names}
     return PolyheadModel(PolyheadConfig(encoder_config=config, tasks=tasks)).eval()
-
-
-def shake_adapters(model):
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.encoder.named_parameters():
-            if any(part in name for part in ("lora_", "ia3_")):
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tokenizer, shake_heads, tiny_encoder_config
+from conftest import make_tokenizer, shake_adapters, shake_heads, tiny_encoder_config
 from polyhead.modeling import PolyheadConfig, PolyheadModel, PolyheadPipeline, TaskConfig
 from polyhead.modeling.reading import read_json
 from polyhead.modeling.views import PolyheadForSequenceClassification
@@ -32,14 +32,6 @@ def new_model(kind="bert", tasks=TASKS, **changes):
     model = PolyheadModel(PolyheadConfig(encoder_config=config, tasks=tasks)).eval()
     shake_heads(model)
     return model
-
-
-def shake_adapters(model):
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.encoder.named_parameters():
-            if any(part in name for part in ("lora_", "ia3_")):
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
 
 @pytest.fixture(scope="module")
