@@ -107,7 +107,7 @@ def _hub_id(encoder: Any) -> str | None:
 def _published(recipe: Recipe) -> dict[str, Any]:
     """The recipe's keys that differ from their defaults, without places of files."""
     found = _without_defaults(asdict(recipe), _defaults(recipe))
-    for key in ("output_dir", "card"):
+    for key in ("path", "output_dir", "card"):
         found.pop(key, None)
     if _hub_id(recipe.encoder) is None:
         found.pop("encoder", None)
