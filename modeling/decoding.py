@@ -65,13 +65,13 @@ def decode_entities(
     index = {label: i for i, label in enumerate(labels)}
     chosen = [float(scores[u, index[tag]].exp()) for u, tag in enumerate(tags)]
     if scheme is None:
-        found = [
+        entities = [
             (tag, score, start, end)
             for tag, score, unit in zip(tags, chosen, units, strict=True)
             for start, end in unit
         ]
     else:
-        found = [
+        entities = [
             (
                 kind,
                 sum(chosen[first:last]) / (last - first),
@@ -81,7 +81,7 @@ def decode_entities(
         ]
     return [
         {"entity_group": kind, "score": score, "word": text[start:end], "start": start, "end": end}
-        for kind, score, start, end in found
+        for kind, score, start, end in entities
     ]
 
 

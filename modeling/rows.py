@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .attention import eager
+from .attention import no_compile
 from .packing import moved_to
 
 Rows = dict[str, Tensor | None]  # by task: numbers of its rows, or None for all
@@ -57,7 +57,7 @@ def tasks_to_run(
     return [name for name in task_names if name in chosen]
 
 
-@eager
+@no_compile
 def rows_by_task(
     task_names: list[str], chosen: list[str], task_ids: Tensor | None, count: int
 ) -> Rows:

@@ -131,7 +131,7 @@ def idle_parameters(model: PolyheadModel, idle: list[str]) -> list[nn.Parameter]
 
 
 @contextmanager
-def own_class(model: PolyheadModel) -> Iterator[None]:
+def unsharded_class(model: PolyheadModel) -> Iterator[None]:
     """FSDP2 gives a module a class of its own, whose name and code would be saved for ours."""
     sharded, model.__class__ = model.__class__, PolyheadModel
     try:
