@@ -119,8 +119,8 @@ class Balancer:
 
     def state_dict(self) -> dict[str, Any]:
         """What has been learned, as JSON can hold it."""
-        own = {"method": self.options.method, "tasks": list(self.tasks)}
-        return own | copy.deepcopy(self.state)
+        identity = {"method": self.options.method, "tasks": list(self.tasks)}
+        return identity | copy.deepcopy(self.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave.
@@ -128,9 +128,9 @@ class Balancer:
         Raises:
             ValueError: it is of another method or of other tasks.
         """
-        for key, own in (("method", self.options.method), ("tasks", list(self.tasks))):
-            if state[key] != own:
-                raise ValueError(f"the state of balancing has {key} {state[key]}, not {own}")
+        for key, expected in (("method", self.options.method), ("tasks", list(self.tasks))):
+            if state[key] != expected:
+                raise ValueError(f"the state of balancing has {key} {state[key]}, not {expected}")
         self.state = copy.deepcopy({key: state[key] for key in self.state})
 
     def log(self) -> Numbers:

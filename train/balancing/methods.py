@@ -138,10 +138,10 @@ def _compile_faults(recipe: Recipe) -> list[str]:
 
 
 def _option_faults(options: Balancing) -> list[str]:
-    own = (*OPTIONS.get(options.method, ()), "gradient_steps")
+    allowed = (*OPTIONS.get(options.method, ()), "gradient_steps")
     return [
-        f"balancing.{key}: {options.method} does not read it; allowed: {', '.join(own)}"
-        for key in sorted({key for keys in OPTIONS.values() for key in keys} - set(own))
+        f"balancing.{key}: {options.method} does not read it; allowed: {', '.join(allowed)}"
+        for key in sorted({key for keys in OPTIONS.values() for key in keys} - set(allowed))
         if getattr(options, key) is not None
     ]
 

@@ -78,11 +78,11 @@ def optimizer_groups(
     groups = []
     for part, start in [*reversed(encoder), *scheduled[len(encoder) :]]:
         trained = trained_weights(part, start)
-        for title, value, wanted in (
+        for title, value, decays in (
             (part.title, args.weight_decay, True),
             (f"{part.title}, no decay", 0.0, False),
         ):
-            weights = [w for name, w in trained.items() if (name in decayed) == wanted]
+            weights = [w for name, w in trained.items() if (name in decayed) == decays]
             rate = _rate(part, options, args, count)
             group = {"name": title, "params": weights, "lr": rate, "weight_decay": value}
             groups += [group] if weights else []
@@ -159,13 +159,13 @@ def freeze_faults(
     }
     if not trains:
         return [*faults, "freeze: nothing is left to train; take something out"]
-    given = {
+    rates = {
         "layer_decay": ("encoder", options.layer_decay),
         "head_lr": ("head", options.head_lr),
         "adapter_lr": ("adapter", options.adapter_lr),
     }
     return faults + [
         f"optimizer.{key}: no weight of any {kind} trains; take it out"
-        for key, (kind, value) in given.items()
+        for key, (kind, value) in rates.items()
         if value is not None and kind not in trains
     ]
