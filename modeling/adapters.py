@@ -250,7 +250,7 @@ def read_adapter_files(repo: str, subfolder: str = "", **hub: Any) -> AdapterFil
 
     Args:
         repo: folder or Hub id.
-        subfolder: of the adapter in it.
+        subfolder: folder of the adapter in it.
         hub: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:

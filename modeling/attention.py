@@ -127,9 +127,9 @@ def _attend(
         query: (1, A, P, d).
         key: (1, K, P, d).
         value: (1, K, P, d).
-        attention_mask: as `_mask` gives it.
-        dropout: on the attention weights, in training.
-        scaling: of the scores.
+        attention_mask: the mask that `_mask` gives.
+        dropout: share of the attention weights that is dropped, in training.
+        scaling: factor of the scores.
         cu_seq_lens_q: (N + 1,).
         max_length_q: tokens of the longest text.
         layers_reached: gets each layer that calls; how `can_pack` counts them.

@@ -118,8 +118,8 @@ def check_tokenizer(tokenizer: Any, rows: int | None = None) -> None:
     """Raise ValueError when there is no tokenizer, one without words, or another model's.
 
     Args:
-        tokenizer: of the model.
-        rows: of the encoder's token embedding; None where it has none.
+        tokenizer: the model's tokenizer.
+        rows: number of rows of the encoder's token embedding; None where it has none.
     """
     if tokenizer is None:
         raise ValueError(

@@ -40,8 +40,8 @@ class Compute:
 
     Args:
         mode: what was asked for.
-        chosen: by (in, out) of a linear layer: torch, onednn or bf16.
-        speed: by (in, out), then by what was timed: GFLOP/s.
+        chosen: torch, onednn or bf16, by (in, out) of a linear layer.
+        speed: GFLOP/s by (in, out), then by what was timed.
         reason: one sentence.
     """
 

@@ -196,7 +196,7 @@ def word_tags(
     """The tags of given words that decoded entities say.
 
     Args:
-        entities: of `decode_entities`.
+        entities: what `decode_entities` gives.
         words: character spans of the words of the data.
         scheme: the tag scheme; None: a word has the tag of the first answer that begins in it, else
             of the one that reaches into it; None where there is no answer.

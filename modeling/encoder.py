@@ -129,7 +129,7 @@ def load_encoder(name_or_path: str, encoder_config: Any, **kwargs: Any) -> PreTr
     Args:
         name_or_path: Hub id or folder.
         encoder_config: its config.
-        kwargs: for AutoModel.from_pretrained.
+        kwargs: arguments of AutoModel.from_pretrained.
 
     Raises:
         OSError: there is no such folder or repository, or it has no safetensors.
@@ -220,8 +220,8 @@ class EncoderPass:
 
     Args:
         output: the encoder's output, its texts sorted and copied for their adapters.
-        texts: where they are.
-        caller_texts: where the caller's were.
+        texts: layout of the texts in it.
+        caller_texts: layout of the texts as the caller gave them.
         plan: how they were moved; None without adapters.
     """
 
@@ -304,7 +304,7 @@ def encode(
         encoder: the encoder.
         inputs: what it reads.
         cu_seq_lens: (N + 1,) on the CPU: the batch is packed.
-        adapters: of each text; or one for all texts; None for the bare encoder.
+        adapters: adapters of each text; or one for all texts; None for the bare encoder.
         routed: the encoder has adapters loaded.
         compute: how it computes.
         packs: it reads packed batches as they are; else they are padded for it.

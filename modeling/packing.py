@@ -24,7 +24,7 @@ from .attention import NAME, no_compile, positions_of
 
 @dataclass
 class TextLayout:
-    """Where the texts of a batch are.
+    """Where the texts of a batch lie.
 
     Args:
         mask: padded: (N, T), 1 for real tokens.

@@ -70,7 +70,7 @@ def pool(states: tuple[Tensor, ...], texts: TextLayout, pooling: str) -> Tensor:
     Args:
         states: the last hidden states, each (N, T, H) or packed (1, P, H), the final layer last;
             `mean_last_4` reads four of them, the others the final one.
-        texts: where the texts are.
+        texts: layout of the texts.
         pooling: one of `POOLINGS`.
 
     Returns:

@@ -83,10 +83,10 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of a saved Polyhead.
-            args: for PreTrainedModel.from_pretrained.
+            args: arguments of PreTrainedModel.from_pretrained.
             tasks: load the adapters of these tasks only; None for all. The others' heads are
                 there, but running them raises.
-            kwargs: for PreTrainedModel.from_pretrained. Two of them ask for
+            kwargs: arguments of PreTrainedModel.from_pretrained. Two of them ask for
                 weights that are not the file's: `ignore_mismatched_sizes=True`, and
                 `output_loading_info=True`, whose report then tells what is missing or left over.
 

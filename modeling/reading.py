@@ -111,7 +111,7 @@ class TensorHeader:
     """What a safetensors file says of one tensor.
 
     Args:
-        dtype: in the words of safetensors: `F32`, `BF16`, `I8`, ...
+        dtype: type in the words of safetensors: `F32`, `BF16`, `I8`, ...
         shape: its sizes.
     """
 

@@ -302,7 +302,7 @@ class TextMover:
     """Hook before a layer of the encoder: texts are sorted and copied as planned.
 
     Args:
-        number: of the layer, from 0.
+        number: number of the layer, from 0.
     """
 
     def __init__(self, number: int) -> None:

@@ -37,7 +37,7 @@ def tasks_to_run(
     Args:
         task_names: the model's tasks.
         tasks: those that are asked for; None for all.
-        labels: by task; all of them must be run.
+        labels: labels by task; all of these tasks must run.
 
     Raises:
         ValueError: `tasks` or `labels` has the wrong type or names an unknown task, or a task has
@@ -92,7 +92,7 @@ def labels_of_rows(name: str, values: Tensor, rows: Tensor | None, count: int) -
     """Labels of one task for its rows: (n, ...), cut down where they are of all rows, (N, ...).
 
     Args:
-        name: of the task, for the message.
+        name: name of the task, for the message.
         values: one for each of the task's rows, or of all rows.
         rows: numbers of the task's rows; None for all.
         count: N.

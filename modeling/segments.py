@@ -89,7 +89,7 @@ def make_plan(
 
     Args:
         adapters: the adapters that each text is wanted through; None for the bare encoder.
-        texts: where the texts are.
+        texts: layout of the texts.
         width: tokens in a row: of a padded text, or all tokens of a packed batch.
         first: first adapted layer, or None to move texts before the encoder.
     """

@@ -27,7 +27,7 @@ class Ranks:
     Attributes:
         rank: number of this process, from 0.
         count: number of processes.
-        device: of this process; None where it is the only one and may choose.
+        device: device of this process; None where it is the only one and may choose.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:

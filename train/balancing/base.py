@@ -37,8 +37,8 @@ class Balancer:
 
     Args:
         options: the recipe's.
-        tasks: by name.
-        rows: of each task in the training data.
+        tasks: configs by task.
+        rows: number of training rows by task.
         seed: together with the step it decides what is left to chance.
     """
 
@@ -64,7 +64,7 @@ class Balancer:
 
         Args:
             step: optimizer steps done before.
-            losses: of the tasks in the step, for a method with `reads_losses`.
+            losses: losses of the tasks in the step, for a method with `reads_losses`.
 
         Raises:
             ValueError: the losses are missing.
@@ -101,9 +101,9 @@ class Balancer:
 
         Args:
             step: the number that `weights` had.
-            losses: of the tasks in the step, before the optimizer's step.
-            epoch: that the step belongs to, from 0.
-            losses_after: the same after the optimizer's step.
+            losses: losses of the tasks in the step, before the optimizer's step.
+            epoch: epoch that the step belongs to, from 0.
+            losses_after: their losses after the optimizer's step.
             gradients: (K, P) on the last layer, a row for each of `losses`, in their order.
 
         Raises:

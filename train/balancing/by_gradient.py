@@ -78,7 +78,7 @@ def gradient_weights(method: str, gramian: Tensor, *, c: float, seed: int) -> Te
     Args:
         method: a key of `WEIGHTINGS`.
         gramian: (K, K) products of the gradients.
-        c: of cagrad.
+        c: constant of cagrad.
         seed: decides what a method draws by chance.
 
     Returns:

@@ -55,7 +55,7 @@ def about_run(
     Args:
         recipe: the recipe.
         sources: its data.
-        state: of the trainer, after training.
+        state: the trainer's state, after training.
         splits: task to the split that its scores were made on.
         seconds: wall time of the training.
         resumed: the time is that since it was resumed.

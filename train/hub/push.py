@@ -52,7 +52,7 @@ def push(
         private: whether only you may see a repository that is made; None: the Hub's default.
         revision: branch; made when it is not there.
         message: commit message.
-        token: for the Hub; default the one of `hf auth login`.
+        token: token for the Hub; default the one of `hf auth login`.
         dry_run: upload nothing.
 
     Returns:

@@ -63,7 +63,7 @@ class PolyheadEncoder(AbsEncoder):
 
         Args:
             inputs: batches with `text`.
-            task_metadata: of MTEB's task; not used.
+            task_metadata: metadata of MTEB's task; not used.
             hf_split: its split; not used.
             hf_subset: its subset; not used.
             prompt_type: documents get the task's second prompt, all else its first.

@@ -34,7 +34,7 @@ class OutputParts:
     Args:
         target: the file they will make: .parquet, .csv, .jsonl or .json (lines too).
         plan: what they are made of, as JSON keeps it; `rows` and `shard` (rows of each) at least.
-        schema: of the output.
+        schema: schema of the output.
     """
 
     def __init__(self, target: Path, plan: dict[str, Any], schema: pa.Schema) -> None:

@@ -26,9 +26,9 @@ class Part:
 
     Args:
         kind: `layers` stands for all layers of an encoder whose layers cannot be told apart.
-        name: of a layer, head or adapter: its number, task or name.
+        name: number of a layer, task of a head, name of an adapter.
         layers: numbers of the encoder's layers that hold its weights.
-        weights: by the name that the model has for them.
+        weights: weights by the name that the model has for them.
     """
 
     kind: Literal["embeddings", "layer", "layers", "above the layers", "head", "adapter"]

@@ -57,7 +57,7 @@ def optimizer_groups(
         model: the model, not wrapped.
         freeze: what does not train.
         options: learning rates of parts of the model.
-        args: for `learning_rate` and `weight_decay`.
+        args: arguments with `learning_rate` and `weight_decay`.
         decay_names: the weights that decay, as `Trainer.get_decay_parameter_names(model)` gives.
 
     Returns:
@@ -140,7 +140,7 @@ def freeze_faults(
         model: the model, with all its heads and adapters.
         freeze: what does not train.
         options: learning rates of parts of the model.
-        args: with them, layers that would join after the end are found too.
+        args: training arguments; with them, layers that would join after the end are found too.
     """
     parts = model_parts(model)
     faults = misfits(model, parts, freeze, options)

@@ -117,7 +117,7 @@ def training_plots(
     Args:
         log_history: `trainer.state.log_history`.
         task_names: the tasks.
-        folder: of the run.
+        folder: folder of the run.
 
     Returns:
         paths of the pictures.
@@ -131,8 +131,8 @@ def draw_training(curves: dict[str, Any], folder: Path) -> list[Path]:
     """`losses.png`, `scores.png` and `gradients.png`, those for which something was logged.
 
     Args:
-        curves: from `training_curves`.
-        folder: where to write; exists.
+        curves: what `training_curves` gave.
+        folder: folder to write into; exists.
 
     Returns:
         paths of the pictures.

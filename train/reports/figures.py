@@ -57,8 +57,8 @@ def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
     """The pictures of one task, `<task>_<section>.png`.
 
     Args:
-        report: from `task_report.task_report`; a picture for each of its sections in `SECTIONS`.
-        folder: where to write; exists.
+        report: what `task_report.task_report` gave; its sections in `SECTIONS` have pictures.
+        folder: folder to write into; exists.
 
     Returns:
         paths of the pictures.
@@ -93,9 +93,9 @@ def draw(
     """Write pictures in our style; those of a run before are replaced or removed.
 
     Args:
-        folder: where to write; exists.
+        folder: folder to write into; exists.
         makers: name of a picture, `<name>.png`, to what draws it.
-        names: those to draw this time.
+        names: names of the pictures to draw this time.
         values: what they are drawn from.
 
     Returns:

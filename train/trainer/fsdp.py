@@ -31,7 +31,7 @@ def prepare_sharding(
         model: the model, not sharded yet.
         plugin: accelerate's options of FSDP.
         multitask: sampling, balancing, what trains.
-        args: for torch_compile.
+        args: arguments with torch_compile.
 
     Raises:
         ValueError: with all that does not fit.

@@ -70,7 +70,7 @@ class FolderCheckpoints(AtomicCheckpoints):
         """Upload the folder that users load, as it is now; what `push` gives, on the first rank.
 
         Args:
-            commit_message: of the commit.
+            commit_message: commit message.
             blocking: not used; it returns when the commit is made.
             token: instead of `args.hub_token`.
             revision: branch instead of `args.hub_revision`.
