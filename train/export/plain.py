@@ -70,9 +70,9 @@ def export_hf(
     if config.head == "embedding" and config.projection:
         raise UserError("export", [f"{task}: a plain encoder has no place for its projection"])
     plain = merged_encoder(model, config.adapter)
-    found = plain if config.head == "embedding" else _with_head(plain, config, head)
+    exported = plain if config.head == "embedding" else _with_head(plain, config, head)
     with write_aside(folder) as aside:
-        found.save_pretrained(aside)
+        exported.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         if config.head == "embedding":
             pooled = replace(config, pooling=config.pooling or model.config.pooling)
@@ -80,8 +80,8 @@ def export_hf(
             save_sentence_transformers(tokenizer, aside, plain=(pooled, width))
         difference = _difference(model, task, aside)
         if not difference <= TOLERANCE:
-            raise UserError("export", [_misfit(type(found).__name__, task, config, difference)])
-    return type(found).__name__
+            raise UserError("export", [_misfit(type(exported).__name__, task, config, difference)])
+    return type(exported).__name__
 
 
 def task_faults(model: PolyheadModel, tasks: list[str]) -> list[str]:
@@ -109,34 +109,34 @@ def _with_head(encoder: PreTrainedModel, task: TaskConfig, head: nn.Module) -> P
         config.num_labels = 1
     config.problem_type = task.problem_type  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        found = AUTO[task.head].from_config(config)
+        whole = AUTO[task.head].from_config(config)
     except ValueError as error:
         reason = f"transformers has no {task.head} model for {config.model_type}"
         raise UserError("export", [reason]) from error
-    found.base_model.load_state_dict(encoder.state_dict(), strict=False)
-    own = {id(parameter) for parameter in found.base_model.parameters()}
+    whole.base_model.load_state_dict(encoder.state_dict(), strict=False)
+    base_ids = {id(parameter) for parameter in whole.base_model.parameters()}
     known = dict(encoder.named_parameters())
-    added = {id(p) for name, p in found.base_model.named_parameters() if name not in known}
-    places = [
+    added = {id(p) for name, p in whole.base_model.named_parameters() if name not in known}
+    layers = [
         module
-        for module in found.modules()
+        for module in whole.modules()
         if isinstance(module, (nn.Linear, nn.LayerNorm))
-        and (id(module.weight) not in own - added or module is found.get_output_embeddings())
+        and (id(module.weight) not in base_ids - added or module is whole.get_output_embeddings())
     ]
     parts = [m for m in head.children() if isinstance(m, (nn.Linear, nn.LayerNorm))]
-    for place, part in zip(places, parts, strict=False):
-        if place.weight.shape == part.weight.shape:  # else the check of the logits tells
-            place.load_state_dict(part.state_dict(), strict=False)
-    return found.eval()
+    for layer, part in zip(layers, parts, strict=False):
+        if layer.weight.shape == part.weight.shape:  # else the check of the logits tells
+            layer.load_state_dict(part.state_dict(), strict=False)
+    return whole.eval()
 
 
 @torch.no_grad()
 def _difference(model: PolyheadModel, task: str, folder: Path) -> float:
     """Largest difference of the task's logits (token states for embeddings) on the probe."""
     config = model.config.tasks[task]
-    probe, found = probe_rows(model), AUTO[config.head].from_pretrained(folder).eval()
+    probe, written = probe_rows(model), AUTO[config.head].from_pretrained(folder).eval()
     training = model.training
-    output, expected = found(**probe), model.eval()(**probe, tasks=[task])
+    output, expected = written(**probe), model.eval()(**probe, tasks=[task])
     model.train(training)
     real = probe["attention_mask"].bool()
     pairs: tuple[Tensor, Tensor] = (

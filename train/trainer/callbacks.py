@@ -180,7 +180,7 @@ def stopping_callbacks(
     """What ends the training, of all tasks or of one; empty where nothing does before its time.
 
     Args:
-        stopping: of the recipe.
+        stopping: the recipe's options.
         splits: validation rows by source.
         sampler: draws the rows.
         collator: leaves out the labels, and knows the tasks.

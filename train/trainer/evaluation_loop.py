@@ -96,8 +96,8 @@ class EvaluationLoop:
         """Loss and predictions by task: one entry per example, in the batch's order.
 
         Args:
-            outputs: of the model, for a batch.
-            inputs: as `inputs_of` gave them.
+            outputs: the model's outputs for a batch.
+            inputs: what `inputs_of` gave.
             rows: (examples,), the batch's own.
 
         Returns:
