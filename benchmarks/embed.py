@@ -48,12 +48,12 @@ def engines(texts: list[str], tokenizer: PreTrainedTokenizerBase, folder: str) -
         OURS: vectors(model),
     }
     low = PolyheadModel.from_encoder(place, {"near": TaskConfig(head="embedding")})
-    if low.set_compute("bf16").low:
+    if low.set_compute("bf16").runs_bf16:
         runs[f"{OURS}, bf16"] = vectors(low, "bf16")
     for kind in ("onnx", "openvino"):
         export_graph(model, tokenizer, kind, tasks=["near"], folder=f"{folder}/{kind}")
         runs[f"{OURS}, {kind}"] = vectors(load_any(f"{folder}/{kind}")[0])
-    if low.compute.low:
+    if low.compute.runs_bf16:
         runs[f"{OURS}, openvino bf16"] = vectors(load_any(f"{folder}/openvino")[0], "bf16")
     return runs
 

@@ -223,7 +223,7 @@ class PolyheadPipeline(Pipeline):
     @property
     def _packs(self) -> bool:
         model = self.model
-        dtype = torch.bfloat16 if model.compute.low else model.dtype
+        dtype = torch.bfloat16 if model.compute.runs_bf16 else model.dtype
         # on a GPU without the kernel packing would cost more than the padding of sorted batches
         return model.can_pack and (model.device.type == "cpu" or has_kernel(model.device, dtype))
 

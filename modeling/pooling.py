@@ -8,11 +8,11 @@ Shapes: `N` texts, `T` tokens of the longest, `P` tokens of all, `H` hidden.
 import torch
 from torch import Tensor
 
-from .attention import eager
-from .packing import Texts
+from .attention import no_compile
+from .packing import TextLayout
 
 
-def mean_pooling(states: Tensor, texts: Texts) -> Tensor:
+def mean_pooling(states: Tensor, texts: TextLayout) -> Tensor:
     """(N, T, H) or (1, P, H) -> (N, H): mean over the text's tokens."""
     if texts.mask is not None:
         weight = texts.mask.unsqueeze(-1).to(states.dtype)  # (N, T, 1)
@@ -23,8 +23,8 @@ def mean_pooling(states: Tensor, texts: Texts) -> Tensor:
     return sums / lengths.clamp(min=1).unsqueeze(-1)
 
 
-@eager
-def max_pooling(states: Tensor, texts: Texts) -> Tensor:
+@no_compile
+def max_pooling(states: Tensor, texts: TextLayout) -> Tensor:
     """(N, T, H) or (1, P, H) -> (N, H): maximum over the text's tokens."""
     if texts.mask is not None:
         hidden = ~texts.mask.unsqueeze(-1).bool()
@@ -33,7 +33,7 @@ def max_pooling(states: Tensor, texts: Texts) -> Tensor:
     return torch.stack([part.amax(0) for part in parts])
 
 
-def cls_pooling(states: Tensor, texts: Texts) -> Tensor:
+def cls_pooling(states: Tensor, texts: TextLayout) -> Tensor:
     """(N, T, H) or (1, P, H) -> (N, H): the text's first token."""
     if texts.cu_seq_lens is not None:
         return states[0, texts.cu_seq_lens[:-1].long()]
@@ -42,7 +42,7 @@ def cls_pooling(states: Tensor, texts: Texts) -> Tensor:
     return states[torch.arange(states.shape[0], device=states.device), first]
 
 
-def last_token_pooling(states: Tensor, texts: Texts) -> Tensor:
+def last_token_pooling(states: Tensor, texts: TextLayout) -> Tensor:
     """(N, T, H) or (1, P, H) -> (N, H): the text's last token."""
     if texts.cu_seq_lens is not None:
         return states[0, texts.cu_seq_lens[1:].long() - 1]
@@ -64,13 +64,13 @@ def layers_needed(pooling: str) -> int:
     return 4 if pooling == "mean_last_4" else 1
 
 
-def pool(states: tuple[Tensor, ...], texts: Texts, pooling: str) -> Tensor:
+def pool(states: tuple[Tensor, ...], texts: TextLayout, pooling: str) -> Tensor:
     """One vector per text.
 
     Args:
         states: the last hidden states, each (N, T, H) or packed (1, P, H), the final layer last;
             `mean_last_4` reads four of them, the others the final one.
-        texts: where the texts are.
+        texts: layout of the texts.
         pooling: one of `POOLINGS`.
 
     Returns:

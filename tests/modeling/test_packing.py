@@ -19,12 +19,12 @@ def parts():
     return [torch.randn(shape, generator=generator).requires_grad_() for _ in range(3)]
 
 
-def one_by_one(query, key, value, reach, scaling):
+def one_by_one(query, key, value, window, scaling):
     """Each text alone, (1, P, 4, 8)."""
     found = []
     for x, y, z in zip(*(t.split(LENGTHS, dim=2) for t in (query, key, value)), strict=True):
         place = torch.arange(x.shape[2])
-        near = None if reach is None else (place[:, None] - place).abs() <= reach
+        near = None if window is None else (place[:, None] - place).abs() <= window
         found.append(F.scaled_dot_product_attention(x, y, z, attn_mask=near, scale=scaling))
     return torch.cat(found, dim=2).transpose(1, 2)
 
@@ -34,21 +34,21 @@ def gradients(out, given):
     return torch.autograd.grad((out * weights).sum(), given)
 
 
-@pytest.mark.parametrize("reach", [None, 0, 2, 20])
+@pytest.mark.parametrize("window", [None, 0, 2, 20])
 @pytest.mark.parametrize("way", ["runs", "rows"])
-def test_each_text_sees_itself_alone(way, reach):
+def test_each_text_sees_itself_alone(way, window):
     given = parts()
-    expected = one_by_one(*given, reach, 0.3)
+    expected = one_by_one(*given, window, 0.3)
     if way == "runs":
-        found = attention._by_runs(*given, reach, 0.0, 0.3, STARTS)
+        found = attention._by_runs(*given, window, 0.0, 0.3, STARTS)
     else:
-        found = attention._by_rows(*given, reach, 0.0, 0.3, STARTS, max(LENGTHS))
+        found = attention._by_rows(*given, window, 0.0, 0.3, STARTS, max(LENGTHS))
     assert_close(found, expected)
     assert_close(gradients(found, given), gradients(expected, given))
 
 
-@pytest.mark.parametrize("reach", [None, 2])
-def test_the_kernel_is_given_what_it_wants(reach, monkeypatch):
+@pytest.mark.parametrize("window", [None, 2])
+def test_the_kernel_is_given_what_it_wants(window, monkeypatch):
     """There is no such kernel on a CPU: its place is taken by its definition."""
 
     def kernel(query, key, value, starts, ends, most, longest, *, scale, window_size):
@@ -61,8 +61,8 @@ def test_the_kernel_is_given_what_it_wants(reach, monkeypatch):
 
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     given = parts()
-    found = attention._by_kernel(*given, reach, 0.3, STARTS, max(LENGTHS))
-    assert_close(found, one_by_one(*given, reach, 0.3))
+    found = attention._by_kernel(*given, window, 0.3, STARTS, max(LENGTHS))
+    assert_close(found, one_by_one(*given, window, 0.3))
 
 
 def test_dropout_drops_weights_of_attention():

@@ -65,8 +65,8 @@ def make_balancer(
 
     Args:
         options: the recipe's, without faults.
-        tasks: by name; their order changes nothing.
-        rows: of each task in the training data.
+        tasks: configs by task; their order changes nothing.
+        rows: number of training rows by task.
         seed: together with the step it decides what is left to chance.
 
     Raises:
@@ -88,7 +88,7 @@ def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
 
     Args:
         recipe: the recipe.
-        sources: of its data; tasks that share their rows have one source.
+        sources: number of sources of its data; tasks that share their rows have one.
     """
     method, training = recipe.balancing.method, recipe.training
     balancer, faults = METHODS[method], _option_faults(recipe.balancing)
@@ -138,10 +138,10 @@ def _compile_faults(recipe: Recipe) -> list[str]:
 
 
 def _option_faults(options: Balancing) -> list[str]:
-    own = (*OPTIONS.get(options.method, ()), "gradient_steps")
+    allowed = (*OPTIONS.get(options.method, ()), "gradient_steps")
     return [
-        f"balancing.{key}: {options.method} does not read it; allowed: {', '.join(own)}"
-        for key in sorted({key for keys in OPTIONS.values() for key in keys} - set(own))
+        f"balancing.{key}: {options.method} does not read it; allowed: {', '.join(allowed)}"
+        for key in sorted({key for keys in OPTIONS.values() for key in keys} - set(allowed))
         if getattr(options, key) is not None
     ]
 

@@ -16,8 +16,8 @@ from ..adapters import attach_adapters
 from ..batches.strategies import passes_by_source
 from ..data.loading import Source, load_sources
 from ..errors import UserError
-from ..evaluation.metrics import default_metrics
 from ..inference.load import load_model
+from ..kinds import kind_of
 from ..optimization.parameter_groups import freeze_faults
 from ..recipe.arguments import optimizer_faults, training_arguments
 from ..recipe.reader import load_recipe
@@ -202,8 +202,8 @@ def _best_model_faults(run: PreparedRun) -> list[str]:
     for source in run.sources:
         for task in source.tasks if "validation" in source.splits else ():
             options = source.tasks[task]
-            scored = options.data.label is not None
-            metrics = options.metrics or default_metrics(run.configs[task], scored=scored)
+            kind = kind_of(run.configs[task]).scored_as(options)
+            metrics = options.metrics or kind.default_metrics
             names |= {f"{task}_{metric}" for metric in ["loss", *metrics]}
             if "entity_f1" in metrics:
                 names |= {f"{task}_precision", f"{task}_recall"}

@@ -33,7 +33,7 @@ from ..reports.figures import SECTIONS
 from ..reports.page import PAGE
 from ..reports.task_report import write_reports
 from ..trainer.checkpoints import is_intact, latest_intact, stays
-from ..trainer.fsdp import own_class
+from ..trainer.fsdp import unsharded_class
 from ..trainer.identity import check_resume
 from ..trainer.trainer import MultiTaskTrainer
 from .setup import PreparedRun, prepare
@@ -70,7 +70,7 @@ def train(
         model, metrics = trainer.model_for_tasks, scores.get("tasks")
         runs = [about(trainer, run, scores)]
         advice = partial(stays, folder)
-        with write_aside(folder / MODEL, advice=advice) as aside, own_class(model):
+        with write_aside(folder / MODEL, advice=advice) as aside, unsharded_class(model):
             save_folder(model, run.tokenizer, aside, metrics=metrics, runs=runs, state_dict=state)
         with explained(folder, advice):
             write_json(folder / SCORES, scores)
