@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ..kinds import kind_of
 from .base import Balancer, Numbers
 
 # ---- weights known before the step ----
@@ -32,7 +33,7 @@ class ClassWeights(Balancer):
 
 def _classes(task: TaskConfig) -> int:
     """Classes that a label of the task is one of; 1 where there are none."""
-    return 2 if task.problem_type == "multi_label_classification" else task.num_labels
+    return 2 if kind_of(task).label_type == "classes" else task.num_labels
 
 
 class RandomWeights(Balancer):

@@ -7,9 +7,10 @@ import numpy as np
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..batches.sampler import epochs_of, make_sampler
-from ..data.labels import labels_in
 from ..data.loading import Source, unseen_labels
 from ..data.tokenization import tokenize
+from ..kinds import kind_of
+from ..kinds.values import labels_in
 from ..optimization.parameter_groups import parameter_table
 from .setup import Prepared, checked_arguments
 
@@ -91,17 +92,10 @@ def _decoded(found: Prepared, source: Source, name: str, row: dict[str, Any]) ->
     """A tokenized row back to text, with the label that the head is trained on."""
     tokenizer, config = found.tokenizer, found.configs[name]
     texts = [tokenizer.decode(ids) for ids in row["input_ids"]]
-    label: Any = row.get(f"labels_{name}")
-    names = config.labels or []
-    if config.head == "token_classification":
-        tokens = tokenizer.convert_ids_to_tokens(row["input_ids"][0])
-        label = " ".join(
-            f"{token}/{names[i]}" for token, i in zip(tokens, label, strict=True) if i >= 0
-        )
-    elif config.problem_type == "multi_label_classification":
-        label = [name for name, value in zip(names, label, strict=True) if value == 1]
-    elif config.problem_type == "single_label_classification":
-        label = names[label] if label >= 0 else None
+    kind, label = kind_of(config), row.get(f"labels_{name}")
+    if not kind.labels_from_tokens:
+        tokens: Any = tokenizer.convert_ids_to_tokens(row["input_ids"][0])
+        label = kind.decode(label, tokens)
     return {"row": row["row"], "text": texts[0] if len(texts) == 1 else texts, "label": label}
 
 

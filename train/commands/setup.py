@@ -25,9 +25,9 @@ from ..artifacts import read_json
 from ..batches.strategies import passes_by_source
 from ..data.loading import Source, load_sources
 from ..errors import UserError
-from ..evaluation.metrics import default_metrics
 from ..hub.sentence_transformers import POOLING_FLAGS
 from ..inference.load import load_model
+from ..kinds import kind_of
 from ..optimization.parameter_groups import freeze_faults
 from ..recipe.arguments import REFUSALS, optimizer_faults, training_arguments
 from ..recipe.packages import package_folder
@@ -196,8 +196,7 @@ def _training_faults(found: Prepared, args: TrainingArguments) -> list[str]:
         for source in found.sources:
             for task in source.tasks if "validation" in source.splits else ():
                 config, recipe = found.configs[task], source.tasks[task]
-                scored = recipe.data.label is not None
-                metrics = recipe.metrics or default_metrics(config, scored=scored)
+                metrics = recipe.metrics or kind_of(config).scored_as(recipe).default_metrics
                 names |= {f"{task}_{metric}" for metric in ["loss", *metrics]}
                 if "entity_f1" in metrics:
                     names |= {f"{task}_precision", f"{task}_recall"}

@@ -18,10 +18,12 @@ from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.tags import split_tag
 from ...modeling.windows import locate_words
 from ..errors import UserError
+from ..kinds import SplitRows, kind_of
+from ..kinds.values import labels_in, rows_named
 from ..recipe.schema import DataConfig, Recipe, TaskRecipe
-from .checks import label_faults, rows_named, text_faults
+from .checks import text_faults
 from .label_values import class_notes, missing_notes, read_labels
-from .labels import find_labels, labels_in
+from .labels import find_labels
 from .splits import load_splits
 from .tags import tag_faults
 
@@ -65,7 +67,20 @@ class Source:
             return config.scheme
         return self.configs[task].scheme or config.scheme
 
-    def texts_of(self, batch: dict[str, list]) -> list[list[str]]:
+    def split_rows(
+        self, task: str, batch: dict[str, list], config: TaskConfig | None = None
+    ) -> SplitRows:
+        """A batch of raw rows, as the kind of a task reads them.
+
+        Args:
+            task: name of the task.
+            batch: columns.
+            config: the task as the model knows it; default as found in the data.
+        """
+        scheme = self.scheme_of(task, config or self.configs[task])
+        return SplitRows(batch, self.tasks[task].data, self.text, scheme=scheme)
+
+    def texts_of(self, batch: dict[str, list]) -> list[list[Any]]:
         """For each text column in turn, the texts of a batch of rows."""
         data = self.data
         if self.text is None:
@@ -167,12 +182,9 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
         by_text: dict[tuple, dict[str, TaskRecipe]] = {}
         for name, task in same_rows.items():
             columns = (task.data.text, task.data.text_pair, task.data.negative)
-            # embedding rows are groups of texts: not to be shared with heads over one text
-            grouped = task.head == "embedding" and (task.data.text_pair or task.prompts)
-            kind = repr(task.prompts) if grouped else False
             words = task.data.tokens if task.data.text is None else None  # they are the text
-            by_text.setdefault((*columns, kind, words), {})[name] = task
-        single = [key for key in by_text if key[0] and key[1:4] == (None, None, False)]
+            by_text.setdefault((*columns, kind_of(task).row_form, words), {})[name] = task
+        single = [key for key in by_text if key[0] and key[1:4] == (None, None, None)]
         bare = [key for key in by_text if key[0] is None]
         if len(single) == len(bare) == 1:  # words and their text: one pass over the text for both
             both = {**by_text[single[0]], **by_text.pop(bare[0])}
@@ -212,9 +224,9 @@ def _check_rows(source: Source) -> list[str]:
             place, label = f"tasks.{name}.data", str(task.data.label)
             if task.data.tokens is not None:
                 faults += _token_faults(source, name, split, batch)
-            is_sentence = task.data.label is not None and task.head != "token_classification"
-            if is_sentence and name not in unread:
-                faults += label_faults(task, place, split, batch[label])
+            kind = kind_of(task)
+            if task.data.label is not None and kind.label_type != "tags" and name not in unread:
+                faults += kind.label_faults(task.data, place, split, batch[label])
     if faults:
         return faults
     for name, task in source.tasks.items():
@@ -233,7 +245,7 @@ def _label_notes(source: Source, name: str) -> list[str]:
     if task.data.label is None:
         return []
     lines = missing_notes(name, task, source.splits)
-    if labels and task.head == "sequence_classification":
+    if labels and kind_of(task).label_type != "tags":
         values = source.splits["train"][:][task.data.label]
         lines += class_notes(
             name, task, labels, Counter(chain.from_iterable(map(labels_in, values)))
@@ -245,7 +257,8 @@ def _token_faults(source: Source, name: str, split: str, batch: dict[str, list])
     """Faults of words, of tags against words, and of words against the text beside them."""
     data, place = source.tasks[name].data, f"tasks.{name}.data"
     tokens = batch[str(data.tokens)]
-    tags = batch[str(data.label)] if source.tasks[name].head == "token_classification" else None
+    has_tags = kind_of(source.tasks[name]).label_type == "tags"
+    tags = batch[str(data.label)] if has_tags else None
     # beside a text, a row without tags needs no words either: the task skips it
     skips = [source.text is not None and row is None for row in (tokens if tags is None else tags)]
     bad = [

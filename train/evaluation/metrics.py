@@ -1,4 +1,4 @@
-"""Metrics as `evaluate.Metric`s that need no download, and which of them fit which task.
+"""Metrics as `evaluate.Metric`s that need no download.
 
 Each takes plain Python values (label strings, numbers, lists of tags), so the same classes serve
 the trainer, `polyhead evaluate` and anybody with two lists in hand. A reference that the model
@@ -17,6 +17,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.tags import spans_of
+from ..kinds import kind_of
 
 TEXT = datasets.Value("string")
 NUMBER = datasets.Value("float64")
@@ -215,38 +216,6 @@ METRICS: dict[str, type[_Metric]] = {
 LOWER_IS_BETTER = ("mse",)
 
 
-def metrics_for(task: TaskConfig, *, scored: bool = True) -> tuple[str, ...]:
-    """The metrics that fit a task.
-
-    Args:
-        task: the task.
-        scored: for embeddings, whether pairs carry scores (texts, for the loss mse, a teacher's
-            vectors: `cosine` is the mean cosine to them); without, `accuracy` is the share of
-            anchors whose nearest candidate is their own positive.
-    """
-    if task.head == "embedding" and task.loss == "mse":
-        return ("cosine",)
-    if task.head == "embedding":
-        return ("spearman", "pearson") if scored else ("accuracy",)
-    if task.head == "masked_lm":
-        return ("token_accuracy",)
-    if task.head == "token_classification":
-        return ("entity_f1", "token_accuracy") if task.scheme else ("token_accuracy",)
-    return {
-        "single_label_classification": ("accuracy", "f1_macro", "f1_micro", "mcc"),
-        "multi_label_classification": ("f1_micro", "f1_macro"),
-        "regression": ("pearson", "spearman", "mse"),
-    }[str(task.problem_type)]
-
-
-def default_metrics(task: TaskConfig, *, scored: bool = True) -> list[str]:
-    """The metrics of a task that names none, the one for the macro score first."""
-    if task.problem_type == "single_label_classification":
-        return ["accuracy", "f1_macro"]
-    fitting = metrics_for(task, scored=scored)
-    return [fitting[0]] if task.scheme else list(fitting)
-
-
 def main_metric(names: Sequence[str]) -> str:
     """The first metric for which higher is better: the one that enters the macro score."""
     return next((name for name in names if name not in LOWER_IS_BETTER), names[0])
@@ -273,12 +242,14 @@ def compute(
         metric name to value; `entity_f1` brings `precision`, `recall` and `per_type` along.
     """
     values: dict[str, Any] = {}
+    single = kind_of(task).label_type == "class"
     for name in names:
         if name == "entity_f1" and entities is not None:
             values.update(entity_scores(*entities))
             continue
         metric = EntityF1(str(task.scheme)) if name == "entity_f1" else METRICS[name]()
-        lists = isinstance(metric, _F1) and task.problem_type != "multi_label_classification"
-        given = [[[x] for x in side] if lists else side for side in (predictions, references)]
-        values.update(metric.compute(predictions=given[0], references=given[1]) or {})
+        sides = {"predictions": predictions, "references": references}
+        if single and isinstance(metric, _F1):  # which counts lists of labels
+            sides = {side: [[label] for label in labels] for side, labels in sides.items()}
+        values.update(metric.compute(**sides) or {})
     return values

@@ -7,33 +7,25 @@ task's logits: what does not fit is refused, not approximated.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.heads import HEADS
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..adapters import merged_encoder
 from ..artifacts import write_aside
 from ..errors import UserError
 from ..hub.proof import probe_rows
 from ..hub.sentence_transformers import save_sentence_transformers
+from ..kinds import kind_of
 from ..outputs import source_fault, target_faults
 
-AUTO = {
-    "sequence_classification": AutoModelForSequenceClassification,
-    "token_classification": AutoModelForTokenClassification,
-    "masked_lm": AutoModelForMaskedLM,
-    "embedding": AutoModel,
-}
+BARE = "AutoModel"  # transformers' class without a head
 TOLERANCE = 1e-4  # of logits: merging rounds the sum of two weights once, instead of two products
 
 
@@ -67,14 +59,18 @@ def export_hf(
     if faults:
         raise UserError("export", faults)
     config, head = model.config.tasks[task], model.heads[task]
-    if config.head == "embedding" and config.projection:
+    kind = kind_of(config)
+    if kind.auto_class is None:
+        raise UserError("export", [f"{task}: transformers has no class for head {config.head}"])
+    bare = kind.auto_class == BARE
+    if bare and config.projection:
         raise UserError("export", [f"{task}: a plain encoder has no place for its projection"])
     plain = merged_encoder(model, config.adapter)
-    exported = plain if config.head == "embedding" else _with_head(plain, config, head)
+    exported = plain if bare else _with_head(plain, config, head)
     with write_aside(folder) as aside:
         exported.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        if config.head == "embedding":
+        if bare:
             pooled = replace(config, pooling=config.pooling or model.config.pooling)
             width = model.config.hidden_size
             save_sentence_transformers(tokenizer, aside, plain=(pooled, width))
@@ -105,11 +101,11 @@ def _with_head(encoder: PreTrainedModel, task: TaskConfig, head: nn.Module) -> P
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
-    elif task.problem_type == "regression":
+    elif kind_of(task).label_type == "number":
         config.num_labels = 1
     config.problem_type = task.problem_type  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        whole = AUTO[task.head].from_config(config)
+        whole = _auto_class(task).from_config(config)
     except ValueError as error:
         reason = f"transformers has no {task.head} model for {config.model_type}"
         raise UserError("export", [reason]) from error
@@ -134,21 +130,25 @@ def _with_head(encoder: PreTrainedModel, task: TaskConfig, head: nn.Module) -> P
 def _difference(model: PolyheadModel, task: str, folder: Path) -> float:
     """Largest difference of the task's logits (token states for embeddings) on the probe."""
     config = model.config.tasks[task]
-    probe, written = probe_rows(model), AUTO[config.head].from_pretrained(folder).eval()
+    probe, written = probe_rows(model), _auto_class(config).from_pretrained(folder).eval()
     training = model.training
     output, expected = written(**probe), model.eval()(**probe, tasks=[task])
     model.train(training)
     real = probe["attention_mask"].bool()
     pairs: tuple[Tensor, Tensor] = (
         (output.last_hidden_state[real], expected.last_hidden_state[real])
-        if config.head == "embedding"
+        if kind_of(config).auto_class == BARE
         else (output.logits, expected.logits[task])
     )
     if pairs[0].shape != pairs[1].shape:
         return float("inf")
-    if config.head in ("token_classification", "masked_lm"):
+    if HEADS[config.head].per_token:
         pairs = (pairs[0][real], pairs[1][real])
     return float((pairs[0] - pairs[1]).abs().max())
+
+
+def _auto_class(task: TaskConfig) -> Any:
+    return getattr(transformers, str(kind_of(task).auto_class))
 
 
 def _misfit(name: str, task: str, config: TaskConfig, difference: float) -> str:

@@ -22,6 +22,7 @@ from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import PLOTS, RUNS, SCORES
 from ..data.loading import Source
 from ..escape import code, fenced, in_markdown, paragraph
+from ..kinds import kind_of
 from ..recipe.schema import DataConfig, Recipe
 from ..records import MODEL_SCORES, TRAININGS, read_record
 from ..reports.curves import training_curves
@@ -29,12 +30,6 @@ from ..reports.figures import SECTIONS
 from .proof import read_proofs
 
 LOCAL = ("parquet", "csv", "json", "jsonl", "text", "arrow")  # `path` of data that is no Hub id
-HUB_TASKS = {  # head to the Hub's name of the task
-    "sequence_classification": "text-classification",
-    "token_classification": "token-classification",
-    "embedding": "sentence-similarity",
-    "masked_lm": "fill-mask",
-}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 FIGHT = -0.1  # mean cosine of gradients below which two tasks are said to pull apart
 
@@ -200,7 +195,7 @@ def _metadata(
     """The block at the head of the card."""
     results = [
         EvalResult(
-            task_type=HUB_TASKS[model.config.tasks[name].head],
+            task_type=kind_of(model.config.tasks[name]).pipeline_tag,
             task_name=name,
             dataset_type=data.get(name, {}).get("data") or name,
             dataset_name=data.get(name, {}).get("data") or f"{name} (local files)",
@@ -215,7 +210,7 @@ def _metadata(
     ]
     cards = [run["card"] for run in runs]
     sets = sorted({about["data"] for about in data.values() if about["data"]})
-    kinds = {HUB_TASKS[task.head] for task in model.config.tasks.values()}
+    kinds = {kind_of(task).pipeline_tag for task in model.config.tasks.values()}
     return ModelCardData(
         language=sorted({tongue for card in cards for tongue in card["language"]}) or None,
         license=next((card["license"] for card in reversed(cards) if card["license"]), None),

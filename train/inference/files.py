@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.pipeline_polyhead import PolyheadPipeline
-from ..data.checks import is_text
 from ..data.jsonlines import JsonText
 from ..data.loading import reason
 from ..data.source import ENDINGS, ending, open_files
 from ..distributed import Ranks
 from ..errors import UserError
+from ..kinds import kind_of
+from ..kinds.values import is_text
 from .shards import JSON_TEXT, OutputParts, holds_json
 
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by a type checker
@@ -118,21 +118,7 @@ def _schema(rows: datasets.Dataset, answers: datasets.Features) -> pa.Schema:
 
 def answer_features(pipe: PolyheadPipeline, tasks: Iterable[str]) -> datasets.Features:
     """The columns that the pipeline's answers make: the same for every shard, even an empty one."""
-    return datasets.Features({name: _feature(pipe.model.config.tasks[name]) for name in tasks})
-
-
-def _feature(task: TaskConfig) -> Any:
-    score, string, place = (datasets.Value(kind) for kind in ("float64", "string", "int64"))
-    if task.head == "embedding":
-        return datasets.List(datasets.Value("float32"))
-    if task.head == "token_classification":
-        entity = {"entity_group": string, "score": score, "word": string}
-        return datasets.List({**entity, "start": place, "end": place})
-    if task.problem_type == "regression":
-        return {"score": score}
-    label = {"label": string, "score": score}
-    several = task.head == "masked_lm" or task.problem_type == "multi_label_classification"
-    return datasets.List(label) if several else label
+    return datasets.Features({n: kind_of(pipe.model.config.tasks[n]).feature() for n in tasks})
 
 
 def _answered(pipe: PolyheadPipeline, job: FileJob, given: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..artifacts import put_in_place, read_json, write_json
-from ..data.checks import is_text
 from ..data.loading import reason
 from ..errors import UserError
+from ..kinds.values import is_text
 
 JSON_TEXT = {b"polyhead": b"json"}  # metadata of a column of JSON texts
 GROUP = 16 * 2**20  # bytes of a row group of the joined parquet file

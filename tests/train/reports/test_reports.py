@@ -14,18 +14,17 @@ from PIL import Image
 from polyhead.train.data.tokenization import tokenize
 from polyhead.train.errors import UserError
 from polyhead.train.evaluation.scoring import EvalSplit, score
-from polyhead.train.reports import curves, page
-from polyhead.train.reports import figures as plots
-from polyhead.train.reports.curves import training_curves, training_plots
-from polyhead.train.reports.page import report
-from polyhead.train.reports.task_report import (
+from polyhead.train.kinds.counting import (
     compare_numbers,
     confusion,
     multi_label_confusion,
     reliability,
-    task_report,
-    write_reports,
 )
+from polyhead.train.reports import curves, page
+from polyhead.train.reports import figures as plots
+from polyhead.train.reports.curves import training_curves, training_plots
+from polyhead.train.reports.page import report
+from polyhead.train.reports.task_report import task_report, write_reports
 from sklearn import metrics as sklearn_metrics
 from sklearn.preprocessing import MultiLabelBinarizer
 from train_helpers import (
