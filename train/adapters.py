@@ -5,6 +5,7 @@ that some encoders' names do not fit, and a list of names in adapter_config.json
 """
 
 import copy
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import peft
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ..modeling.adapter_options import (
     NOT_READ,
@@ -25,7 +25,7 @@ from ..modeling.checks import check_task_name
 from ..modeling.modeling_polyhead import PolyheadModel
 from ..modeling.routing import Routed, layers_of, line_up
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 KINDS = {"lora": peft.LoraConfig, "ia3": peft.IA3Config}
 ALL_LINEAR = "all-linear"  # PEFT's word
 LIST_OF_NAMES = "write a list of module names"

@@ -16,6 +16,7 @@ from .console import (
     err,
     is_first_rank,
     note,
+    notes_shown,
     print_affinity,
     print_export,
     print_json,
@@ -71,7 +72,7 @@ def train(
     """Train a recipe; the finished model is saved in output_dir/model."""
     from ..commands.training import train as run
 
-    scores = run(recipe, overrides, overwrite=overwrite, notify=note)
+    scores = run(recipe, overrides, overwrite=overwrite)
     _show_run(scores, as_json=as_json)
     _leave_ranks()
 
@@ -87,7 +88,7 @@ def add_task(
     """Train new tasks onto a finished model; prove that the others stay the same."""
     from ..commands.edit_tasks import add_task as run
 
-    scores = run(model, recipe, overrides, overwrite=overwrite, notify=note)
+    scores = run(model, recipe, overrides, overwrite=overwrite)
     _show_run(scores, as_json=as_json)
     if is_first_rank() and not as_json:
         say("proven: the encoder and all other tasks are the same to the bit")
@@ -194,9 +195,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a model on the data of a recipe."""
-    from ..commands.training import evaluate as run
+    from ..commands.scoring import evaluate as run
 
-    scores = run(model, recipe, overrides, split=split, notify=note)
+    scores = run(model, recipe, overrides, split=split)
     if not is_first_rank():
         return
     if as_json:
@@ -232,7 +233,7 @@ def inspect(
         say(f"logits: {'as the proof says' if same else 'made elsewhere, not compared'}")
         return
     if what.endswith((".yaml", ".yml")):
-        report = inspect_recipe(prepare(what, overrides), what)
+        report = inspect_recipe(prepare(what, overrides))
         show = print_recipe
     else:
         report = inspect_model(load_model(what)[0])
@@ -271,7 +272,7 @@ def affinity(
     """Should these tasks share a model? A short joint run compares them."""
     from ..affinity.measure import affinity as run
 
-    result = run(recipe, overrides, steps=steps, full=full, notify=note)
+    result = run(recipe, overrides, steps=steps, full=full)
     if as_json:
         print_json(result)
     else:
@@ -301,7 +302,8 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that the terminal lacks is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(arguments)
+        with notes_shown():
+            app(arguments)
     except UserError as error:
         show_fault(str(error))
         sys.exit(2)

@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ..errors import UserError
-from .console import err, note, print_answer, print_json, say, show_fault
+from .console import err, print_answer, print_json, say, show_fault
 
 if TYPE_CHECKING:
     from ...modeling.pipeline_polyhead import PolyheadPipeline
@@ -195,7 +195,7 @@ def _predict_rows(
         bar.update(task, completed=done, total=total)
 
     try:
-        rows = predict_file(pipe, job, ranks=ranks, notify=note, progress=progress)
+        rows = predict_file(pipe, job, ranks=ranks, progress=progress)
     finally:
         bar.stop()
     if ranks.is_first:

@@ -12,46 +12,42 @@ from ..data.tokenization import tokenize
 from ..kinds import kind_of
 from ..kinds.values import labels_in
 from ..optimization.parameter_groups import parameter_table
-from .setup import Prepared, checked_arguments
+from .setup import PreparedRun
 
 SAMPLES = 3
 
 
-def inspect_recipe(found: Prepared, path: str) -> dict[str, Any]:
+def inspect_recipe(run: PreparedRun) -> dict[str, Any]:
     """Rows, label counts, lengths and three decoded rows of each task; what is drawn and trained.
 
     Returns:
         `{"tasks": {task: {...}}, "draws": [...], "parameters": [...], "notes": [...]}`, ready for
         JSON; see `parameter_table`.
-
-    Raises:
-        UserError: training arguments that do not fit the data or the model.
     """
-    args = checked_arguments(found, path)
     tasks, sizes = {}, {}
-    for source in found.sources:
-        rows = tokenize(source, "train", found.tokenizer)
+    for source in run.sources:
+        rows = tokenize(source, "train", run.tokenizer)
         sizes[source.name] = len(rows)
         lengths = [len(text) for texts in rows["input_ids"] for text in texts]
         for name in source.tasks:
             tasks[name] = {
-                "head": found.configs[name].head,
+                "head": run.configs[name].head,
                 "source": source.name,
                 "rows": {split: len(part) for split, part in source.splits.items()},
                 "windows": len(rows),
                 "tokens": _summary(lengths),
-                "cut": sum(n >= found.tokenizer.model_max_length for n in lengths),
+                "cut": sum(n >= run.tokenizer.model_max_length for n in lengths),
                 "labels": _label_counts(source, name),
-                "samples": [_decoded(found, source, name, rows[i]) for i in _spread(len(rows))],
+                "samples": [_decoded(run, source, name, rows[i]) for i in _spread(len(rows))],
             }
     ranges = {name: range(size) for name, size in sizes.items()}
-    sampler = make_sampler(ranges, found.tasks_by_source, found.multitask, args)
-    recipe = found.recipe
+    sampler = make_sampler(ranges, run.tasks_by_source, run.multitask, run.args)
+    recipe = run.recipe
     return {
         "tasks": dict(sorted(tasks.items())),
-        "draws": sampler.summary(epochs_of(args, sampler)),
-        "parameters": parameter_table(found.model, recipe.freeze, recipe.optimizer, args),
-        "notes": unseen_labels(found.sources),
+        "draws": sampler.summary(epochs_of(run.args, sampler)),
+        "parameters": parameter_table(run.model, recipe.freeze, recipe.optimizer, run.args),
+        "notes": unseen_labels(run.sources),
     }
 
 
@@ -88,9 +84,9 @@ def _label_counts(source: Source, name: str) -> dict[str, Any]:
     }
 
 
-def _decoded(found: Prepared, source: Source, name: str, row: dict[str, Any]) -> dict[str, Any]:
+def _decoded(run: PreparedRun, source: Source, name: str, row: dict[str, Any]) -> dict[str, Any]:
     """A tokenized row back to text, with the label that the head is trained on."""
-    tokenizer, config = found.tokenizer, found.configs[name]
+    tokenizer, config = run.tokenizer, run.configs[name]
     texts = [tokenizer.decode(ids) for ids in row["input_ids"]]
     kind, label = kind_of(config), row.get(f"labels_{name}")
     if not kind.labels_from_tokens:

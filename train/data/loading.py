@@ -90,12 +90,11 @@ class Source:
         return [batch[column] for column in columns if column is not None]
 
 
-def load_sources(recipe: Recipe, source: str = "data") -> list[Source]:
+def load_sources(recipe: Recipe) -> list[Source]:
     """Load and check the data of all tasks.
 
     Args:
         recipe: the recipe.
-        source: name of the recipe, for the error.
 
     Raises:
         UserError: with every fault of the data against the recipe.
@@ -117,7 +116,7 @@ def load_sources(recipe: Recipe, source: str = "data") -> list[Source]:
         faults += found_faults
         sources.append(found)
     if faults:
-        raise UserError(source, faults)
+        raise UserError(recipe.path, faults)
     return sources
 
 

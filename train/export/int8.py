@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import write_aside, write_json
-from ..commands.training import evaluate
+from ..commands.scoring import evaluate
 from ..data.loading import Source, load_sources
 from ..data.tokenization import tokenize
 from ..errors import UserError
@@ -74,7 +74,7 @@ def export_int8(
     faults += output_faults(model, folder, overwrite=overwrite)
     if faults:
         raise UserError("export", faults)
-    sources = load_sources(loaded_recipe, str(recipe))
+    sources = load_sources(loaded_recipe)
     split = "validation" if all("validation" in s.splits for s in sources) else "test"
     with write_aside(folder) as small, tempfile.TemporaryDirectory() as scratch:
         full = Path(scratch) / "fp32"

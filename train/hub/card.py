@@ -102,7 +102,7 @@ def _hub_id(encoder: Any) -> str | None:
 def _published(recipe: Recipe) -> dict[str, Any]:
     """The recipe's keys that differ from their defaults, without places of files."""
     published = _without_defaults(asdict(recipe), _defaults(recipe))
-    for key in ("output_dir", "card"):
+    for key in ("path", "output_dir", "card"):
         published.pop(key, None)
     if _hub_id(recipe.encoder) is None:
         published.pop("encoder", None)

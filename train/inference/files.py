@@ -7,6 +7,7 @@ call goes on after the shards that an earlier one has finished, and several proc
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from ..kinds import kind_of
 from ..kinds.values import is_text
 from .shards import JSON_TEXT, OutputParts, holds_json
 
+logger = logging.getLogger(__name__)
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by a type checker
 SHARD = 2048  # rows
 SIZES = ("batch_tokens", "batch_size")  # smaller ones may go on where memory was short
@@ -65,7 +67,6 @@ def predict_file(
     job: FileJob,
     *,
     ranks: Ranks,
-    notify: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Predict for every row of a file; the output holds its columns and one per task.
@@ -74,7 +75,6 @@ def predict_file(
         pipe: the model and its tokenizer.
         job: what to predict.
         ranks: the processes that share the work.
-        notify: called with how the model computes and what an earlier call has left done.
         progress: called with rows done, as far as this process knows, and rows in all.
 
     Returns:
@@ -88,10 +88,10 @@ def predict_file(
     schema = _schema(rows, answer_features(pipe, job.tasks))
     parts = OutputParts(job.target, _plan(pipe, job, rows), schema)
     ranks.together(parts.claim if ranks.is_first else parts.find)
-    notify(f"compute: {pipe.model.compute.reason}")
+    logger.info(f"compute: {pipe.model.compute.reason}")
     found = parts.finished()
     if found:
-        notify(f"{len(found)} of {parts.count} shards were there")
+        logger.info(f"{len(found)} of {parts.count} shards were there")
     progress(parts.finished_rows(), len(rows))
     table = rows.with_format("arrow")
     for number in range(ranks.rank, parts.count, ranks.count):

@@ -5,18 +5,18 @@ the optimizer from the start, so that a checkpoint of any epoch fits; torch's op
 weights without a gradient as they are, weight decay included.
 """
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
-from transformers.utils import logging
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..recipe.schema import Freeze, OptimizerOptions, Unfreeze
 from .model_parts import Part, model_parts
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 EPSILON = 1e-6  # of an epoch: sums of fractions are not exact
 Scheduled = list[tuple[Part, float | None]]  # each with the epoch it trains from; None: never
 
@@ -130,7 +130,7 @@ class Unfreezing(TrainerCallback):
                 weight.requires_grad_(self._keeps_gradients or layer not in self.frozen)
         joined = [str(layer) for layer in before if layer not in self.frozen]
         if joined:
-            logger.info(f"epoch {epoch:.2f}: layer {', '.join(joined)} trains from here on")
+            logger.debug(f"epoch {epoch:.2f}: layer {', '.join(joined)} trains from here on")
 
     @property
     def frozen_weights(self) -> list[nn.Parameter]:

@@ -4,15 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
-from transformers.utils import logging
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..recipe.schema import Freeze, OptimizerOptions
 from .freezing import EPSILON, checked_schedule, layer_count, misfits, schedule_of, trained_weights
 from .model_parts import Part, model_parts
-
-logger = logging.get_logger(__name__)
-
 
 # ---- learning rates ----
 

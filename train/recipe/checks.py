@@ -88,9 +88,8 @@ def _file_faults(data: DataConfig) -> list[str]:
     return faults
 
 
-def output_faults(recipe: Recipe) -> list[str]:
+def output_dir_faults(name: str) -> list[str]:
     """An `output_dir` that can be no folder; `~` stands for the home folder."""
-    name = recipe.output_dir
     if not name.strip() or not name.isprintable():
         return [f"output_dir: {name!r:.80} is no name of a folder"]
     try:
@@ -99,7 +98,6 @@ def output_faults(recipe: Recipe) -> list[str]:
         return [f"output_dir: {name}: {error}"]
     if folder.resolve() == Path(folder.anchor or "/").resolve():
         return [f"output_dir: {name} is the root of the disk; name a folder, as runs/mine"]
-    recipe.output_dir = str(folder)
     return []
 
 

@@ -22,7 +22,7 @@ from ..balancing.methods import balancing_faults
 from ..batches.strategies import sampling_faults, sources_of
 from ..errors import UserError
 from .arguments import training_faults, whole_numbers
-from .checks import output_faults, stopping_faults, task_faults
+from .checks import output_dir_faults, stopping_faults, task_faults
 from .schema import Recipe, TaskRecipe
 from .yaml_text import BYTES, read_yaml
 
@@ -80,10 +80,12 @@ def load_recipe(
     faults += balancing_faults(recipe, len(sources_of(recipe)))
     faults += stopping_faults(recipe)
     faults += training_faults(recipe.training)
-    faults += output_faults(recipe)
+    faults += output_dir_faults(recipe.output_dir)
     if faults:
         raise UserError(source, list(dict.fromkeys(faults)))
+    recipe.path = source
     recipe.training = whole_numbers(recipe.training)
+    recipe.output_dir = str(Path(recipe.output_dir).expanduser())
     return recipe
 
 
@@ -206,7 +208,7 @@ def _known_keys(keys: list[str]) -> list[str]:
         hints = get_type_hints(group)
         name = next((n for n in hints if n.rstrip("_") == key), None)  # none: a number in a list
         group = next(iter(_groups_in(hints[name])), group) if name else group
-    return [f.name.rstrip("_") for f in fields(group)]
+    return [f.name.rstrip("_") for f in fields(group) if f.init]
 
 
 def _groups_in(hint: Any) -> list[type]:

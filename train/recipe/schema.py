@@ -1,6 +1,6 @@
 """The keys of a recipe, as dataclasses; `reader.py` reads the file."""
 
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
@@ -360,6 +360,9 @@ class Recipe:
             fastest on this machine for the same numbers; bf16 where that is faster.
         card: for the model card.
         training: fields of TrainingArguments.
+
+    Attributes:
+        path: the file that it was read from, for messages; no key of it.
     """
 
     encoder: str | ScratchEncoder
@@ -376,6 +379,9 @@ class Recipe:
     compute: Mode = "exact"
     card: Card = Field(default_factory=Card)
     training: dict[str, Any] = Field(default_factory=dict)
+    path: Annotated[str, Field(exclude=True)] = field(
+        default="recipe", init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         self.tasks = dict(sorted(self.tasks.items()))

@@ -1,12 +1,12 @@
 """What the Trainer saves, loads and pushes: the folder that users load."""
 
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import logging
 
 from ...modeling.adapters import load_adapter
 from ...modeling.modeling_polyhead import PolyheadModel
@@ -15,7 +15,7 @@ from ..hub.push import HUB_ERRORS, push
 from .checkpoints import AtomicCheckpoints
 from .fsdp import unsharded_class
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class FolderCheckpoints(AtomicCheckpoints):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from polyhead.modeling import PolyheadModel
 from polyhead.train.batches.collator import model_inputs
-from polyhead.train.commands.training import _checkpoint
+from polyhead.train.commands.training import resume_from
 from polyhead.train.data.dataset import MultiTaskDataset
 from polyhead.train.recipe.schema import MultiTaskArguments, Sampling
 from polyhead.train.trainer import evaluation_loop as task_evaluation
@@ -337,35 +337,35 @@ class TestResume:
         folder = Path(trainer.args.output_dir)
         args = trainer.args
         args.resume_from_checkpoint = True
-        assert _checkpoint(args) == str(folder / "checkpoint-3")
+        assert resume_from(args) == str(folder / "checkpoint-3")
         shutil.copytree(folder / "checkpoint-3", folder / "checkpoint-10")
-        assert _checkpoint(args) == str(folder / "checkpoint-10")
+        assert resume_from(args) == str(folder / "checkpoint-10")
 
         weights_file = folder / "checkpoint-10" / "model.safetensors"
         weights_file.write_bytes(weights_file.read_bytes()[:-100])
-        assert _checkpoint(args) == str(folder / "checkpoint-3")
+        assert resume_from(args) == str(folder / "checkpoint-3")
 
         (folder / "checkpoint-3" / "trainer_state.json").unlink()
-        assert _checkpoint(args) == str(folder / "checkpoint-2")
+        assert resume_from(args) == str(folder / "checkpoint-2")
 
         (folder / "checkpoint-2" / "model.safetensors").unlink()
-        assert _checkpoint(args) == str(folder / "checkpoint-1")
+        assert resume_from(args) == str(folder / "checkpoint-1")
 
         (folder / "checkpoint-1" / "model.safetensors").write_bytes(b"")
-        assert _checkpoint(args) is None
+        assert resume_from(args) is None
 
     @pytest.mark.parametrize("option", [None, False])
     def test_nothing_asked_for_is_nothing_resumed(self, option, tmp_path):
         args = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint=option)
-        assert _checkpoint(args) is None
+        assert resume_from(args) is None
 
     def test_a_checkpoint_named_is_taken(self, tmp_path):
         args = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint="some/folder")
-        assert _checkpoint(args) == "some/folder"
+        assert resume_from(args) == "some/folder"
 
     def test_true_in_an_empty_folder_starts(self, tmp_path):
         args = TrainingArguments(output_dir=str(tmp_path / "new"), resume_from_checkpoint=True)
-        assert _checkpoint(args) is None
+        assert resume_from(args) is None
 
 
 def test_predict_says_what_to_call(build):
