@@ -7,9 +7,14 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from .base_head import Head
 from .configuration_polyhead import PolyheadConfig, TaskConfig
+from .heads import register_head
+from .losses import EmbeddingLoss, register_loss
 from .modeling_polyhead import PolyheadModel, PolyheadOutput
+from .options import HeadTask, TaskOptions
 from .pipeline_polyhead import PolyheadPipeline
+from .pooling import register_pooling
 from .views import PolyheadForSequenceClassification, PolyheadForTokenClassification
 
 AutoConfig.register(PolyheadConfig.model_type, PolyheadConfig, exist_ok=True)
@@ -22,6 +27,9 @@ AutoModelForTokenClassification.register(
 )
 
 __all__ = [
+    "EmbeddingLoss",
+    "Head",
+    "HeadTask",
     "PolyheadConfig",
     "PolyheadForSequenceClassification",
     "PolyheadForTokenClassification",
@@ -29,4 +37,8 @@ __all__ = [
     "PolyheadOutput",
     "PolyheadPipeline",
     "TaskConfig",
+    "TaskOptions",
+    "register_head",
+    "register_loss",
+    "register_pooling",
 ]

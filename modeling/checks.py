@@ -2,11 +2,12 @@
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
 """What a config may say, checked before anything is made of it: a config.json may be anyone's."""
 
+import json
 import math
 import re
 from dataclasses import fields
 from importlib import import_module
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -90,6 +91,8 @@ def _fits(value: Any, hint: Any) -> bool:
     parts = get_args(hint)
     if hint in (list, list[str], list[int]):
         return isinstance(value, list) and all(_fits(part, parts[0]) for part in value)
+    if get_origin(hint) is dict:
+        parts, hint = (), dict
     if parts:
         return any(_fits(value, part) for part in parts)
     if isinstance(value, bool) and hint is not bool:
@@ -112,6 +115,19 @@ def check_finite(what: str, value: float) -> None:
     """Raise ValueError for NaN, infinity and what is next to it."""
     if not abs(value) <= LARGEST_NUMBER:
         raise ValueError(f"{what} is {value}; it must be a number up to {LARGEST_NUMBER:g}")
+
+
+def check_json(what: str, value: Any) -> None:
+    """Raise ValueError for a value that does not come out of a JSON file as it went in."""
+    try:
+        same = json.loads(json.dumps(value, allow_nan=False)) == value
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"{what} is {value!r:.200}; it must be what JSON has: strings, finite numbers, true, "
+            "false, null, lists, and dicts by strings"
+        )
 
 
 def check_tokenizer(tokenizer: Any, rows: int | None = None) -> None:

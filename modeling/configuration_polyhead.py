@@ -7,7 +7,7 @@ differs between encoders (hidden size, layers, usable length) is asked of the en
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral
 from typing import Any
@@ -22,136 +22,71 @@ from .checks import (
     check_choice,
     check_fields,
     check_finite,
+    check_json,
     check_options,
     check_sizes,
     check_task_name,
     check_types,
 )
+from .heads import HEAD_KINDS as HEAD_KINDS
+from .heads import HEADS, Head
+from .losses import LOSSES
+from .options import ACTIVATIONS, NUMBERS, ONCE_ALLOWED, HeadTask
+from .options import scheme_of as scheme_of
+from .pooling import POOLINGS, layers_needed
+from .problem_types import PROBLEM_TYPES as PROBLEM_TYPES
 from .reading import read_json
 
-HEAD_KINDS = ("embedding", "sequence_classification", "token_classification", "masked_lm")
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-POOLINGS = ("mean", "cls", "max", "last_token", "mean_last_4")
-SCORED_LOSSES = ("cosine_mse", "cosent", "angle")  # of pairs with a number
-GROUP_LOSSES = ("contrastive", "triplet")  # of groups: anchor, positive, hard negatives
-TEACHER_LOSSES = ("margin_mse", "mse")  # of triplets with a margin, of texts with a vector
-EMBEDDING_LOSSES = (*SCORED_LOSSES, *GROUP_LOSSES, *TEACHER_LOSSES)
-SCHEMES = ("iob1", "iob2", "bioes")
-NUMBERS = (  # options of a task
-    "dropout",
-    "threshold",
-    "temperature",
-    "false_negative_margin",
-    "margin",
-    "loss_weight",
-)
-ACTIVATIONS = ("tanh", "relu", "gelu")
+EMBEDDING_LOSSES = LOSSES.keys()
+ALWAYS_READ = ("head", "loss_weight", "adapter")  # by every task, whatever its head
+NO_DROPOUT = {"dropout": 0.0}  # holds for heads without dropout too
+NONE_OF_OURS = "heads of your own whose `options` name it"
 
 
 @dataclass(kw_only=True)
-class TaskConfig:
+class TaskConfig(HeadTask):
     """One task: the kind of its head and what the head needs to know.
 
-    Args:
-        head: one of `HEAD_KINDS`.
-        labels: label strings in id order; for classification heads.
-        problem_type: one of `PROBLEM_TYPES`, for `sequence_classification`; with labels the default
-            is `single_label_classification`.
-        pooling: one of `POOLINGS`, for heads over one vector per text; None takes the model's.
-        activation: adds a dense layer with this activation before the output, as BERT's pooler
-            (tanh) or DistilBERT's pre-classifier (relu) do; None is one linear layer.
-        dropout: probability before each linear layer of a classification head.
-        pair: the task reads two texts (sentence-pair tasks).
-        scheme: `iob1`, `iob2` or `bioes` for entity tags; None for token labels that stand alone
-            (part of speech). Found from the labels when not given.
-        signs: signs that entities begin or end with, found in the data. Where a sub-token holds
-            several words (`£5`, `."`), an entity leaves out signs at its ends that are not listed;
-            None leaves out none.
-        threshold: a label of a multi-label task is set when its probability reaches this.
-        loss: one of `EMBEDDING_LOSSES`, for `embedding`; default cosent.
-        temperature: divides the cosines of the contrastive loss.
-        symmetric: the contrastive loss asks both ways: anchor to positive, positive to anchor.
-        false_negative_margin: candidates of the contrastive loss that are nearer to the anchor than
-            its own positive by more than this cosine are left out; None keeps all.
-        margin: of the triplet loss: how much further away than the positive a negative must be.
-        prompts: put before the texts of an embedding task: [text], or [query, document] where the
-            second text of a row has another one (arXiv:2212.03533).
-        matryoshka: widths, as [384, 128, 64]: the embedding loss is summed over the first so many
-            dimensions of each embedding, so that it can be cut to them (arXiv:2205.13147).
-        projection: width of a linear layer after pooling, for `embedding`; None leaves it out.
-        normalize: scale embeddings to length 1.
-        loss_weight: this task's factor in the total loss.
-        adapter: name of the PEFT adapter that its rows go through, its own or a shared one; None
-            for the bare encoder.
+    The options are those of `TaskOptions` and `HeadTask`; here they are checked, those that differ
+    between kinds of head by the head's class.
 
     Raises:
         ValueError: an option is unknown, missing, or does not fit the kind of head.
     """
 
-    head: str
-    labels: list[str] | None = None
-    problem_type: str | None = None
-    pooling: str | None = None
-    activation: str | None = None
-    dropout: float = 0.1
-    pair: bool = False
-    scheme: str | None = None
-    signs: list[str] | None = None
-    threshold: float = 0.5
-    loss: str | None = None
-    temperature: float = 0.05
-    symmetric: bool = False
-    false_negative_margin: float | None = None
-    margin: float = 0.5
-    prompts: list[str] | None = None
-    matryoshka: list[int] | None = None
-    projection: int | None = None
-    normalize: bool = True
-    loss_weight: float = 1.0
-    adapter: str | None = None
-
     def __post_init__(self) -> None:
         self._check_labels()
         check_types("", self)
-        check_choice("head", self.head, HEAD_KINDS)
+        check_choice("head", self.head, tuple(HEADS))
         check_choice("pooling", self.pooling, (None, *POOLINGS))
         check_choice("activation", self.activation, (None, *ACTIVATIONS))
-        check_choice("loss", self.loss, (None, *EMBEDDING_LOSSES))
         for name in NUMBERS:
             if getattr(self, name) is not None:
                 check_finite(name, getattr(self, name))
         self._check_numbers()
-        if self.pair and self.head != "sequence_classification":
-            raise ValueError(f"pair belongs to sequence_classification, not to {self.head}")
-        for option, owner in (
-            ("problem_type", "sequence_classification"),
-            ("scheme", "token_classification"),
-            ("signs", "token_classification"),
-            ("loss", "embedding"),
-            ("matryoshka", "embedding"),
-            ("prompts", "embedding"),
-        ):
-            if getattr(self, option) is not None and self.head != owner:
-                raise ValueError(f"{option} belongs to {owner}, not to {self.head}")
-        if self.head == "sequence_classification":
-            self._check_sequence()
-        elif self.head == "token_classification":
-            self._check_tokens()
-        elif self.labels:
+        check_json("head_options", self.head_options)
+        if self.labels and "labels" not in self.head_class.options:
             raise ValueError(f"a {self.head} task has no labels, got {len(self.labels)}")
-        self._check_embedding()
+        self._check_read()
+        self.head_class.check(self)
 
-    def _check_embedding(self) -> None:
-        if self.head == "embedding":
-            self.loss = self.loss or "cosent"
-        if self.loss == "mse" and self.matryoshka:
-            raise ValueError("loss mse compares whole vectors; take matryoshka out")
-        if self.prompts is not None and len(self.prompts) not in (1, 2):
-            raise ValueError(f"prompts is {self.prompts}; give [text] or [query, document]")
-        if (
-            self.symmetric or self.false_negative_margin is not None
-        ) and self.loss != "contrastive":
-            raise ValueError("symmetric and false_negative_margin belong to loss: contrastive")
+    @property
+    def head_class(self) -> type[Head]:
+        """The class of the task's head: what differs between kinds of head is asked there."""
+        return HEADS[self.head]
+
+    def _check_read(self) -> None:
+        """Refuse options that were set and that such a task does not read."""
+        for option in _unread(self):
+            if option in ONCE_ALLOWED or option == "labels":
+                continue
+            conditions = self.head_class.only_with()
+            if option not in conditions:
+                raise ValueError(f"{option} belongs to {_readers(option)}, not to {self.head}")
+            like = [o for o in conditions if conditions[o] == conditions[option]]
+            like = sorted(like, key=FIELDS.index)
+            belong = "belongs" if len(like) == 1 else "belong"
+            raise ValueError(f"{' and '.join(like)} {belong} to {_readers(option)}")
 
     def _check_numbers(self) -> None:
         if not 0.0 <= self.dropout < 1.0:
@@ -191,75 +126,8 @@ class TaskConfig:
             if repeated:
                 raise ValueError(f"labels repeat: {', '.join(repeated)}")
 
-    def _check_sequence(self) -> None:
-        if self.problem_type is None and self.labels:
-            self.problem_type = "single_label_classification"
-        if self.problem_type is None:
-            raise ValueError("sequence_classification needs labels or problem_type: regression")
-        check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
-        if self.problem_type == "regression":
-            if self.labels:
-                raise ValueError("a regression task has no labels")
-            return
-        least = 2 if self.problem_type == "single_label_classification" else 1
-        if not self.labels or len(self.labels) < least:
-            raise ValueError(f"{self.problem_type} needs {least} labels or more, got {self.labels}")
 
-    def _check_tokens(self) -> None:
-        if not self.labels:
-            raise ValueError("token_classification needs labels")
-        if self.scheme is None:
-            self.scheme = scheme_of(self.labels)
-        if self.scheme is not None:
-            check_choice("scheme", self.scheme, SCHEMES)
-            if scheme_of(self.labels) is None:
-                raise ValueError(
-                    f"scheme {self.scheme} needs tags like B-x, I-x; got {self.labels}"
-                )
-            if self.scheme != "bioes" and scheme_of(self.labels) == "bioes":
-                raise ValueError(f"scheme {self.scheme} has no E- and S-; got {self.labels}")
-
-    def prompt(self, part: int = 0) -> str:
-        """What is put before a text: 0 for the query (anchor), 1 and more for the document."""
-        return self.prompts[min(part, len(self.prompts) - 1)] if self.prompts else ""
-
-    @property
-    def num_labels(self) -> int:
-        """Width of the head's output."""
-        return len(self.labels) if self.labels else 1
-
-    @property
-    def id2label(self) -> dict[int, str]:
-        """Label string of each output column."""
-        return dict(enumerate(self.labels or []))
-
-
-# Options that some tasks alone read: which, in words, and what tells such a task.
-READERS: dict[str, tuple[str, Callable[[TaskConfig], bool]]] = {
-    "pooling": (
-        "sequence_classification and embedding",
-        lambda task: task.head in ("sequence_classification", "embedding"),
-    ),
-    "activation": (
-        "sequence_classification",
-        lambda task: task.head == "sequence_classification",
-    ),
-    "dropout": (
-        "sequence_classification and token_classification",
-        # 0.0 holds for the others too
-        lambda task: (
-            task.head in ("sequence_classification", "token_classification") or not task.dropout
-        ),
-    ),
-    "threshold": (
-        "problem_type: multi_label_classification",
-        lambda task: task.problem_type == "multi_label_classification",
-    ),
-    "temperature": ("loss: contrastive", lambda task: task.loss == "contrastive"),
-    "margin": ("loss: triplet", lambda task: task.loss == "triplet"),
-    "projection": ("embedding", lambda task: task.head == "embedding"),
-    "normalize": ("embedding", lambda task: task.head == "embedding"),
-}
+FIELDS = [option.name for option in fields(TaskConfig)]
 
 
 def options_without_effect(task: TaskConfig) -> list[str]:
@@ -267,27 +135,38 @@ def options_without_effect(task: TaskConfig) -> list[str]:
 
     A saved model may have them, from before they were refused; a new task may not.
     """
-    defaults = {option.name: option.default for option in fields(TaskConfig)}
     return [
-        f"{option}: only for {readers}; take it out"
-        for option, (readers, reads) in READERS.items()
-        if getattr(task, option) != defaults[option] and not reads(task)
+        f"{option}: only for {_readers(option)}; take it out"
+        for option in _unread(task)
+        if option in ONCE_ALLOWED
     ]
 
 
-def scheme_of(labels: list[str]) -> str | None:
-    """The tag scheme of `labels`: bioes, iob1 (when none begins with B-), iob2, or None.
+def _unread(task: TaskConfig) -> Iterator[str]:
+    """The options that were set and that such a task does not read."""
+    head = task.head_class
+    conditions = head.only_with()
+    for option in fields(task):
+        value, name = getattr(task, option.name), option.name
+        if name in ALWAYS_READ or value == option.default:
+            continue
+        if name not in head.options:
+            if value != NO_DROPOUT.get(name, option.default):
+                yield name
+        elif name in conditions:
+            other, values = conditions[name]
+            if getattr(task, other) not in values:
+                yield name
 
-    IOB1 with some B- tags has the same labels as IOB2; it must be named. Tags without a kind (`B`,
-    `B-`) make no entities.
-    """
-    tags = [label for label in labels if label != "O"]
-    prefixes = {tag[:2] for tag in tags}
-    if not tags or not prefixes <= {"B-", "I-", "E-", "S-"} or min(map(len, tags)) < 3:
-        return None
-    if prefixes & {"E-", "S-"}:
-        return "bioes"
-    return "iob2" if "B-" in prefixes else "iob1"
+
+def _readers(option: str) -> str:
+    """Who reads an option, in words: kinds of head, or what such a task says of another option."""
+    readers = []
+    for name, head in HEADS.items():
+        if option in head.options:
+            other, values = head.only_with().get(option, ("", ()))
+            readers.append(f"{other}: {' or '.join(values)}" if other else name)
+    return " and ".join(readers) or NONE_OF_OURS
 
 
 # What HF's `from_pretrained` would take for a config's, and weights of a Polyhead contradict.
@@ -349,7 +228,7 @@ class PolyheadConfig(PreTrainedConfig):
         if isinstance(self.encoder_config, dict):
             drop = ("trust_remote_code", "auto_map")
             self.encoder_config = {k: v for k, v in self.encoder_config.items() if k not in drop}
-        check_choice("pooling", self.pooling, POOLINGS)
+        check_choice("pooling", self.pooling, tuple(POOLINGS))
         given = dict(self.tasks or {})
         names = list(self.task_names) if self.task_names is not None else list(given)
         if sorted(names) != sorted(given):
@@ -422,13 +301,22 @@ class PolyheadConfig(PreTrainedConfig):
         Raises:
             ValueError: there is no such embedding task, or several and none is named.
         """
-        own = [task for task, config in self.tasks.items() if config.head == "embedding"]
-        if name is None and len(own) == 1:
-            return own[0]
-        if name is None or name not in own:
-            known = ", ".join(own) or "none"
+        names = self.embedding_tasks
+        if name is None and len(names) == 1:
+            return names[0]
+        if name is None or name not in names:
+            known = ", ".join(names) or "none"
             raise ValueError(f"task is {name!r}; embedding tasks of this model: {known}")
         return name
+
+    @property
+    def embedding_tasks(self) -> list[str]:
+        """The tasks whose heads give embeddings, in order."""
+        return [
+            name
+            for name in self.task_names or []
+            if self.tasks[name].head_class.output == "embeddings"
+        ]
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The encoder's config: what asks for the text model's sizes gets the encoder's."""
@@ -452,10 +340,10 @@ class PolyheadConfig(PreTrainedConfig):
     @property
     def projection_dim(self) -> int:
         """Width of the first embedding task's vectors, or of the pooled states of the encoder."""
-        found = [task for task in self.tasks.values() if task.head == "embedding"]
-        task = found[0] if found else TaskConfig(head="embedding")
-        layers = 4 if (task.pooling or self.pooling) == "mean_last_4" else 1
-        return task.projection or layers * self.hidden_size
+        tasks = [self.tasks[name] for name in self.embedding_tasks]
+        pooling = (tasks[0].pooling if tasks else None) or self.pooling
+        width = tasks[0].projection if tasks else None
+        return width or layers_needed(pooling) * self.hidden_size
 
     @property
     def num_hidden_layers(self) -> int:

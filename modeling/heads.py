@@ -6,71 +6,31 @@ A head turns token states into logits (or embeddings) and knows its loss. The lo
 labelled units divided by `num_items`: with the count of the whole optimizer step it is exact under
 gradient accumulation and over ranks; without one it is the mean over the batch, as in HF's heads.
 
+What else differs between kinds of head stands in their classes too (`base_head.py` says what).
+`register_head` adds a class of your own.
+
 Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `V` vocabulary, `D` embedding width,
 `G` groups, `P` tokens of a packed batch.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
-from .configuration_polyhead import GROUP_LOSSES, TaskConfig
-from .losses import angle, contrastive, cosent, cosine_mse, margin_mse, triplet
-from .pooling import layers_needed
+from .base_head import Conditions, Head
+from .checks import check_choice
+from .decoding import decode_classes
+from .losses import LOSSES
+from .options import SCHEMES, HeadTask, check_option_names, scheme_of
+from .problem_types import IGNORE as IGNORE
+from .problem_types import PROBLEM_TYPES
+from .tables import Table
 
-IGNORE = -100  # the label that torch's cross-entropy and HF skip
-
-
-class Head(nn.Module):
-    """Base of all heads.
-
-    Args:
-        task: the task's options.
-        encoder_config: the encoder's config, for its sizes.
-        pooling: pooling of the model, taken when the task names none.
-
-    Raises:
-        ValueError: the pooling reads more layers than the encoder has.
-    """
-
-    per_token = False  # True: works on any (..., H), so it may be given chosen tokens only
-
-    def __init__(self, *, task: TaskConfig, encoder_config: PreTrainedConfig, pooling: str) -> None:
-        super().__init__()
-        self.task = task
-        self.pooling = task.pooling or pooling
-        if layers_needed(self.pooling) > encoder_config.num_hidden_layers:
-            raise ValueError(
-                f"pooling {self.pooling} reads {layers_needed(self.pooling)} layers; this encoder "
-                f"has {encoder_config.num_hidden_layers}"
-            )
-        self.pooled_size = encoder_config.hidden_size * layers_needed(self.pooling)
-
-    @property
-    def states_needed(self) -> int:
-        """How many of the last hidden states the head reads."""
-        return 1 if self.per_token else layers_needed(self.pooling)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Token states (..., H), or vectors of texts (N, pooled_size) -> logits, embeddings."""
-        raise NotImplementedError
-
-    def count(self, labels: Tensor) -> Tensor:
-        """Number of labelled units (rows, tokens or groups), a scalar."""
-        return (labels != IGNORE).sum()
-
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss summed over the labelled units, a scalar; here cross-entropy over class ids."""
-        return F.cross_entropy(
-            logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
-        )
-
-    def loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | None = None) -> Tensor:
-        """Sum over labelled units / `num_items` (default: the units of this batch)."""
-        units = self.count(labels) if num_items is None else num_items
-        return self.loss_sum(logits.float(), labels) / units.clamp(min=1)
+OUTPUTS = ("logits", "embeddings")
 
 
 class SequenceClassificationHead(Head):
@@ -82,8 +42,13 @@ class SequenceClassificationHead(Head):
     on the pooled vector, RoBERTa's head); relu gives DistilBERT's, gelu ELECTRA's.
     """
 
-    def __init__(self, *, task: TaskConfig, encoder_config: PreTrainedConfig, pooling: str) -> None:
+    options = frozenset(
+        ("labels", "problem_type", "pooling", "activation", "dropout", "threshold", "pair")
+    )
+
+    def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
+        self.problem = PROBLEM_TYPES[str(task.problem_type)]
         self.dropout = nn.Dropout(task.dropout)
         self.dense = nn.Linear(self.pooled_size, self.pooled_size) if task.activation else None
         self.act = ACT2FN[task.activation] if task.activation else None
@@ -97,28 +62,55 @@ class SequenceClassificationHead(Head):
 
     def count(self, labels: Tensor) -> Tensor:
         """Rows with a label: not -100 (single-label) or not NaN (multi-label, regression)."""
-        if self.task.problem_type == "single_label_classification":
-            return super().count(labels)
-        return (~labels.isnan()).view(len(labels), -1).any(1).sum()
+        return self.problem.count(labels)
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy, binary cross-entropy (mean over a row's known labels) or squared error."""
-        if self.task.problem_type == "single_label_classification":
-            return super().loss_sum(logits, labels)
-        known = ~labels.isnan()
-        filled = torch.where(known, labels, 0).to(logits.dtype)
-        if self.task.problem_type == "regression":
-            return ((logits.squeeze(-1) - filled.view(-1)).square() * known.view(-1)).sum()
-        errors = F.binary_cross_entropy_with_logits(logits, filled, reduction="none") * known
-        return (errors.sum(1) / known.sum(1).clamp(min=1)).sum()
+        return self.problem.loss_sum(logits, labels)
+
+    @classmethod
+    def only_with(cls) -> Conditions:
+        """A threshold sets labels where there may be several."""
+        return {"threshold": ("problem_type", ("multi_label_classification",))}
+
+    @classmethod
+    def check(cls, task: HeadTask) -> None:
+        """A problem type, and as many labels as it needs."""
+        if task.problem_type is None and task.labels:
+            task.problem_type = "single_label_classification"
+        if task.problem_type is None:
+            raise ValueError("sequence_classification needs labels or problem_type: regression")
+        check_choice("problem_type", task.problem_type, tuple(PROBLEM_TYPES))
+        least, labels = PROBLEM_TYPES[task.problem_type].least_labels, task.labels or []
+        if labels and least == 0:
+            raise ValueError(f"a {task.problem_type} task has no labels")
+        if len(labels) < least:
+            raise ValueError(f"{task.problem_type} needs {least} labels or more, got {task.labels}")
+
+    @classmethod
+    def answer(
+        cls,
+        task: HeadTask,
+        values: Tensor,
+        ids: list[int],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        top_k: int | None = 1,
+        threshold: float | None = None,
+    ) -> Any:
+        """(L,) -> the best label, all labels above the threshold, or a number."""
+        problem = PROBLEM_TYPES[str(task.problem_type)]
+        return problem.answer(task, values, top_k=top_k, threshold=threshold)
 
 
 class TokenClassificationHead(Head):
     """One label per token: logits = W dropout(h) + b, as in HF's token classification heads."""
 
     per_token = True
+    decodes_spans = True
+    options = frozenset(("labels", "dropout", "scheme", "signs"))
 
-    def __init__(self, *, task: TaskConfig, encoder_config: PreTrainedConfig, pooling: str) -> None:
+    def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
         self.dropout = nn.Dropout(task.dropout)
         self.out = nn.Linear(encoder_config.hidden_size, task.num_labels)
@@ -126,6 +118,21 @@ class TokenClassificationHead(Head):
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, H) -> (N, T, L), or packed (1, P, H) -> (1, P, L)."""
         return self.out(self.dropout(x))
+
+    @classmethod
+    def check(cls, task: HeadTask) -> None:
+        """Labels, and a tag scheme that they follow."""
+        if not task.labels:
+            raise ValueError(f"{task.head} needs labels")
+        if task.scheme is None:
+            task.scheme = scheme_of(task.labels)
+        if task.scheme is None:
+            return
+        check_choice("scheme", task.scheme, SCHEMES)
+        if scheme_of(task.labels) is None:
+            raise ValueError(f"scheme {task.scheme} needs tags like B-x, I-x; got {task.labels}")
+        if task.scheme != "bioes" and scheme_of(task.labels) == "bioes":
+            raise ValueError(f"scheme {task.scheme} has no E- and S-; got {task.labels}")
 
 
 class EmbeddingHead(Head):
@@ -139,7 +146,14 @@ class EmbeddingHead(Head):
             them for the angle loss.
     """
 
-    def __init__(self, *, task: TaskConfig, encoder_config: PreTrainedConfig, pooling: str) -> None:
+    output = "embeddings"
+    grouped = True
+    options = frozenset(
+        ("pooling", "projection", "normalize", "loss", "matryoshka", "prompts", "temperature")
+        + ("symmetric", "false_negative_margin", "margin")
+    )
+
+    def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
         self.out = nn.Linear(self.pooled_size, task.projection) if task.projection else None
         width = task.projection or self.pooled_size
@@ -147,8 +161,8 @@ class EmbeddingHead(Head):
         if self.widths[0] > width:
             raise ValueError(f"matryoshka asks for {self.widths[0]} of {width} dimensions")
         odd = [width for width in self.widths if width % 2]
-        if odd and task.loss == "angle":
-            raise ValueError(f"loss angle pairs the dimensions; {odd[0]} is odd")
+        if odd and LOSSES[str(task.loss)].halves:
+            raise ValueError(f"loss {task.loss} pairs the dimensions; {odd[0]} is odd")
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, pooled_size) -> (N, D)."""
@@ -157,62 +171,59 @@ class EmbeddingHead(Head):
         return F.normalize(x, dim=-1) if self.task.normalize else x
 
     def count(self, labels: Tensor) -> Tensor:
-        """Groups whose score (texts whose vector) is not NaN."""
-        return (~labels.isnan()).view(len(labels), -1).all(1).sum()
+        """Groups whose score (texts whose vector) is not NaN, a scalar."""
+        return _whole(labels).sum()
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The task's embedding loss over (N, D) embeddings and (G,) scores, or (N, D) vectors.
 
         Raises:
-            ValueError: the rows do not divide into groups of two or more, or vectors are of another
-                width than the embeddings.
+            ValueError: the rows do not divide into the groups that the loss reads, or vectors are
+                of another width than the embeddings.
         """
-        rows, count = len(logits), len(labels)
+        rows, count, loss = len(logits), len(labels), LOSSES[str(self.task.loss)]
         if count == 0:
             return logits.sum() * 0
-        if self.task.loss == "mse":
-            return self._distill(logits, labels.to(logits.dtype))
-        if rows % count or rows // count < 2:
-            raise ValueError(f"{rows} rows for {count} scores: rows come in groups of 2 or more")
-        size, loss = rows // count, self.task.loss
-        if loss not in (*GROUP_LOSSES, "margin_mse") and size != 2:
-            raise ValueError(f"{loss} reads pairs; got groups of {size}")
-        if loss == "margin_mse" and size != 3:
-            raise ValueError(f"{loss} reads triplets; got groups of {size}")
-        if loss == "triplet" and size < 3:
-            raise ValueError(f"{loss} reads anchor, positive and negative; got groups of {size}")
-        known = ~labels.isnan()
-        groups = logits.view(count, size, -1)[known]  # (G, g, D)
-        scores = labels[known].to(logits.dtype)  # (G,)
-        return torch.stack([self._loss(groups[..., :w], scores) for w in self.widths]).sum()
-
-    def _distill(self, vectors: Tensor, wanted: Tensor) -> Tensor:
-        """Sum over texts of the mean squared difference to a teacher's (N, D) vectors."""
-        if vectors.shape != wanted.shape:
-            raise ValueError(f"labels are {tuple(wanted.shape)}, embeddings {tuple(vectors.shape)}")
-        known = ~wanted.isnan().any(1)
-        return (vectors - wanted)[known].square().mean(1).sum()
-
-    def _loss(self, groups: Tensor, scores: Tensor) -> Tensor:
-        task = self.task
-        if task.loss == "contrastive":
-            return contrastive(
-                groups,
-                task.temperature,
-                symmetric=task.symmetric,
-                false_negative_margin=task.false_negative_margin,
+        if loss.label == "vector" and labels.shape != logits.shape:
+            raise ValueError(f"labels are {tuple(labels.shape)}, embeddings {tuple(logits.shape)}")
+        size, (least, most) = rows // count, loss.group
+        if rows % count or size < least:
+            raise ValueError(
+                f"{rows} rows for {count} scores: rows come in groups of {least} or more"
             )
-        if task.loss in ("triplet", "margin_mse"):  # of lengths too, which a cut has changed
-            groups = F.normalize(groups, dim=-1) if task.normalize else groups
-        if task.loss == "triplet":
-            return triplet(groups, task.margin)
-        by_name = {
-            "cosent": cosent,
-            "angle": angle,
-            "cosine_mse": cosine_mse,
-            "margin_mse": margin_mse,
+        if most is not None and size > most:
+            raise ValueError(f"{self.task.loss} reads {loss.groups}; got groups of {size}")
+        known = _whole(labels)
+        groups = logits.view(count, size, -1)[known]  # (G, g, D)
+        values = labels[known].to(logits.dtype)  # (G,) or (G, D)
+        scaled = loss.reads_lengths and self.task.normalize  # a cut has changed the lengths
+        cuts = [groups[..., :width] for width in self.widths]
+        cuts = [F.normalize(cut, dim=-1) for cut in cuts] if scaled else cuts
+        return torch.stack([loss.sum(cut, values, self.task) for cut in cuts]).sum()
+
+    @classmethod
+    def only_with(cls) -> Conditions:
+        """What some of the losses read."""
+        names = {option for loss in LOSSES.values() for option in loss.options}
+        return {
+            option: ("loss", tuple(n for n, loss in LOSSES.items() if option in loss.options))
+            for option in names
         }
-        return by_name[str(task.loss)](groups, scores)
+
+    @classmethod
+    def check(cls, task: HeadTask) -> None:
+        """A loss, and what goes with it."""
+        task.loss = task.loss or "cosent"
+        check_choice("loss", task.loss, tuple(LOSSES))
+        if LOSSES[task.loss].label == "vector" and task.matryoshka:
+            raise ValueError(f"loss {task.loss} compares whole vectors; take matryoshka out")
+        if task.prompts is not None and len(task.prompts) not in (1, 2):
+            raise ValueError(f"prompts is {task.prompts}; give [text] or [query, document]")
+
+
+def _whole(labels: Tensor) -> Tensor:
+    """(G,) whether a label of (G,) or (G, D) has no NaN."""
+    return (~labels.isnan()).view(len(labels), -1).all(1)
 
 
 class MaskedLMHead(Head):
@@ -225,8 +236,10 @@ class MaskedLMHead(Head):
     """
 
     per_token = True
+    labelled_tokens_only = True
+    ties_embeddings = True
 
-    def __init__(self, *, task: TaskConfig, encoder_config: PreTrainedConfig, pooling: str) -> None:
+    def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
         width = getattr(encoder_config, "embedding_size", None) or encoder_config.hidden_size
         self.dense = nn.Linear(encoder_config.hidden_size, width)
@@ -238,10 +251,54 @@ class MaskedLMHead(Head):
         """(..., H) -> (..., V)."""
         return self.decoder(self.norm(self.act(self.dense(x))))
 
+    @classmethod
+    def answer(
+        cls,
+        task: HeadTask,
+        values: Tensor,
+        ids: list[int],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        top_k: int | None = 1,
+        threshold: float | None = None,
+    ) -> Any:
+        """(T, V) -> for each mask its best token, or the `top_k` best."""
+        known = min(len(tokenizer), values.shape[-1])  # an encoder's vocabulary may be padded
+        vocabulary = list(tokenizer.convert_ids_to_tokens(list(range(known))))
+        masks = [i for i, token in enumerate(ids) if token == tokenizer.mask_token_id]
+        return [
+            decode_classes(
+                values[mask, :known], vocabulary, multi_label=False, top_k=top_k, threshold=0.0
+            )
+            for mask in masks
+        ]
 
-HEADS: dict[str, type[Head]] = {
-    "sequence_classification": SequenceClassificationHead,
-    "token_classification": TokenClassificationHead,
-    "embedding": EmbeddingHead,
-    "masked_lm": MaskedLMHead,
-}
+
+HEADS: Table[type[Head]] = Table(
+    "head",
+    {
+        "embedding": EmbeddingHead,
+        "sequence_classification": SequenceClassificationHead,
+        "token_classification": TokenClassificationHead,
+        "masked_lm": MaskedLMHead,
+    },
+)
+HEAD_KINDS = HEADS.keys()  # the names, as they are at the time of looking
+
+
+def register_head(name: str, head: type[Head]) -> None:
+    """Add a kind of head that tasks can name.
+
+    Args:
+        name: for the task's `head`.
+        head: its class. Its file travels with models that have such a task.
+
+    Raises:
+        ValueError: `head` is no subclass of `Head` with a `forward`, or says of itself what no head
+            does; the name is taken or has other characters than lower-case letters, digits and _.
+    """
+    if not isinstance(head, type) or not issubclass(head, Head) or head.forward is Head.forward:
+        raise ValueError(f"head {name!r} is {head!r}; give a subclass of Head with a forward")
+    check_choice(f"output of head {name!r}", head.output, OUTPUTS)
+    check_option_names(f"head {name!r}", head.options)
+    HEADS.add(name, head, head)

@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
-"""Losses over groups of embeddings. Each is a sum over groups; the caller divides by the count.
+"""Losses over groups of embeddings, and `LOSSES`, the table of them.
 
-A sum, not a mean: the normaliser is the number of labelled groups in the whole optimizer step,
-which only the trainer knows. Shapes: `G` groups (pairs, or triplets), `D` embedding width.
+Each is a sum over groups; the caller divides by the count. A sum, not a mean: the normaliser is the
+number of labelled groups in the whole optimizer step, which only the trainer knows.
+
+Shapes: `G` groups of `g` texts (pairs, triplets, single texts), `D` embedding width.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import isfunction
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .options import TaskOptions, check_option_names
+from .tables import Table
 
 
 def cosine_mse(groups: Tensor, scores: Tensor) -> Tensor:
@@ -132,3 +142,99 @@ def triplet(groups: Tensor, margin: float) -> Tensor:
     near = torch.linalg.vector_norm(anchor - positive, dim=-1)  # (G, 1)
     far = torch.linalg.vector_norm(anchor - groups[:, 2:], dim=-1)  # (G, g - 2)
     return F.relu(near - far + margin).mean(1).sum()
+
+
+def mse(texts: Tensor, vectors: Tensor) -> Tensor:
+    """Sum over texts of the mean squared difference to a teacher's vectors.
+
+    Args:
+        texts: (G, 1, D).
+        vectors: (G, D): of the teacher.
+
+    arXiv:2004.09813.
+    """
+    return (texts.squeeze(1) - vectors).square().mean(1).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingLoss:
+    """One loss of embedding tasks: a row of `LOSSES`.
+
+    Args:
+        function: from (G, g, D) groups and, unless `label` is None, their (G,) scores or (G, D)
+            vectors to the sum of the loss over the groups, a scalar; `options` by keyword.
+        group: fewest and most texts in a group; None for any number.
+        label: of each group: a number, a vector (of single texts) or none.
+        in_batch: compares the groups of a batch with each other, so that it needs them all at once.
+        reads_lengths: reads more than directions: embeddings of length 1 that are cut (matryoshka)
+            are scaled to it again.
+        halves: reads an embedding as two halves, so that its width is even.
+        options: of the task, that it reads.
+    """
+
+    function: Callable[..., Tensor]
+    group: tuple[int, int | None] = (2, 2)
+    label: Literal["score", "vector"] | None = "score"
+    in_batch: bool = False
+    reads_lengths: bool = False
+    halves: bool = False
+    options: frozenset[str] = frozenset()
+
+    @property
+    def groups(self) -> str:
+        """What it reads, in words."""
+        least, most = self.group
+        words = {(1, 1): "single texts", (2, 2): "pairs", (3, 3): "triplets"}
+        upper = "or more" if most is None else f"to {most}"
+        return words.get((least, most or 0), f"groups of {least} {upper}")
+
+    def sum(self, groups: Tensor, labels: Tensor, task: TaskOptions) -> Tensor:
+        """The loss of (G, g, D) groups with their labels, (G,) or (G, D), summed; a scalar."""
+        options = {name: getattr(task, name) for name in self.options}
+        given = (groups,) if self.label is None else (groups, labels)
+        return self.function(*given, **options)
+
+
+LOSSES: Table[EmbeddingLoss] = Table(
+    "loss",
+    {
+        "contrastive": EmbeddingLoss(
+            function=contrastive,
+            group=(2, None),
+            label=None,
+            in_batch=True,
+            options=frozenset(("temperature", "symmetric", "false_negative_margin")),
+        ),
+        "triplet": EmbeddingLoss(
+            function=triplet,
+            group=(3, None),
+            label=None,
+            reads_lengths=True,
+            options=frozenset(("margin",)),
+        ),
+        "cosent": EmbeddingLoss(function=cosent, in_batch=True),
+        "angle": EmbeddingLoss(function=angle, in_batch=True, halves=True),
+        "cosine_mse": EmbeddingLoss(function=cosine_mse),
+        "margin_mse": EmbeddingLoss(function=margin_mse, group=(3, 3), reads_lengths=True),
+        "mse": EmbeddingLoss(function=mse, group=(1, 1), label="vector"),
+    },
+)
+
+
+def register_loss(name: str, loss: EmbeddingLoss) -> None:
+    """Add a loss that embedding tasks can name.
+
+    Args:
+        name: for the task's `loss`.
+        loss: its row. The file of its function travels with models that are trained with it.
+
+    Raises:
+        ValueError: `loss` is no `EmbeddingLoss` of a plain function; the name is taken or has other
+            characters than lower-case letters, digits and _; `options` names what is no option.
+    """
+    if not isinstance(loss, EmbeddingLoss) or not isfunction(loss.function):
+        raise ValueError(
+            f"loss {name!r} is {loss!r}; give an EmbeddingLoss(function=...) of a function"
+        )
+    check_option_names(f"loss {name!r}", loss.options)
+    LOSSES.add(name, loss, loss.function)

@@ -8,7 +8,6 @@ linear layer on its own rows, the encoder pass is shared, so eight tasks on a te
 Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width, `G` groups.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,20 +26,17 @@ from .encoder import (
     EncoderInputs,
     EncoderPass,
     build_encoder,
-    check_reads_texts,
     encode,
-    load_encoder,
-    read_encoder_config,
     usable_length,
 )
 from .first_use import FIRST_USE
-from .heads import HEADS, Head
+from .heads import IGNORE, Head
 from .packing import TextLayout, can_pack, moved_to
 
 # Not used here: the import makes the pipeline's file travel with the model.
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
 from .pooling import layers_needed, pool
-from .pretrained_polyhead import HUB_ARGUMENTS, PolyheadPreTrainedModel
+from .pretrained_polyhead import PolyheadPreTrainedModel
 from .rows import check_tasks, labels_of_rows, rows_by_task, tasks_to_run
 
 logger = logging.get_logger(__name__)
@@ -91,49 +87,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         self.register_load_state_dict_pre_hook(load_plain)
         self.post_init()
 
-    # ---- making and changing a model ----
-
-    @classmethod
-    def from_encoder(
-        cls,
-        name_or_path: str,
-        tasks: dict[str, TaskConfig],
-        *,
-        pooling: str = "mean",
-        **kwargs: Any,
-    ) -> "PolyheadModel":
-        """Put new heads on a pretrained encoder.
-
-        Args:
-            name_or_path: Hub id or folder of any encoder that AutoModel knows. A decoder (Llama,
-                Qwen, ...) is made to attend in both directions (`is_causal=False`).
-            tasks: task name to its config.
-            pooling: pooling of every task that names none.
-            **kwargs: given to AutoModel.from_pretrained (`revision`, `dtype`, ...). Weights are
-                read from safetensors, unless `use_safetensors=False` is among them.
-
-        Raises:
-            OSError: there is no such folder or repository, or it has no safetensors.
-            ValueError: a task name or task is not valid, or does not fit the encoder; its config
-                is damaged, or that of a model that reads no texts; its weights are not all there,
-                of other shapes, integers, NaN or infinite.
-        """
-        PolyheadConfig(tasks=tasks, pooling=pooling)  # refuse bad tasks before loading anything
-        encoder_config = read_encoder_config(
-            name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
-        )
-        encoder_config.is_causal = False
-        encoder = load_encoder(name_or_path, encoder_config, **kwargs)
-        check_reads_texts(encoder)
-        if os.path.isdir(name_or_path):  # a path of this machine is nobody's business
-            encoder.config.name_or_path = ""
-        config = PolyheadConfig(encoder_config=encoder.config, pooling=pooling, dtype=encoder.dtype)
-        with torch.device("meta"):  # the encoder made here is replaced at once
-            model = cls(config)
-        model.encoder = encoder
-        for name, task in tasks.items():
-            model.add_task(name, task)
-        return model.eval()
+    # ---- changing a model ----
 
     def add_task(self, name: str, task: TaskConfig) -> None:
         """Add a task with a new head; the encoder and the other heads stay as they are.
@@ -180,9 +134,24 @@ class PolyheadModel(PolyheadPreTrainedModel):
         return view_of(self, task)
 
     def _build_head(self, task: TaskConfig) -> Head:
-        return HEADS[task.head](
+        return task.head_class(
             task=task, encoder_config=self.encoder.config, pooling=self.config.pooling
         )
+
+    def _ties(self) -> dict[str, str]:
+        """Decoder weight of each tied head -> the encoder's input embeddings, by name."""
+        tied = self._tied_tasks
+        if not tied:
+            return {}
+        weight = self.encoder.get_input_embeddings().weight
+        source = next(n for n, p in self.encoder.named_parameters() if p is weight)
+        return {f"heads.{n}.decoder.weight": f"encoder.{source}" for n in tied}
+
+    def _retie(self) -> None:
+        inner = {k: v for k, v in self.all_tied_weights_keys.items() if not k.startswith("heads.")}
+        self._tied_weights_keys = self._ties()
+        self.all_tied_weights_keys = {**inner, **self._tied_weights_keys}
+        self.tie_weights()
 
     def set_compute(self, mode: Mode) -> Compute:
         """Choose how the encoder computes: `exact` (default), `auto` or `bf16`; see `compute.py`.
@@ -274,14 +243,14 @@ class PolyheadModel(PolyheadPreTrainedModel):
             compute=self.compute,
             packs=packs,
         )
-        logits, embeddings, losses = {}, {}, {}
+        outputs: dict[str, dict[str, Tensor]] = {"logits": {}, "embeddings": {}}
+        losses = {}
         for name in names:
             target = self._labels_of(name, labels, rows[name], count)
             values, loss = self._run_head(
                 name, encoded, rows[name], target, (num_items or {}).get(name)
             )
-            outputs = embeddings if self.config.tasks[name].head == "embedding" else logits
-            outputs[name] = values
+            outputs[self._head(name).output][name] = values
             if loss is not None:
                 losses[name] = loss
         total = sum(self.config.tasks[name].loss_weight * loss for name, loss in losses.items())
@@ -291,8 +260,8 @@ class PolyheadModel(PolyheadPreTrainedModel):
         output = PolyheadOutput(
             loss=total if losses else None,  # pyright: ignore[reportArgumentType]
             last_hidden_state=encoded.in_order(encoded.output.last_hidden_state),
-            logits=logits or None,
-            embeddings=embeddings or None,
+            logits=outputs["logits"] or None,
+            embeddings=outputs["embeddings"] or None,
             losses=losses or None,
             hidden_states=encoded.hidden_states if deep else None,
             attentions=encoded.output.get("attentions") if encoded.plan is None else None,
@@ -321,11 +290,11 @@ class PolyheadModel(PolyheadPreTrainedModel):
         Raises:
             ValueError: there is no such embedding task, or several and none is named.
         """
-        own = [n for n in self.task_names if self.config.tasks[n].head == "embedding"]
-        if task in ("query", "document") and task not in own:
+        embedding_tasks = self.config.embedding_tasks
+        if task in ("query", "document") and task not in embedding_tasks:
             task = None
         tokens = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        if own or task is not None:
+        if embedding_tasks or task is not None:
             name = self.config.embedding_task(task)
             return self(input_ids, **tokens, tasks=[name]).embeddings[name]
         pooling = self.config.pooling
@@ -357,8 +326,8 @@ class PolyheadModel(PolyheadPreTrainedModel):
         if labels is None or name not in labels:
             return None
         values = labels[name]
-        packed_tokens = self._head(name).per_token and len(values) == 1
-        if self.config.tasks[name].head == "embedding" or packed_tokens:
+        head = self._head(name)
+        if head.grouped or (head.per_token and len(values) == 1):  # packed tokens
             return values
         return labels_of_rows(name, values, rows, count)
 
@@ -379,19 +348,19 @@ class PolyheadModel(PolyheadPreTrainedModel):
         num_items: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (or embeddings) of the task's rows, and its loss if it has labels."""
-        head, task = self._head(name), self.config.tasks[name]
+        head = self._head(name)
         if labels is not None and rows is not None and head.per_token:
             labels = encoded.select_labels(labels, rows)
-        rows = encoded.rows_of(task.adapter, rows)
+        rows = encoded.rows_of(self.config.tasks[name].adapter, rows)
         states: Any = encoded.output.last_hidden_state
         x = states if head.per_token else encoded.pooled(head.pooling)
         if rows is not None:
             x = encoded.texts.select(x, rows) if head.per_token else x[moved_to(rows, x)]
-        if self.training and labels is not None and task.head == "masked_lm":
-            keep = labels != -100
+        if self.training and labels is not None and head.labelled_tokens_only:
+            keep = labels != IGNORE
             x, labels = x[keep], labels[keep]
-        found = head(x)
-        return found, None if labels is None else head.loss(found, labels, num_items)
+        values = head(x)
+        return values, None if labels is None else head.loss(values, labels, num_items)
 
     def count_items(self, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """Labelled units by task: what `num_items` sums over the batches of an optimizer step."""

@@ -26,11 +26,11 @@ from transformers import Pipeline, PreTrainedTokenizerBase
 from .attention import has_kernel
 from .checks import check_tokenizer
 from .compute import Mode, check_mode
-from .configuration_polyhead import TaskConfig
-from .decoding import decode_classes, decode_entities, even_scores, read_scores
+from .decoding import even_scores, read_scores
 from .first_use import FIRST_USE
 from .inputs import TextOrPair, read_inputs, read_items, tokenizable
 from .packing import cumulative
+from .rows import check_tasks
 from .windows import Reads, Span, Window, encode_windows, split_words, units_of, window_length
 
 logger = logging.getLogger(__name__)
@@ -196,12 +196,7 @@ class PolyheadPipeline(Pipeline):
         names = [str.__str__(name) if isinstance(name, str) else name for name in tasks]
         if not names:
             raise ValueError("tasks is empty; None asks for all")
-        unknown = [name for name in names if name not in self.model.task_names]
-        if unknown:
-            raise ValueError(
-                f"unknown task {', '.join(map(repr, unknown))}; "
-                f"this model has: {', '.join(self.model.task_names)}"
-            )
+        check_tasks(self.model.task_names, names)
         return list(dict.fromkeys(names))
 
     def _batches(
@@ -231,33 +226,39 @@ class PolyheadPipeline(Pipeline):
         self, texts: list[TextOrPair], tasks: list[str], options: dict[str, Any]
     ) -> list[dict[str, Any]]:
         model = self._without_dropout()
+        asked = {name: options[name] for name in ("top_k", "threshold")}
         results: list[dict[str, Any]] = [{} for _ in texts]
         units, windows = self._windows(texts, tasks)
         # (U, L) log-probabilities of each text, filled window by window
         scores = {
             name: [even_scores(len(u), self.model.config.tasks[name].num_labels) for u in units]
             for name in tasks
-            if self.model.config.tasks[name].head == "token_classification"
+            if self._decodes_spans(name)
         }
         windows.sort(key=lambda entry: -len(entry[1].input_ids))
         lengths = [len(window.input_ids) for _, window, _ in windows]
         for cut in self._batches(lengths, options["batch_tokens"], options["batch_size"]):
             batch = windows[cut]
-            found = self._encode(model, [window for _, window, _ in batch], tasks)
+            outputs = self._encode(model, [window for _, window, _ in batch], tasks)
             for name in tasks:
                 task = self.model.config.tasks[name]
-                for values, (row, window, reads) in zip(found[name], batch, strict=True):
+                for values, (row, window, reads) in zip(outputs[name], batch, strict=True):
                     if name in scores:
                         read_scores(scores[name][row], values, reads)
                     elif window.first:
-                        results[row][name] = self._decode(task, values, window.input_ids, options)
+                        results[row][name] = task.head_class.answer(
+                            task, values, window.input_ids, tokenizer=self.tokenizer, **asked
+                        )
         for name, rows in scores.items():
             task = self.model.config.tasks[name]
             for row, text in enumerate(texts):
-                results[row][name] = decode_entities(
-                    str(text), units[row], rows[row], task.labels, task.scheme, task.signs
+                results[row][name] = task.head_class.answer_spans(
+                    task, str(text), units[row], rows[row]
                 )
         return results
+
+    def _decodes_spans(self, task: str) -> bool:
+        return self.model.config.tasks[task].head_class.decodes_spans
 
     def _windows(
         self, texts: list[TextOrPair], tasks: list[str]
@@ -275,17 +276,17 @@ class PolyheadPipeline(Pipeline):
                 (row, Window(ids, types[row] if types else None), [])
                 for row, ids in enumerate(encoded["input_ids"])
             ]
-        every = any(self.model.config.tasks[n].head == "token_classification" for n in tasks)
+        spans = [self._decodes_spans(name) for name in tasks]
         read = [tokenizable(str(text)) for text in texts]
-        words = [split_words(text) if every else [] for text in read]
+        words = [split_words(text) if any(spans) else [] for text in read]
         encoded = encode_windows(tokenizer, read, words, limit)
-        if any(self.model.config.tasks[n].head != "token_classification" for n in tasks):
+        if not all(spans):
             self._tell_cut(sum(len(found) > 1 for found in encoded), limit)
         units, windows = [], []
         for row, found in enumerate(encoded):
             of_text, reads = units_of(words[row], [window.first_tokens for window in found])
             units.append(of_text)
-            last = None if every else 1
+            last = None if any(spans) else 1
             windows += [(row, *pair) for pair in zip(found[:last], reads[:last], strict=True)]
         return units, windows
 
@@ -349,36 +350,6 @@ class PolyheadPipeline(Pipeline):
             else:
                 found[name] = list(values)
         return found
-
-    def _decode(
-        self, task: TaskConfig, values: Tensor, ids: list[int], options: dict[str, Any]
-    ) -> Any:
-        top_k, threshold = options["top_k"], options["threshold"]
-        if threshold is None:
-            threshold = 0.0 if top_k is None else task.threshold
-        if task.head == "embedding":
-            return values.numpy()
-        if task.head == "masked_lm":
-            return self._fill(values, ids, top_k)
-        if task.problem_type == "regression":
-            return {"score": float(values[0])}
-        return decode_classes(
-            values,
-            task.labels or [],
-            multi_label=task.problem_type == "multi_label_classification",
-            top_k=top_k,
-            threshold=threshold,
-        )
-
-    def _fill(self, values: Tensor, ids: list[int], top_k: int | None) -> list:
-        known = min(len(self.tokenizer), values.shape[-1])  # an encoder's vocabulary may be padded
-        vocabulary = list(self.tokenizer.convert_ids_to_tokens(list(range(known))))
-        values = values[:, :known]
-        places = [i for i, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
-        return [
-            decode_classes(values[place], vocabulary, multi_label=False, top_k=top_k, threshold=0.0)
-            for place in places
-        ]
 
     # The base class runs text by text; `__call__` above replaces its loop, its hooks are refused.
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:

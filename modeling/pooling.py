@@ -5,11 +5,16 @@
 Shapes: `N` texts, `T` tokens of the longest, `P` tokens of all, `H` hidden.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import isfunction
+
 import torch
 from torch import Tensor
 
 from .attention import no_compile
 from .packing import TextLayout
+from .tables import Table
 
 
 def mean_pooling(states: Tensor, texts: TextLayout) -> Tensor:
@@ -51,17 +56,36 @@ def last_token_pooling(states: Tensor, texts: TextLayout) -> Tensor:
     return states[torch.arange(states.shape[0], device=states.device), last]
 
 
-POOL = {
-    "mean": mean_pooling,
-    "max": max_pooling,
-    "cls": cls_pooling,
-    "last_token": last_token_pooling,
-}
+@dataclass(frozen=True, kw_only=True)
+class Pooling:
+    """One way to pool: a row of `POOL`.
+
+    Args:
+        function: from (N, T, H) or packed (1, P, H) states, and where the texts are, to (N, H).
+        layers: how many of the last hidden states are pooled so, each for itself, end to end.
+    """
+
+    function: Callable[[Tensor, TextLayout], Tensor]
+    layers: int = 1
+
+
+POOL: Table[Pooling] = Table(
+    "pooling",
+    {
+        "mean": Pooling(function=mean_pooling),
+        "cls": Pooling(function=cls_pooling),
+        "max": Pooling(function=max_pooling),
+        "last_token": Pooling(function=last_token_pooling),
+        # the feature-based setting that did best in the BERT paper, arXiv:1810.04805, table 7
+        "mean_last_4": Pooling(function=mean_pooling, layers=4),
+    },
+)
+POOLINGS = POOL.keys()  # the names, as they are at the time of looking
 
 
 def layers_needed(pooling: str) -> int:
     """How many of the last hidden states `pooling` reads."""
-    return 4 if pooling == "mean_last_4" else 1
+    return POOL[pooling].layers
 
 
 def pool(states: tuple[Tensor, ...], texts: TextLayout, pooling: str) -> Tensor:
@@ -69,14 +93,35 @@ def pool(states: tuple[Tensor, ...], texts: TextLayout, pooling: str) -> Tensor:
 
     Args:
         states: the last hidden states, each (N, T, H) or packed (1, P, H), the final layer last;
-            `mean_last_4` reads four of them, the others the final one.
+            as many as `layers_needed` says, or more.
         texts: layout of the texts.
         pooling: one of `POOLINGS`.
 
     Returns:
-        (N, H), or (N, 4 * H) for `mean_last_4` (mean of each layer, concatenated; the feature-based
-        setting that did best in the BERT paper, arXiv:1810.04805, table 7).
+        (N, H); (N, 4 * H) for `mean_last_4`.
     """
-    if pooling == "mean_last_4":
-        return torch.cat([mean_pooling(layer, texts) for layer in states[-4:]], dim=-1)
-    return POOL[pooling](states[-1], texts)
+    way = POOL[pooling]
+    vectors = [way.function(layer, texts) for layer in states[-way.layers :]]
+    return vectors[0] if way.layers == 1 else torch.cat(vectors, dim=-1)
+
+
+def register_pooling(
+    name: str, function: Callable[[Tensor, TextLayout], Tensor], *, layers: int = 1
+) -> None:
+    """Add a pooling that tasks and models can name.
+
+    Args:
+        name: for the task's `pooling`.
+        function: from states, (N, T, H) or packed (1, P, H), and `TextLayout` to (N, H). Its file
+            travels with models that use it.
+        layers: how many of the last hidden states it pools, each for itself, end to end.
+
+    Raises:
+        ValueError: `function` is none; the name is taken or has other characters than lower-case
+            letters, digits and _; `layers` is below 1.
+    """
+    if not isfunction(function):
+        raise ValueError(f"pooling {name!r} is {function!r}; give a function of (states, texts)")
+    if layers < 1:
+        raise ValueError(f"pooling {name!r}: layers is {layers}; it must be 1 or more")
+    POOL.add(name, Pooling(function=function, layers=layers), function)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -17,8 +18,14 @@ from transformers.utils.hub import hf_api
 
 from .adapter_mixin import AdapterMixin
 from .adapters import check_not_merged, load_adapter, plain_state, save_adapter
-from .configuration_polyhead import PolyheadConfig
-from .encoder import HOOKED, without_capturing_hooks
+from .configuration_polyhead import PolyheadConfig, TaskConfig
+from .encoder import (
+    HOOKED,
+    check_reads_texts,
+    load_encoder,
+    read_encoder_config,
+    without_capturing_hooks,
+)
 from .first_use import FIRST_USE
 from .routing import checkpoint_contexts, line_up
 from .rows import check_tasks
@@ -62,7 +69,49 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
     encoder: PreTrainedModel
     heads: nn.ModuleDict
 
-    # ---- loading and saving ----
+    # ---- making, loading and saving ----
+
+    @classmethod
+    def from_encoder(
+        cls,
+        name_or_path: str,
+        tasks: dict[str, TaskConfig],
+        *,
+        pooling: str = "mean",
+        **kwargs: Any,
+    ) -> Any:
+        """Put new heads on a pretrained encoder.
+
+        Args:
+            name_or_path: Hub id or folder of any encoder that AutoModel knows. A decoder (Llama,
+                Qwen, ...) is made to attend in both directions (`is_causal=False`).
+            tasks: task name to its config.
+            pooling: pooling of every task that names none.
+            **kwargs: given to AutoModel.from_pretrained (`revision`, `dtype`, ...). Weights are
+                read from safetensors, unless `use_safetensors=False` is among them.
+
+        Raises:
+            OSError: there is no such folder or repository, or it has no safetensors.
+            ValueError: a task name or task is not valid, or does not fit the encoder; its config
+                is damaged, or that of a model that reads no texts; its weights are not all there,
+                of other shapes, integers, NaN or infinite.
+        """
+        PolyheadConfig(tasks=tasks, pooling=pooling)  # refuse bad tasks before loading anything
+        encoder_config = read_encoder_config(
+            name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
+        )
+        encoder_config.is_causal = False
+        encoder = load_encoder(name_or_path, encoder_config, **kwargs)
+        check_reads_texts(encoder)
+        if os.path.isdir(name_or_path):  # a path of this machine is nobody's business
+            encoder.config.name_or_path = ""
+        config = PolyheadConfig(encoder_config=encoder.config, pooling=pooling, dtype=encoder.dtype)
+        with torch.device("meta"):  # the encoder made here is replaced at once
+            model: Any = cls(config)
+        model.encoder = encoder
+        for name, task in tasks.items():
+            model.add_task(name, task)
+        return model.eval()
 
     @classmethod
     def from_pretrained(
@@ -272,14 +321,13 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
         self.encoder.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The decoder of the masked-LM head, which is tied to the input embeddings."""
-        tied = [n for n in self.task_names if self.config.tasks[n].head == "masked_lm"]
+        """The decoder of the head that is tied to the input embeddings, where it is one."""
+        tied = self._tied_tasks
         return self.heads.get_submodule(f"{tied[0]}.decoder") if len(tied) == 1 else None
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the decoder of the masked-LM head."""
-        tied = [n for n in self.task_names if self.config.tasks[n].head == "masked_lm"]
-        self.heads.get_submodule(tied[0]).decoder = new_embeddings
+        """Replace the decoder of the head that is tied to the input embeddings."""
+        self.heads.get_submodule(self._tied_tasks[0]).decoder = new_embeddings
 
     def _set_gradient_checkpointing(
         self,
@@ -296,17 +344,6 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
             )
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
-    def _ties(self) -> dict[str, str]:
-        """Decoder weight of each masked-LM head -> the encoder's input embeddings, by name."""
-        heads = [n for n in self.task_names if self.config.tasks[n].head == "masked_lm"]
-        if not heads:
-            return {}
-        weight = self.encoder.get_input_embeddings().weight
-        source = next(n for n, p in self.encoder.named_parameters() if p is weight)
-        return {f"heads.{n}.decoder.weight": f"encoder.{source}" for n in heads}
-
-    def _retie(self) -> None:
-        inner = {k: v for k, v in self.all_tied_weights_keys.items() if not k.startswith("heads.")}
-        self._tied_weights_keys = self._ties()
-        self.all_tied_weights_keys = {**inner, **self._tied_weights_keys}
-        self.tie_weights()
+    @property
+    def _tied_tasks(self) -> list[str]:
+        return [n for n in self.task_names if self.config.tasks[n].head_class.ties_embeddings]

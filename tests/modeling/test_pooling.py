@@ -33,8 +33,8 @@ def test_pooling_by_hand(pooling, layout):
 def test_mean_of_last_4_layers_by_hand(layout):
     states, texts = LAYOUTS[layout]
     layers = tuple(states[None] * factor for factor in (1000, 1, 2, 3, 4))  # the first is not read
-    found = pool(layers, texts, "mean_last_4")
-    assert found.tolist() == [[3.0, -6.0, 6.0, -12.0, 9.0, -18.0, 12.0, -24.0]]
+    vectors = pool(layers, texts, "mean_last_4")
+    assert vectors.tolist() == [[3.0, -6.0, 6.0, -12.0, 9.0, -18.0, 12.0, -24.0]]
 
 
 @pytest.mark.parametrize("pooling", EXPECTED)
@@ -60,17 +60,17 @@ def test_only_the_final_layer_is_read(pooling):
 @pytest.mark.parametrize("pooling", EXPECTED)
 def test_mask_may_be_of_any_type(pooling, dtype):
     states, texts = LAYOUTS["left"]
-    found = pool((states[None],), TextLayout(mask=texts.mask.to(dtype)), pooling)
-    assert found.tolist() == [EXPECTED[pooling]]
+    vectors = pool((states[None],), TextLayout(mask=texts.mask.to(dtype)), pooling)
+    assert vectors.tolist() == [EXPECTED[pooling]]
 
 
 @pytest.mark.parametrize("layout", ["right", "packed"])
 @pytest.mark.parametrize("pooling", EXPECTED)
 def test_half_precision_stays_half_precision(pooling, layout):
     states, texts = LAYOUTS[layout]
-    found = pool((states[None].bfloat16(),), texts, pooling)
-    assert found.dtype == torch.bfloat16
-    assert found.tolist() == [EXPECTED[pooling]]
+    vectors = pool((states[None].bfloat16(),), texts, pooling)
+    assert vectors.dtype == torch.bfloat16
+    assert vectors.tolist() == [EXPECTED[pooling]]
 
 
 def test_gradient_reaches_real_tokens_only():

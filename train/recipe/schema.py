@@ -5,11 +5,24 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from ...modeling.compute import Mode
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.heads import HEADS
+from ...modeling.losses import LOSSES
+from ...modeling.options import TaskOptions
+from ...modeling.pooling import POOL
 from ..lazy import lazy
 
 STRICT = ConfigDict(extra="forbid")
@@ -37,9 +50,24 @@ def _label(value: Any) -> Any:
     return str(value)
 
 
+def _in_table(table: Mapping[str, Any]) -> AfterValidator:
+    """A name in a table; the words are pydantic's of a Literal, for what is there by now."""
+
+    def check(name: str) -> str:
+        if name not in table:
+            *others, last = map(repr, table)
+            allowed = f"{', '.join(others)} or {last}"
+            raise PydanticCustomError("unknown_name", f"Input should be {allowed}")  # pyright: ignore
+        return name
+
+    return AfterValidator(check)
+
+
 Number = Annotated[float, BeforeValidator(_number), Field(ge=-LARGEST, le=LARGEST)]
 Whole = Annotated[int, BeforeValidator(_number), Field(ge=-LARGEST, le=LARGEST)]
 Label = Annotated[str, BeforeValidator(_label)]
+HeadName = Annotated[str, _in_table(HEADS)]
+PoolingName = Annotated[str, _in_table(POOL)]
 
 
 class RowsInMemory:
@@ -117,8 +145,8 @@ class DataConfig:
 
 
 @dataclass(config=STRICT, kw_only=True)
-class TaskRecipe:
-    """One task of a recipe: `TaskConfig`'s options, its data and its metrics.
+class TaskRecipe(TaskOptions):
+    """One task of a recipe: `TaskOptions`, its data and its metrics.
 
     Args:
         data: where its rows come from.
@@ -131,34 +159,26 @@ class TaskRecipe:
         max_rows: train on a random sample of so many rows, the same each time.
         epochs: passes over its rows in an epoch of the run; 0.5 leaves out half of them, the other
             half next time. Tasks that share their rows share it.
-        loss_weight: this task's factor in the total loss.
         cached: an embedding loss that compares texts (contrastive, cosent, angle) does so over all
             micro-batches of an optimizer step (GradCache, arXiv:2101.06983): 32 x 32 is then one
             batch of 1,024 in the memory of 32, for one more forward pass.
 
-    The other options are `TaskConfig`'s.
+    The other options are those of `TaskOptions`; named here again are those with bounds.
     """
 
-    head: Literal["embedding", "sequence_classification", "token_classification", "masked_lm"]
+    head: HeadName
     data: DataConfig
     labels: list[Label] | None = None
     problem_type: (
         Literal["single_label_classification", "multi_label_classification", "regression"] | None
     ) = None
-    pooling: str | None = None
-    activation: str | None = None
     dropout: Number = Field(default=0.1, ge=0, lt=1)
-    scheme: str | None = None
     threshold: Number = Field(default=0.5, gt=0, lt=1)
-    loss: str | None = None
     temperature: Number = Field(default=0.05, ge=1e-4)
-    symmetric: bool = False
     false_negative_margin: Number | None = None
     margin: Number = 0.5
-    prompts: list[str] | None = None
     matryoshka: list[Whole] | None = None
     projection: Whole | None = Field(default=None, gt=0, le=2**16)
-    normalize: bool = True
     loss_weight: Number = Field(default=1.0, ge=0)
     cached: bool = False
     adapter: dict[str, Any] | str | None = None
@@ -175,10 +195,10 @@ class TaskRecipe:
         """The model's side of this task, with labels, tag scheme and signs found in the data."""
         options = {
             f.name: getattr(self, f.name)
-            for f in fields(TaskConfig)
-            if f.name not in ("labels", "scheme", "signs", "pair", "adapter")
+            for f in fields(TaskOptions)
+            if f.name not in ("labels", "scheme")
         }
-        pair = self.head == "sequence_classification" and self.data.text_pair is not None
+        pair = "pair" in HEADS[self.head].options and self.data.text_pair is not None
         options |= {"scheme": scheme or self.scheme, "signs": signs}
         return TaskConfig(labels=labels, pair=pair, **options)
 
@@ -405,7 +425,7 @@ class Recipe:
     encoder: str | ScratchEncoder
     tasks: dict[str, TaskRecipe] = Field(min_length=1)
     output_dir: str
-    pooling: Literal["mean", "cls", "max", "last_token", "mean_last_4"] | None = None
+    pooling: PoolingName | None = None
     max_length: Whole | None = Field(default=None, ge=8)
     sampling: Sampling = Field(default_factory=Sampling)
     balancing: Balancing = Field(default_factory=Balancing)
@@ -471,10 +491,11 @@ class MultiTaskArguments:
     cached: set[str] = Field(default_factory=set)
 
 
-# Embedding losses that compare the groups of a batch with each other.
-IN_BATCH_LOSSES = ("contrastive", "cosent", "angle")
+# Embedding losses of ours that compare the groups of a batch with each other.
+IN_BATCH_LOSSES = tuple(name for name, loss in LOSSES.items() if loss.in_batch)
 
 
 def in_batch(task: TaskConfig) -> bool:
     """The loss of the task compares the groups of a batch with each other."""
-    return task.head == "embedding" and task.loss in IN_BATCH_LOSSES
+    loss = LOSSES.get(task.loss or "")
+    return loss is not None and loss.in_batch

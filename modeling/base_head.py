@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
+"""The base of all heads: what a kind of head says of itself, and what it may leave as it is.
+
+Config, model and pipeline ask here; none of them knows a kind of head by name.
+
+Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width, `U` units of words.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from .decoding import decode_entities
+from .options import HeadTask
+from .pooling import layers_needed
+from .problem_types import SingleLabel
+from .windows import Span
+
+CLASSES = SingleLabel()  # the loss and the answer of heads that say nothing else
+Conditions = dict[str, tuple[str, tuple[str, ...]]]
+
+
+class Head(nn.Module):
+    """Base of all heads.
+
+    A subclass has a `forward`, names the `options` that it reads, and changes what differs:
+
+    - `per_token`: works on token states, any (..., H), so that it may be given chosen tokens only;
+      the others work on one pooled vector per text.
+    - `output`: where the result stands in `PolyheadOutput`: `logits` or `embeddings`.
+    - `options`: the options of a task that it reads; the others are refused.
+    - `grouped`: its rows come in consecutive groups (pair, triplet), and labels count the groups.
+    - `labelled_tokens_only`: in training with labels it runs on the labelled tokens alone.
+    - `ties_embeddings`: the weight of its `decoder` is the encoder's input embeddings.
+    - `decodes_spans`: of a long text it reads every window, at one sub-token of each unit of words,
+      and answers by `answer_spans`; the others read the first window and answer by `answer`.
+    - `check`, `only_with`: what its options may say, and say together.
+    - `count`, `loss_sum`: labelled units, and the loss summed over them.
+
+    Args:
+        task: the task's options.
+        encoder_config: the encoder's config, for its sizes.
+        pooling: pooling of the model, taken when the task names none.
+
+    Raises:
+        ValueError: the pooling reads more layers than the encoder has.
+    """
+
+    per_token: ClassVar[bool] = False
+    output: ClassVar[Literal["logits", "embeddings"]] = "logits"
+    options: ClassVar[frozenset[str]] = frozenset()
+    grouped: ClassVar[bool] = False
+    labelled_tokens_only: ClassVar[bool] = False
+    ties_embeddings: ClassVar[bool] = False
+    decodes_spans: ClassVar[bool] = False
+
+    def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
+        super().__init__()
+        self.task = task
+        self.pooling = task.pooling or pooling
+        if layers_needed(self.pooling) > encoder_config.num_hidden_layers:
+            raise ValueError(
+                f"pooling {self.pooling} reads {layers_needed(self.pooling)} layers; this encoder "
+                f"has {encoder_config.num_hidden_layers}"
+            )
+        self.pooled_size = encoder_config.hidden_size * layers_needed(self.pooling)
+
+    @property
+    def states_needed(self) -> int:
+        """How many of the last hidden states the head reads."""
+        return 1 if self.per_token else layers_needed(self.pooling)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Token states (..., H), or vectors of texts (N, pooled_size) -> logits, embeddings."""
+        raise NotImplementedError
+
+    # ---- the loss ----
+
+    def count(self, labels: Tensor) -> Tensor:
+        """Number of labelled units (rows, tokens or groups), a scalar."""
+        return CLASSES.count(labels)
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss summed over the labelled units, a scalar; here cross-entropy over class ids."""
+        return CLASSES.loss_sum(logits, labels)
+
+    def loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | None = None) -> Tensor:
+        """Sum over labelled units / `num_items` (default: the units of this batch)."""
+        units = self.count(labels) if num_items is None else num_items
+        return self.loss_sum(logits.float(), labels) / units.clamp(min=1)
+
+    # ---- a task with such a head ----
+
+    @classmethod
+    def only_with(cls) -> Conditions:
+        """Of `options`, those read beside some values of another: {option: (other, values)}."""
+        return {}
+
+    @classmethod
+    def check(cls, task: HeadTask) -> None:
+        """Fill in defaults, and raise ValueError for options that do not fit each other.
+
+        Args:
+            task: changed; each of its options is of the right type, and one that the head reads.
+        """
+
+    @classmethod
+    def answer(
+        cls,
+        task: HeadTask,
+        values: Tensor,
+        ids: list[int],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        top_k: int | None = 1,
+        threshold: float | None = None,
+    ) -> Any:
+        """What the pipeline says of one text; here a label, a number, or the values as numpy.
+
+        Args:
+            task: the task.
+            values: float, on the CPU: (L,) or (D,), or (its tokens, L).
+            ids: the text's token ids.
+            tokenizer: the model's.
+            top_k: how many labels; None for all.
+            threshold: probability from which labels are set; None for the task's own.
+        """
+        if values.shape == (len(task.labels or ()),):
+            return CLASSES.answer(task, values, top_k=top_k, threshold=threshold)
+        if cls.output == "logits" and values.shape == (1,):
+            return {"score": float(values[0])}
+        return values.numpy()
+
+    @classmethod
+    def answer_spans(
+        cls, task: HeadTask, text: str, units: list[list[Span]], scores: Tensor
+    ) -> list[dict[str, Any]]:
+        """What the pipeline says of one text, for heads that decode spans.
+
+        Args:
+            task: the task.
+            text: the text.
+            units: character spans of the words of each unit.
+            scores: (U, L) log-probabilities of the units.
+        """
+        return decode_entities(text, units, scores, task.labels or [], task.scheme, task.signs)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
+"""The options of a task, as plain dataclasses; what they may say is checked where they are read.
+
+`TaskOptions` is what a recipe and a model's config have in common. Which of them a task reads, its
+head says (`heads.py`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+SCHEMES = ("iob1", "iob2", "bioes")
+ACTIVATIONS = ("tanh", "relu", "gelu")
+NUMBERS = (  # options that are numbers
+    "dropout",
+    "threshold",
+    "temperature",
+    "false_negative_margin",
+    "margin",
+    "loss_weight",
+)
+# Options that a saved model may have without effect, from before they were refused.
+ONCE_ALLOWED = frozenset(
+    ("pooling", "activation", "dropout", "threshold", "temperature", "margin", "projection")
+    + ("normalize",)
+)
+
+
+@dataclass(kw_only=True)
+class TaskOptions:
+    """What one may say of a task, in a recipe as in a config.
+
+    Args:
+        head: the kind of its head: a name in `HEADS`.
+        labels: label strings in id order; for classification heads.
+        problem_type: one of `PROBLEM_TYPES`, for `sequence_classification`; with labels the default
+            is `single_label_classification`.
+        pooling: one of `POOLINGS`, for heads over one vector per text; None takes the model's.
+        activation: adds a dense layer with this activation before the output, as BERT's pooler
+            (tanh) or DistilBERT's pre-classifier (relu) do; None is one linear layer.
+        dropout: probability before each linear layer of a classification head.
+        scheme: `iob1`, `iob2` or `bioes` for entity tags; None for token labels that stand alone
+            (part of speech). Found from the labels when not given.
+        threshold: a label of a multi-label task is set when its probability reaches this.
+        loss: one of `LOSSES`, for `embedding`; default cosent.
+        temperature: divides the cosines of the contrastive loss.
+        symmetric: the contrastive loss asks both ways: anchor to positive, positive to anchor.
+        false_negative_margin: candidates of the contrastive loss that are nearer to the anchor than
+            its own positive by more than this cosine are left out; None keeps all.
+        margin: of the triplet loss: how much further away than the positive a negative must be.
+        prompts: put before the texts of an embedding task: [text], or [query, document] where the
+            second text of a row has another one (arXiv:2212.03533).
+        matryoshka: widths, as [384, 128, 64]: the embedding loss is summed over the first so many
+            dimensions of each embedding, so that it can be cut to them (arXiv:2205.13147).
+        projection: width of a linear layer after pooling, for `embedding`; None leaves it out.
+        normalize: scale embeddings to length 1.
+        loss_weight: this task's factor in the total loss.
+        head_options: options of a head of your own, by name; values that JSON has.
+    """
+
+    head: str
+    labels: list[str] | None = None
+    problem_type: str | None = None
+    pooling: str | None = None
+    activation: str | None = None
+    dropout: float = 0.1
+    scheme: str | None = None
+    threshold: float = 0.5
+    loss: str | None = None
+    temperature: float = 0.05
+    symmetric: bool = False
+    false_negative_margin: float | None = None
+    margin: float = 0.5
+    prompts: list[str] | None = None
+    matryoshka: list[int] | None = None
+    projection: int | None = None
+    normalize: bool = True
+    loss_weight: float = 1.0
+    head_options: dict[str, Any] | None = None
+
+
+@dataclass(kw_only=True)
+class HeadTask(TaskOptions):
+    """A task as its head meets it: the options, and what the data and the model add to them.
+
+    Args:
+        pair: the task reads two texts (sentence-pair tasks).
+        signs: signs that entities begin or end with, found in the data. Where a sub-token holds
+            several words (`£5`, `."`), an entity leaves out signs at its ends that are not listed;
+            None leaves out none.
+        adapter: name of the PEFT adapter that its rows go through, its own or a shared one; None
+            for the bare encoder.
+    """
+
+    pair: bool = False
+    signs: list[str] | None = None
+    adapter: str | None = None
+
+    def prompt(self, part: int = 0) -> str:
+        """What is put before a text: 0 for the query (anchor), 1 and more for the document."""
+        return self.prompts[min(part, len(self.prompts) - 1)] if self.prompts else ""
+
+    @property
+    def num_labels(self) -> int:
+        """Width of the head's output."""
+        return len(self.labels) if self.labels else 1
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Label string of each output column."""
+        return dict(enumerate(self.labels or []))
+
+
+def scheme_of(labels: list[str]) -> str | None:
+    """The tag scheme of `labels`: bioes, iob1 (when none begins with B-), iob2, or None.
+
+    IOB1 with some B- tags has the same labels as IOB2; it must be named. Tags without a kind (`B`,
+    `B-`) make no entities.
+    """
+    tags = [label for label in labels if label != "O"]
+    prefixes = {tag[:2] for tag in tags}
+    if not tags or not prefixes <= {"B-", "I-", "E-", "S-"} or min(map(len, tags)) < 3:
+        return None
+    if prefixes & {"E-", "S-"}:
+        return "bioes"
+    return "iob2" if "B-" in prefixes else "iob1"
+
+
+def check_option_names(what: str, names: Iterable[str]) -> None:
+    """Raise ValueError unless `what` reads options that tasks have.
+
+    Args:
+        what: a head or a loss of a user's, for the message.
+        names: the options that it says it reads.
+    """
+    known = [option.name for option in fields(HeadTask)]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{what} reads {', '.join(unknown)}, which is no option of a task; allowed: "
+            f"{', '.join(known)}; those of your own go into head_options"
+        )

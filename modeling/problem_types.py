@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
+"""What differs between classes, several labels and numbers: `PROBLEM_TYPES`, by HF's names.
+
+Shapes: `N` rows, `L` labels.
+"""
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .decoding import decode_classes
+from .options import HeadTask
+
+IGNORE = -100  # the label that torch's cross-entropy and HF skip
+
+
+class ProblemType(Protocol):
+    """One problem type: its labels, its loss and how it answers."""
+
+    least_labels: int  # 0: it has none
+
+    def count(self, labels: Tensor) -> Tensor:
+        """Number of labelled rows, a scalar."""
+        ...
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss summed over the labelled rows, a scalar."""
+        ...
+
+    def answer(
+        self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
+    ) -> Any:
+        """(L,) logits of one text -> what the pipeline says."""
+        ...
+
+
+class SingleLabel:
+    """One class for each row (or token): cross-entropy over (N,) ids; -100 is no label."""
+
+    least_labels = 2
+
+    def count(self, labels: Tensor) -> Tensor:
+        """Rows whose label is not -100, a scalar."""
+        return (labels != IGNORE).sum()
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of (..., L) logits and (...) ids, summed; a scalar."""
+        return F.cross_entropy(
+            logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+
+    def answer(
+        self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
+    ) -> Any:
+        """(L,) -> the best label and its probability; a list of them unless `top_k` is 1."""
+        return decode_classes(
+            values, task.labels or [], multi_label=False, top_k=top_k, threshold=0.0
+        )
+
+
+class MultiLabel:
+    """Any number of labels for each row: binary cross-entropy over (N, L) of 0, 1 or NaN."""
+
+    least_labels = 1
+
+    def count(self, labels: Tensor) -> Tensor:
+        """Rows with a label that is not NaN, a scalar."""
+        return _rows_known(labels)
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum over rows of the mean over a row's known labels, a scalar."""
+        known = ~labels.isnan()
+        filled = torch.where(known, labels, 0).to(logits.dtype)
+        errors = F.binary_cross_entropy_with_logits(logits, filled, reduction="none") * known
+        return (errors.sum(1) / known.sum(1).clamp(min=1)).sum()
+
+    def answer(
+        self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
+    ) -> Any:
+        """(L,) -> labels from `threshold` on (None: the task's; all, if `top_k` is), best first."""
+        if threshold is None:
+            threshold = 0.0 if top_k is None else task.threshold
+        return decode_classes(
+            values, task.labels or [], multi_label=True, top_k=top_k, threshold=threshold
+        )
+
+
+class Regression:
+    """A number for each row: squared error over (N,); NaN is no label."""
+
+    least_labels = 0
+
+    def count(self, labels: Tensor) -> Tensor:
+        """Rows whose number is not NaN, a scalar."""
+        return _rows_known(labels)
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Squared error of (N, 1) logits and (N,) numbers, summed; a scalar."""
+        known = ~labels.isnan()
+        filled = torch.where(known, labels, 0).to(logits.dtype)
+        return ((logits.squeeze(-1) - filled.view(-1)).square() * known.view(-1)).sum()
+
+    def answer(
+        self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
+    ) -> Any:
+        """(1,) -> the number."""
+        return {"score": float(values[0])}
+
+
+def _rows_known(labels: Tensor) -> Tensor:
+    """Rows of (N,) or (N, L) with any number that is not NaN, a scalar."""
+    return (~labels.isnan()).view(len(labels), -1).any(1).sum()
+
+
+PROBLEM_TYPES: dict[str, ProblemType] = {
+    "single_label_classification": SingleLabel(),
+    "multi_label_classification": MultiLabel(),
+    "regression": Regression(),
+}
