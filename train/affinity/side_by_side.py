@@ -7,9 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import TypeAdapter
-
 from ..adapters import adapter_name
 from ..artifacts import read_json, write_json, write_text
 from ..commands.setup import PreparedRun
@@ -68,10 +65,7 @@ def _train_once(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], float | N
     training = {k: v for k, v in recipe.training.items() if k != "resume_from_checkpoint"}
     recipe = replace(recipe, output_dir=str(folder), training=training)
     path, scores, clock = (folder / n for n in ("recipe.yaml", "scores.json", "wall_seconds.json"))
-    plain = TypeAdapter(Recipe).dump_python(
-        recipe, mode="json", by_alias=True, exclude_defaults=True
-    )
-    text = f"# polyhead train {path}\n{yaml.safe_dump(plain, sort_keys=False)}"
+    text = f"# polyhead train {path}\n{recipe.to_yaml()}"
     same = path.is_file() and path.read_text(encoding="utf-8") == text
     if not same or not scores.is_file():
         folder.mkdir(parents=True, exist_ok=True)

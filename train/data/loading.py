@@ -20,7 +20,7 @@ from ...modeling.windows import locate_words
 from ..errors import UserError
 from ..kinds import SplitRows, kind_of
 from ..kinds.values import labels_in, rows_named
-from ..recipe.schema import DataConfig, Recipe, TaskRecipe
+from ..recipe.schema import TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe
 from .checks import text_faults
 from .label_values import class_notes, missing_notes, read_labels
 from .labels import find_labels
@@ -104,7 +104,7 @@ def load_sources(recipe: Recipe) -> list[Source]:
     for tasks in group_tasks(recipe.tasks):
         first = next(iter(tasks))
         try:
-            splits = load_splits(tasks[first])
+            splits = load_splits(tasks[first], _columns_read(tasks))
         except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
             faults.append(f"tasks.{first}.data: cannot be loaded: {reason(error)}")
             continue
@@ -176,6 +176,7 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
     for name, task in tasks.items():
         data = task.data
         place = (data.path, data.name, data.data_files, data.data_dir, data.revision, data.splits)
+        place += () if data.rows is None else data.rows.identity
         groups.setdefault(repr((place, task.max_rows)), {})[name] = task
     for same_rows in groups.values():
         by_text: dict[tuple, dict[str, TaskRecipe]] = {}
@@ -194,14 +195,21 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
 # ---- checks ----
 
 
+COLUMNS = (*TEXT_COLUMNS, "label")
+
+
+def _columns_read(tasks: dict[str, TaskRecipe]) -> set[str]:
+    names = (getattr(task.data, key) for task in tasks.values() for key in COLUMNS)
+    return {name for name in names if name is not None}
+
+
 def _column_faults(source: Source) -> list[str]:
     faults = []
     for split, rows in source.splits.items():
         if not len(rows):
             faults.append(f"tasks.{source.name}.data: split {split} is empty, there is no data")
         for name, task in source.tasks.items():
-            columns = ("text", "text_pair", "negative", "tokens", "label")
-            for key, column in ((key, getattr(task.data, key)) for key in columns):
+            for key, column in ((key, getattr(task.data, key)) for key in COLUMNS):
                 if column is not None and column not in rows.column_names:
                     in_train = column in source.splits["train"].column_names
                     why = ", as train has: column names don't match" if in_train else ""

@@ -107,7 +107,7 @@ def _published(recipe: Recipe) -> dict[str, Any]:
     if _hub_id(recipe.encoder) is None:
         published.pop("encoder", None)
     for name, task in published["tasks"].items():
-        private = ["data_files", "data_dir"]
+        private = ["rows", "data_files", "data_dir"]
         private += ["path"] if dataset_of(recipe.tasks[name].data) is None else []
         for key in private:
             task["data"].pop(key, None)

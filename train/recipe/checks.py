@@ -72,6 +72,8 @@ def _script_faults(data: DataConfig) -> list[str]:
 
 
 def _file_faults(data: DataConfig) -> list[str]:
+    if data.rows is not None:
+        return []
     if data.path is None and data.data_files is None:
         return ["path: missing; give path, data_files or both"]
     files = data.data_files if isinstance(data.data_files, dict) else {"": data.data_files or []}

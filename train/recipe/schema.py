@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,9 +23,16 @@ from ...modeling.heads import HEADS
 from ...modeling.losses import LOSSES
 from ...modeling.options import TaskOptions
 from ...modeling.pooling import POOL
+from ..lazy import lazy
 
 STRICT = ConfigDict(extra="forbid")
+# Reader and writer, which need most rooms, are asked for when a recipe is read or written.
+_recipe = lazy(
+    __package__ or "",
+    {"load_recipe": "reader", "parse_recipe": "reader", "recipe_text": "writer"},
+)
 TEXT_COLUMNS = ("text", "text_pair", "negative", "tokens")
+SPLITS = ("train", "validation", "test")
 LARGEST = 1e9  # of any number in a recipe
 
 
@@ -62,6 +70,30 @@ HeadName = Annotated[str, _in_table(HEADS)]
 PoolingName = Annotated[str, _in_table(POOL)]
 
 
+class RowsInMemory:
+    """Rows that a caller of Python holds, instead of the name of a place where rows lie.
+
+    Args:
+        data: rows of train, or a dict of rows by split; see `data/memory.py` for the types.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Rows by split."""
+        return dict(self.data) if isinstance(self.data, Mapping) else {"train": self.data}
+
+    @property
+    def identity(self) -> tuple:
+        """The same for the same rows, in whatever dict they are."""
+        return tuple((split, id(part)) for split, part in self.parts.items())
+
+    def __deepcopy__(self, memo: dict) -> "RowsInMemory":
+        return self  # rows are only read
+
+
 @dataclass(config=STRICT, kw_only=True)
 class DataConfig:
     """Where rows come from and which columns a task reads.
@@ -88,6 +120,9 @@ class DataConfig:
             and NaN always do.
         label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
         license: of the data, for the model card.
+
+    Attributes:
+        rows: in their stead, those of a caller of Python; no key of a recipe.
     """
 
     path: str | None = None
@@ -106,6 +141,7 @@ class DataConfig:
     ) = None
     label_range: tuple[Number, Number] | None = None
     license: str | None = None
+    rows: Annotated[Any, Field(exclude=True)] = field(default=None, init=False, repr=False)
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -406,6 +442,28 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.tasks = dict(sorted(self.tasks.items()))
+
+    @classmethod
+    def from_yaml(cls, path_or_text: str | Path) -> "Recipe":
+        """Read and check a recipe.
+
+        Args:
+            path_or_text: name of a YAML file; or, where it has a line break, the text itself.
+
+        Raises:
+            UserError: with all faults found.
+        """
+        if isinstance(path_or_text, str) and "\n" in path_or_text:
+            return _recipe("parse_recipe")(path_or_text)
+        return _recipe("load_recipe")(path_or_text)
+
+    def to_yaml(self) -> str:
+        """The recipe as a text for `from_yaml`; keys at their defaults are left out.
+
+        Raises:
+            UserError: rows of a task are in memory.
+        """
+        return _recipe("recipe_text")(self)
 
 
 @dataclass(config=STRICT, kw_only=True)
