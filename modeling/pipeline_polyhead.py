@@ -75,8 +75,7 @@ class PolyheadPipeline(Pipeline):
         one dict per text (for a generator, a generator of them), keyed by task: classification
         `{"label", "score"}` (a list with another `top_k` than 1, or multi-label), regression
         `{"score"}`, token classification a list of `{"entity_group", "score", "word", "start",
-        "end"}`, embedding a float32 numpy vector, masked LM a list over the masks of `{"label",
-        "score"}`.
+        "end"}`, embedding a numpy vector, masked LM a list over the masks of `{"label", "score"}`.
 
     Raises:
         ValueError: an option is unknown or not in its range, a task is unknown or does not read
@@ -255,15 +254,15 @@ class PolyheadPipeline(Pipeline):
     def _predict(
         self, texts: list[TextOrPair], tasks: list[str], options: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        model = self._without_dropout()
+        model, configs = self._without_dropout(), self.model.config.tasks
         asked = {name: options[name] for name in ("top_k", "threshold")}
         results: list[dict[str, Any]] = [{} for _ in texts]
         units, windows = self._windows(texts, tasks)
         # (U, L) log-probabilities of each text, filled window by window
         scores = {
-            name: [even_scores(len(u), self.model.config.tasks[name].num_labels) for u in units]
+            name: [even_scores(len(u), configs[name].num_labels) for u in units]
             for name in tasks
-            if self._decodes_spans(name)
+            if configs[name].head_class.decodes_spans
         }
         windows.sort(key=lambda entry: -len(entry[1].input_ids))
         lengths = [len(window.input_ids) for _, window, _ in windows]
@@ -271,7 +270,7 @@ class PolyheadPipeline(Pipeline):
             batch = windows[cut]
             outputs = self._encode(model, [window for _, window, _ in batch], tasks)
             for name in tasks:
-                task = self.model.config.tasks[name]
+                task = configs[name]
                 for values, (row, window, reads) in zip(outputs[name], batch, strict=True):
                     if name in scores:
                         read_scores(scores[name][row], values, reads)
@@ -280,15 +279,12 @@ class PolyheadPipeline(Pipeline):
                             task, values, window.input_ids, tokenizer=self.tokenizer, **asked
                         )
         for name, rows in scores.items():
-            task = self.model.config.tasks[name]
+            task = configs[name]
             for row, text in enumerate(texts):
                 results[row][name] = task.head_class.answer_spans(
                     task, str(text), units[row], rows[row]
                 )
         return results
-
-    def _decodes_spans(self, task: str) -> bool:
-        return self.model.config.tasks[task].head_class.decodes_spans
 
     def _windows(
         self, texts: list[TextOrPair], tasks: list[str]
@@ -306,7 +302,7 @@ class PolyheadPipeline(Pipeline):
                 (row, Window(ids, types[row] if types else None), [])
                 for row, ids in enumerate(encoded["input_ids"])
             ]
-        spans = [self._decodes_spans(name) for name in tasks]
+        spans = [self.model.config.tasks[name].head_class.decodes_spans for name in tasks]
         read = [tokenizable(str(text)) for text in texts]
         words = [split_words(text) if any(spans) else [] for text in read]
         encoded = encode_windows(tokenizer, read, words, limit)
