@@ -46,7 +46,7 @@ def check_imported(names: Any, sources: Iterable[Any]) -> None:
     if missing:
         raise ValueError(
             f"heads, poolings or losses of this model stand in {few(missing)}, which is not "
-            "imported; import it first (it lies in the model's folder)"
+            "imported; import it first, or say --allow-code (it lies in the model's folder)"
         )
 
 

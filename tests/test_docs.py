@@ -1,5 +1,6 @@
 """What the pages tell users to type is typed here, on small files and a small model."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -15,7 +16,14 @@ from polyhead.train.hub import save_folder
 from polyhead.train.hub.proof import fingerprint
 from polyhead.train.recipe import load_recipe
 from safetensors.torch import load_file
-from train_helpers import INTENTS, messages, pairs, private_cache, write_recipe  # noqa: F401
+from train_helpers import (
+    INTENTS,
+    messages,
+    pairs,
+    private_cache,  # noqa: F401
+    tables,  # noqa: F401
+    write_recipe,
+)
 from transformers import AutoTokenizer
 
 PAGES = [
@@ -174,6 +182,18 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
     ]
     assert configs[0].get_text_config().hidden_size == 256
     assert {task.adapter for task in configs[4].tasks.values()} == {"intent"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tables")
+def test_parts_of_ones_own(typed, encoder_folder):
+    write("pairs_test.csv", pairs(6), "text1", "text2", "score")
+    write("pairs.csv", pairs(16), "text1", "text2", "score")
+    known = run_page("docs/extend.md", encoder_folder("bert"))
+    assert known["recipe"].tasks["intent"].head == "gated"
+    assert known["answer"]["intent"]["label"] in INTENTS
+    scores = json.loads(Path("runs/extended/scores.json").read_text(encoding="utf-8"))
+    assert set(scores["tasks"]["intent"]) == {"accuracy", "worst_recall"}
 
 
 @pytest.fixture
