@@ -113,8 +113,7 @@ class Clock(TrainerCallback):
 
 
 def trainer_of(found: Any) -> Any:
-    """The trainer of a `Prepared` recipe over its train rows, without evaluation."""
-    from polyhead.train.commands.setup import checked_arguments
+    """The trainer of a prepared recipe over its train rows, without evaluation."""
     from polyhead.train.data.dataset import MultiTaskDataset
     from polyhead.train.data.tokenization import tokenize
     from polyhead.train.trainer import MultiTaskTrainer
@@ -122,7 +121,7 @@ def trainer_of(found: Any) -> Any:
     rows = {s.name: tokenize(s, "train", found.tokenizer) for s in found.sources}
     return MultiTaskTrainer(
         model=found.model,
-        args=checked_arguments(found, "benchmark"),
+        args=found.args,
         tokenizer=found.tokenizer,
         sources=found.tasks_by_source,
         train_dataset=MultiTaskDataset(rows),

@@ -55,10 +55,11 @@ def trainer(folder: str, steps: int, interval: int) -> Any:
             f"balancing.gradient_steps={interval}",
             "training.disable_tqdm=true",
             "training.use_cpu=true",
+            *(f"training.{key}=no" for key in ("save_strategy", "eval_strategy")),
+            "training.report_to=none",
             f"output_dir={folder}",
         ],
     )
-    found.recipe.training |= {"save_strategy": "no", "eval_strategy": "no", "report_to": "none"}
     made = trainer_of(found)
     made.remove_callback(PrinterCallback)
     return made

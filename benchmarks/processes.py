@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from common import ROOT, Clock, data_folder, keep, trainer_of
-from polyhead.train.commands.setup import Prepared, prepare
+from polyhead.train.commands.setup import PreparedRun, prepare
 from polyhead.train.trainer import MultiTaskTrainer
 
 ROWS = 32  # a step and process
@@ -96,11 +96,11 @@ def work(place: Path, steps: int, accumulation: int) -> None:
             "training.save_strategy=no",
             "training.disable_tqdm=true",
             "training.use_cpu=true",
+            "training.report_to=none",
             f"output_dir={place.parent}",
         ],
     )
     clock = Clock(WARM_UP)
-    found.recipe.training["report_to"] = "none"
     trainer = timed(found, clock)
     processes = trainer.args.world_size
     trainer.accelerator.wait_for_everyone()
@@ -115,7 +115,7 @@ def work(place: Path, steps: int, accumulation: int) -> None:
     trainer.accelerator.end_training()
 
 
-def timed(found: Prepared, clock: Clock) -> MultiTaskTrainer:
+def timed(found: PreparedRun, clock: Clock) -> MultiTaskTrainer:
     """Train with a clock; the trainer afterwards."""
     trainer = trainer_of(found)
     trainer.add_callback(clock)

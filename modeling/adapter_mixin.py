@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .adapters import inject, remove
-from .attention import eager
+from .attention import no_compile
 from .checks import check_task_name
 from .configuration_polyhead import PolyheadConfig
 from .rows import Rows, check_tasks
@@ -75,7 +75,7 @@ class AdapterMixin:
         for task in self.config.tasks.values():
             task.adapter = None if task.adapter == name else task.adapter
 
-    @eager
+    @no_compile
     def _adapters_of_texts(
         self, names: list[str], rows: Rows, count: int
     ) -> list[list[str | None]] | str | None:

@@ -74,15 +74,15 @@ def adapter_option_faults(options: Any) -> list[str]:
     if kind not in TYPES:
         return [f"peft_type is {_short(kind)}; allowed: {', '.join(TYPES)}"]
     defaults = peft_config_class(kind)().to_dict()
-    found = [
+    faults = [
         _fault(CHECKS[kind], defaults, name, value)
         for name, value in options.items()
         if name not in NOT_READ
     ]
     rank = options.get("r", 8)
     if options.get("init_lora_weights") == "orthogonal" and isinstance(rank, int) and rank % 2:
-        found.append(f"r is {rank}; init_lora_weights: orthogonal takes an even number")
-    return [fault for fault in found if fault]
+        faults.append(f"r is {rank}; init_lora_weights: orthogonal takes an even number")
+    return [fault for fault in faults if fault]
 
 
 def _fault(checks: dict[str, Any], defaults: dict[str, Any], name: str, value: Any) -> str | None:

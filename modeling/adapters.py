@@ -53,10 +53,10 @@ def inject(encoder: PreTrainedModel, name: str, config: Any, state: dict | None 
             the encoder is left as it was.
     """
     require_peft()
-    held = getattr(encoder, "peft_config", {})
-    if name in held:
-        raise ValueError(f"adapter {name!r} exists already; the encoder has: {', '.join(held)}")
-    kinds = {other.peft_type for other in held.values()}
+    adapters = getattr(encoder, "peft_config", {})
+    if name in adapters:
+        raise ValueError(f"adapter {name!r} exists already; the encoder has: {', '.join(adapters)}")
+    kinds = {other.peft_type for other in adapters.values()}
     if kinds and config.peft_type not in kinds:
         raise ValueError(
             f"adapter {name!r} is {config.peft_type.value}; those here are {kinds.pop().value}"
@@ -65,7 +65,7 @@ def inject(encoder: PreTrainedModel, name: str, config: Any, state: dict | None 
     if name in modules:  # its parameters could not be told from the encoder's
         raise ValueError(f"adapter name {name!r} is that of a module in the encoder; take another")
     check_adapter_options(f"adapter {name!r}", config.to_dict())
-    given, config = config, copy.copy(config)
+    requested, config = config, copy.copy(config)
     trainable = {n for n, p in encoder.named_parameters() if p.requires_grad}
     try:
         with warnings.catch_warnings():  # that there are several adapters is the point
@@ -76,7 +76,7 @@ def inject(encoder: PreTrainedModel, name: str, config: Any, state: dict | None 
         remove(encoder, name)
         raise ValueError(f"adapter {name!r} does not fit this encoder: {error}") from error
     route(encoder)
-    _write_out(encoder, name, given)
+    _write_out(encoder, name, requested)
     for module in encoder.modules():
         if isinstance(module, Routed):
             module.train(encoder.training)  # PEFT's new dropout is on  # pyright: ignore
@@ -93,7 +93,7 @@ def inject(encoder: PreTrainedModel, name: str, config: Any, state: dict | None 
             raise
 
 
-def _write_out(encoder: PreTrainedModel, name: str, given: Any) -> None:
+def _write_out(encoder: PreTrainedModel, name: str, requested: Any) -> None:
     """Give its config full names of modules instead of patterns.
 
     What adapter_config.json then says is matched by nobody, and depends neither on the release of
@@ -102,10 +102,10 @@ def _write_out(encoder: PreTrainedModel, name: str, given: Any) -> None:
     config: Any = encoder.peft_config[name]
     layers = {path: m for path, m in encoder.named_modules() if has_adapter(m, name)}
     narrowed = ("exclude_modules", "layers_to_transform", "layers_pattern")
-    if isinstance(given.target_modules, (list, tuple, set)) and not any(
-        getattr(given, option, None) for option in narrowed
+    if isinstance(requested.target_modules, (list, tuple, set)) and not any(
+        getattr(requested, option, None) for option in narrowed
     ):
-        config.target_modules = set(given.target_modules)  # PEFT shortens them
+        config.target_modules = set(requested.target_modules)  # PEFT shortens them
     else:
         config.target_modules = set(layers)
         for option in narrowed:
@@ -129,11 +129,11 @@ def _fill(encoder: PreTrainedModel, name: str, state: dict[str, Tensor]) -> None
     """Put weights into an adapter that is there; ValueError unless they are all of its weights."""
     check_finite_tensors(f"adapter {name!r}", state)
     try:
-        found = peft.set_peft_model_state_dict(encoder, state, adapter_name=name)  # pyright: ignore
+        report = peft.set_peft_model_state_dict(encoder, state, adapter_name=name)  # pyright: ignore
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"adapter {name!r} does not fit this encoder: {error}") from error
-    missing = [k for k in found.missing_keys if f".{name}." in k or k.endswith(f".{name}")]
-    for what, keys in (("missing", missing), ("unexpected", found.unexpected_keys)):
+    missing = [k for k in report.missing_keys if f".{name}." in k or k.endswith(f".{name}")]
+    for what, keys in (("missing", missing), ("unexpected", report.unexpected_keys)):
         if keys:
             raise ValueError(f"adapter {name!r} does not fit this encoder: {what}: {few(keys)}")
 
@@ -250,7 +250,7 @@ def read_adapter_files(repo: str, subfolder: str = "", **hub: Any) -> AdapterFil
 
     Args:
         repo: folder or Hub id.
-        subfolder: of the adapter in it.
+        subfolder: folder of the adapter in it.
         hub: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
@@ -300,8 +300,8 @@ def load_adapter(
     """
     require_peft()
     hub.pop("code_revision", None)
-    place = "/".join(part for part in (hub.pop("subfolder", ""), "adapters", name) if part)
-    files = read_adapter_files(repo, place, **hub)
+    subfolder = "/".join(part for part in (hub.pop("subfolder", ""), "adapters", name) if part)
+    files = read_adapter_files(repo, subfolder, **hub)
     check_adapter_options(files.config, files.options)
     if expected is not None and files.hash != expected:
         raise ValueError(

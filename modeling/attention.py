@@ -37,7 +37,7 @@ NAME = __name__.replace(".", "_")
 Function = TypeVar("Function", bound=Callable)
 
 
-def eager(function: Function) -> Function:
+def no_compile(function: Function) -> Function:
     """Decorator: torch.compile leaves the function as it is.
 
     For what a batch's lengths or mix of tasks decide: compiled, it would be so for each batch anew.
@@ -53,8 +53,8 @@ def no_trace(function: Function) -> Function:
     return torch.compiler.disable(function, recursive=False)  # pyright: ignore[reportReturnType]
 
 
-def places_of(cu_seq_lens: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """(P,) the text of each token, and its place in it; the device is not waited for."""
+def positions_of(cu_seq_lens: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """(P,) the text of each token, and its position in it; the device is not waited for."""
     count = torch.arange(len(cu_seq_lens) - 1, device=cu_seq_lens.device)
     text = torch.repeat_interleave(count, cu_seq_lens.diff(), output_size=total)
     return text, torch.arange(total, device=text.device) - cu_seq_lens[text]
@@ -67,7 +67,7 @@ def _mask(
     local_size: int | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """What sdpa takes; of a batch without padding no mask, or the reach of a sliding window.
+    """What sdpa takes; of a batch without padding no mask, or the size of a sliding window.
 
     A packed batch has no `attention_mask`; nor has a batch that needs none, whose mask is then made
     by `_attend`.
@@ -76,11 +76,11 @@ def _mask(
         attention_mask: (N, T), false for padding; None where there is none.
         allow_is_bidirectional_skip: tokens see each other in both directions, without exceptions
             of the encoder's own.
-        local_size: reach of a sliding window.
+        local_size: tokens that a sliding window shows on each side.
         kwargs: what else `sdpa_mask` takes.
 
     Returns:
-        None, the reach as a scalar, or (N, 1, T, T).
+        None, the window as a scalar, or (N, 1, T, T).
     """
     if attention_mask is None and allow_is_bidirectional_skip:
         return None if local_size is None else torch.tensor(local_size)
@@ -92,15 +92,15 @@ def _mask(
     )
 
 
-def _window(states: Tensor, reach: int) -> Tensor | None:
+def _window(states: Tensor, window: int) -> Tensor | None:
     """(N, 1, T, T), true where a token of (N, A, T, d) sees another; None where all do."""
     length = states.shape[2]
     return sdpa_mask(
         batch_size=len(states),
         q_length=length,
         kv_length=length,
-        mask_function=sliding_window_bidirectional_mask_function(reach),
-        local_size=reach,
+        mask_function=sliding_window_bidirectional_mask_function(window),
+        local_size=window,
         allow_is_causal_skip=False,
         allow_is_bidirectional_skip=True,
         device=states.device,
@@ -127,9 +127,9 @@ def _attend(
         query: (1, A, P, d).
         key: (1, K, P, d).
         value: (1, K, P, d).
-        attention_mask: as `_mask` gives it.
-        dropout: on the attention weights, in training.
-        scaling: of the scores.
+        attention_mask: the mask that `_mask` gives.
+        dropout: share of the attention weights that is dropped, in training.
+        scaling: factor of the scores.
         cu_seq_lens_q: (N + 1,).
         max_length_q: tokens of the longest text.
         layers_reached: gets each layer that calls; how `can_pack` counts them.
@@ -151,15 +151,15 @@ def _attend(
     parts = (query, repeat_kv(key, groups), repeat_kv(value, groups))
     if attention_mask is not None and attention_mask.dim() > 0:
         raise TypeError(f"{type(module).__name__} masks tokens of packed texts in its own way")
-    reach = None if attention_mask is None else int(attention_mask)
+    window = None if attention_mask is None else int(attention_mask)
     if layers_reached is not None:
         layers_reached.append(module)
     if query.device.type == "cpu":
-        return _by_runs(*parts, reach, dropout, scaling, cu_seq_lens_q), None
+        return _by_runs(*parts, window, dropout, scaling, cu_seq_lens_q), None
     longest = int(cu_seq_lens_q.diff().max()) if max_length_q is None else max_length_q
     if dropout == 0 and has_kernel(query.device, query.dtype):
-        return _by_kernel(*parts, reach, scaling, cu_seq_lens_q, longest), None
-    return _by_rows(*parts, reach, dropout, scaling, cu_seq_lens_q, longest), None
+        return _by_kernel(*parts, window, scaling, cu_seq_lens_q, longest), None
+    return _by_rows(*parts, window, dropout, scaling, cu_seq_lens_q, longest), None
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -173,7 +173,7 @@ def _by_kernel(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    reach: int | None,
+    window: int | None,
     scaling: float | None,
     cu_seq_lens: Tensor,
     longest: int,
@@ -181,19 +181,19 @@ def _by_kernel(
     """(1, A, P, d) -> (1, P, A, d), all texts in one kernel."""
     assert varlen_attn is not None
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (P, A, d)
-    near = (-1, -1) if reach is None else (reach, reach)
+    window_size = (-1, -1) if window is None else (window, window)
     starts = cu_seq_lens
-    found: Any = varlen_attn(
-        query, key, value, starts, starts, longest, longest, scale=scaling, window_size=near
+    out: Any = varlen_attn(
+        query, key, value, starts, starts, longest, longest, scale=scaling, window_size=window_size
     )
-    return found.unsqueeze(0)
+    return out.unsqueeze(0)
 
 
 def _by_rows(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    reach: int | None,
+    window: int | None,
     dropout: float,
     scaling: float | None,
     cu_seq_lens: Tensor,
@@ -202,55 +202,55 @@ def _by_rows(
     """(1, A, P, d) -> (1, P, A, d), the texts padded for attention alone."""
     heads, total, size = query.shape[1:]
     count = len(cu_seq_lens) - 1
-    text, place = places_of(cu_seq_lens, total)
-    flat = text * longest + place
+    text, position = positions_of(cu_seq_lens, total)
+    flat = text * longest + position
     rows = []
     for x in (query, key, value):
         empty = x.new_zeros(count * longest, heads, size)
         padded = empty.index_copy(0, flat, x[0].transpose(0, 1))
         rows.append(padded.view(count, longest, heads, size).transpose(1, 2))
-    places = torch.arange(longest, device=query.device)
-    mask = (places < cu_seq_lens.diff()[:, None])[:, None, None]  # (N, 1, 1, T)
-    if reach is not None:
-        mask = mask & ((places[:, None] - places).abs() <= reach)
-        mask = mask | (places[:, None] == places)  # padding sees itself, else it were NaN
+    positions = torch.arange(longest, device=query.device)
+    mask = (positions < cu_seq_lens.diff()[:, None])[:, None, None]  # (N, 1, 1, T)
+    if window is not None:
+        mask = mask & ((positions[:, None] - positions).abs() <= window)
+        mask = mask | (positions[:, None] == positions)  # padding sees itself, else it were NaN
     out = F.scaled_dot_product_attention(*rows, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return out.transpose(1, 2).reshape(count * longest, heads, size)[flat].unsqueeze(0)
 
 
-@eager
+@no_compile
 def _by_runs(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    reach: int | None,
+    window: int | None,
     dropout: float,
     scaling: float | None,
     cu_seq_lens: Tensor,
 ) -> Tensor:
     """(1, A, P, d) -> (1, P, A, d), runs of texts of one length together."""
-    heads, found = query.shape[1], []
+    heads, outputs = query.shape[1], []
     runs = _runs(cu_seq_lens.tolist())
     # split, not sliced: the backward of each slice would fill a gradient of all tokens with zeros
     sizes = [count * length for count, length in runs]
     cut = (x[0].split(sizes, dim=1) for x in (query, key, value))
-    for (count, length), *own in zip(runs, *cut, strict=True):
-        parts = (x.view(heads, count, length, -1).transpose(0, 1) for x in own)
-        near = None
-        if reach is not None and length > reach + 1:
-            place = torch.arange(length, device=query.device)
-            near = (place[:, None] - place[None]).abs() <= reach
+    for (count, length), *run_tensors in zip(runs, *cut, strict=True):
+        parts = (x.view(heads, count, length, -1).transpose(0, 1) for x in run_tensors)
+        mask = None
+        if window is not None and length > window + 1:
+            positions = torch.arange(length, device=query.device)
+            mask = (positions[:, None] - positions[None]).abs() <= window
         out = F.scaled_dot_product_attention(
-            *parts, attn_mask=near, dropout_p=dropout, scale=scaling
+            *parts, attn_mask=mask, dropout_p=dropout, scale=scaling
         )  # (count, A, length, d)
-        found.append(out.transpose(1, 2).reshape(count * length, heads, -1))
-    return torch.cat(found).unsqueeze(0)
+        outputs.append(out.transpose(1, 2).reshape(count * length, heads, -1))
+    return torch.cat(outputs).unsqueeze(0)
 
 
 def _runs(starts: list[int]) -> list[tuple[int, int]]:
     """(texts, tokens of each) for runs of neighbours of equal length."""
     lengths = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
-    return [(len(list(run)), length) for length, run in groupby(lengths) if length]
+    return [(len(list(texts)), length) for length, texts in groupby(lengths) if length]
 
 
 AttentionInterface.register(NAME, _attend)

@@ -62,22 +62,22 @@ def check_task_name(name: str, what: str = "task name") -> None:
         raise ValueError(f"{what} {name!r} is an attribute of torch's ModuleDict; take another")
 
 
-def check_fields(what: str, kind: type, given: Any) -> None:
-    """Raise ValueError unless `given` is a dict with known keys and values of the right types.
+def check_fields(what: str, kind: type, values: Any) -> None:
+    """Raise ValueError unless `values` is a dict with known keys and values of the right types.
 
     Args:
         what: names it in the message.
         kind: a dataclass, whose annotations tell the types.
-        given: what a file holds.
+        values: what a file holds.
     """
-    if not isinstance(given, dict):
-        raise ValueError(f"{what} is {given!r}; it must be a dict")
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} is {values!r}; it must be a dict")
     names = [field.name for field in fields(kind)]
-    unknown = [str(key) for key in given if key not in names]
+    unknown = [str(key) for key in values if key not in names]
     if unknown:
         raise ValueError(f"{what}: unknown key {', '.join(unknown)}; allowed: {', '.join(names)}")
     hints = get_type_hints(kind)
-    for key, value in given.items():
+    for key, value in values.items():
         if not _fits(value, hints[key]):
             raise ValueError(f"{what}: {key} is {value!r}; it must be {_named(hints[key])}")
 
@@ -134,8 +134,8 @@ def check_tokenizer(tokenizer: Any, rows: int | None = None) -> None:
     """Raise ValueError when there is no tokenizer, one without words, or another model's.
 
     Args:
-        tokenizer: of the model.
-        rows: of the encoder's token embedding; None where it has none.
+        tokenizer: the model's tokenizer.
+        rows: number of rows of the encoder's token embedding; None where it has none.
     """
     if tokenizer is None:
         raise ValueError(
@@ -196,8 +196,8 @@ def check_options(config: Any) -> None:
     for name, kind in TYPES.items():
         value = getattr(config, name, None)
         if value is not None and not isinstance(value, kind):
-            wanted = {dict: "a dict by name", list: "a list"}.get(kind, kind.__name__)
-            raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+            allowed = {dict: "a dict by name", list: "a list"}.get(kind, kind.__name__)
+            raise ValueError(f"{name} is {value!r}; it must be {allowed}")
     odd = [x for x in config.task_names or [] if not isinstance(x, str)]
     if odd:
         raise ValueError(f"task_names holds {odd[0]!r}; a name is a string")

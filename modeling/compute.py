@@ -25,10 +25,10 @@ from torch.autograd.function import once_differentiable
 
 Mode = Literal["exact", "auto", "bf16"]
 MODES = get_args(Mode)
-GAIN = 1.1  # times as fast as the plain way, to be used instead of it
+MIN_SPEEDUP = 1.1  # times as fast as the plain way, to be used instead of it
 WAYS = ("torch", "onednn", "bf16")
 TOLERANCE = {"torch": 0.0, "onednn": 1e-5, "bf16": 2e-2}  # of the largest output
-WORK = 2**29  # operations of one timed product
+FLOPS_PER_TRIAL = 2**29  # operations of one timed product
 REPEATS = 7
 ROWS = 32  # from here on; for single rows the two libraries are alike
 WEIGHTS = 2**16  # of a layer, from here on; smaller ones cost little, whatever does them
@@ -40,8 +40,8 @@ class Compute:
 
     Args:
         mode: what was asked for.
-        chosen: by (in, out) of a linear layer: torch, onednn or bf16.
-        speed: by (in, out), then by what was timed: GFLOP/s.
+        chosen: torch, onednn or bf16, by (in, out) of a linear layer.
+        speed: GFLOP/s by (in, out), then by what was timed.
         reason: one sentence.
     """
 
@@ -51,17 +51,17 @@ class Compute:
     reason: str = "as torch computes"
 
     @property
-    def low(self) -> bool:
+    def runs_bf16(self) -> bool:
         """The encoder runs in bfloat16."""
         return "bf16" in self.chosen.values()
 
     def context(self, device: str) -> AbstractContextManager:
         """What to run the encoder in."""
-        return torch.autocast(device, torch.bfloat16) if self.low else nullcontext()
+        return torch.autocast(device, torch.bfloat16) if self.runs_bf16 else nullcontext()
 
-    def restored(self, output: Any, dtype: torch.dtype) -> Any:
+    def cast_back(self, output: Any, dtype: torch.dtype) -> Any:
         """An encoder's output in the dtype that the heads have."""
-        if self.low:
+        if self.runs_bf16:
             output.last_hidden_state = output.last_hidden_state.to(dtype)
             if output.hidden_states is not None:
                 output.hidden_states = tuple(state.to(dtype) for state in output.hidden_states)
@@ -80,12 +80,12 @@ class _OneDNN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (x, weight) = grads, ctx.saved_tensors
-        wanted = ctx.needs_input_grad
+        needed = ctx.needs_input_grad
         grad = grad.contiguous()
         return (
-            _product(grad, weight.t().contiguous()) if wanted[0] else None,
-            _product(grad.t().contiguous(), x.t().contiguous()) if wanted[1] else None,
-            grad.sum(0) if wanted[2] else None,
+            _product(grad, weight.t().contiguous()) if needed[0] else None,
+            _product(grad.t().contiguous(), x.t().contiguous()) if needed[1] else None,
+            grad.sum(0) if needed[2] else None,
         )
 
 
@@ -104,8 +104,8 @@ class OneDNNLinear(nn.Linear):
         if plain or input.numel() < ROWS * self.in_features:
             return F.linear(input, self.weight, self.bias)
         x = input.reshape(-1, self.in_features).contiguous()
-        found: Tensor = _OneDNN.apply(x, self.weight, self.bias)  # pyright: ignore
-        return found.view(*input.shape[:-1], self.out_features)
+        out: Tensor = _OneDNN.apply(x, self.weight, self.bias)  # pyright: ignore
+        return out.view(*input.shape[:-1], self.out_features)
 
 
 def check_mode(mode: str) -> None:
@@ -157,12 +157,12 @@ def _choose(mode: Mode, layers: list[nn.Linear], first: Tensor) -> Compute:
     ways = WAYS if mode == "bf16" else WAYS[:2]
     speed = {shape: _measure(*shape, ways, torch.get_num_threads()) for shape in shapes}
     if mode == "bf16" and all(
-        s["bf16"] > GAIN * max(s["torch"], s["onednn"]) for s in speed.values()
+        s["bf16"] > MIN_SPEEDUP * max(s["torch"], s["onednn"]) for s in speed.values()
     ):
         return Compute(mode, dict.fromkeys(shapes, "bf16"), speed, "bf16 is faster here")
     chosen = {
-        shape: "onednn" if found["onednn"] > GAIN * found["torch"] else "torch"
-        for shape, found in speed.items()
+        shape: "onednn" if gflops["onednn"] > MIN_SPEEDUP * gflops["torch"] else "torch"
+        for shape, gflops in speed.items()
     }
     faster = sum(way == "onednn" for way in chosen.values())
     reason = f"oneDNN is faster for {faster} of {len(shapes)} shapes"
@@ -175,7 +175,7 @@ def _choose(mode: Mode, layers: list[nn.Linear], first: Tensor) -> Compute:
 def _measure(inner: int, outer: int, ways: tuple[str, ...], threads: int) -> dict[str, float]:  # noqa: ARG001 - part of the key
     """GFLOP/s of each way for a layer's shape; 0 where it is absent or gives other numbers."""
     generator = torch.Generator().manual_seed(0)
-    rows = min(512, max(ROWS, WORK // (2 * inner * outer)))
+    rows = min(512, max(ROWS, FLOPS_PER_TRIAL // (2 * inner * outer)))
     single: Any = {"generator": generator, "dtype": torch.float32}
     x, weight = (torch.randn(n, inner, **single) for n in (rows, outer))
     low, low_weight = x.bfloat16(), weight.bfloat16()

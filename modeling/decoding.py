@@ -65,13 +65,13 @@ def decode_entities(
     index = {label: i for i, label in enumerate(labels)}
     chosen = [float(scores[u, index[tag]].exp()) for u, tag in enumerate(tags)]
     if scheme is None:
-        found = [
+        entities = [
             (tag, score, start, end)
             for tag, score, unit in zip(tags, chosen, units, strict=True)
             for start, end in unit
         ]
     else:
-        found = [
+        entities = [
             (
                 kind,
                 sum(chosen[first:last]) / (last - first),
@@ -81,7 +81,7 @@ def decode_entities(
         ]
     return [
         {"entity_group": kind, "score": score, "word": text[start:end], "start": start, "end": end}
-        for kind, score, start, end in found
+        for kind, score, start, end in entities
     ]
 
 
@@ -196,7 +196,7 @@ def word_tags(
     """The tags of given words that decoded entities say.
 
     Args:
-        entities: of `decode_entities`.
+        entities: what `decode_entities` gives.
         words: character spans of the words of the data.
         scheme: the tag scheme; None: a word has the tag of the first answer that begins in it, else
             of the one that reaches into it; None where there is no answer.

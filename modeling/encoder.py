@@ -3,7 +3,7 @@
 """The encoder: how it is made, what is asked of it, one pass through it, and what that gave.
 
 A pass takes each text through the adapters of its tasks: texts are sorted and copied for them as
-planned (`plans.py`), and the adapted layers follow the plan (`routing.py`).
+planned (`segments.py`), and the adapted layers follow the plan (`routing.py`).
 
 Shapes: `N` texts of the caller, `M` after sorting and copying, `T` tokens, `P` tokens of a packed
 batch, `H` hidden, `E` width of the token embeddings.
@@ -23,12 +23,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from .attention import eager, no_trace
+from .attention import no_compile, no_trace
 from .checks import CONFIG_ERRORS, check_sizes
 from .compute import Compute
 from .first_use import FIRST_USE
 from .packing import (
-    Texts,
+    TextLayout,
     encode_packed,
     moved_to,
     pad_inputs,
@@ -36,10 +36,10 @@ from .packing import (
     position_offset,
     unpad_output,
 )
-from .plans import Plan, make_plan, move, parts_of
 from .pooling import layers_needed, pool
 from .reading import few, read_json
 from .routing import NotRoutable, Routing, first_adapted_layer
+from .segments import Plan, make_plan, move, moved_texts, parts_of
 from .weights import check_finite_tensors
 
 HOOKED = "_output_capturing_hooks_installed"  # what transformers notes on an encoder
@@ -129,7 +129,7 @@ def load_encoder(name_or_path: str, encoder_config: Any, **kwargs: Any) -> PreTr
     Args:
         name_or_path: Hub id or folder.
         encoder_config: its config.
-        kwargs: for AutoModel.from_pretrained.
+        kwargs: arguments of AutoModel.from_pretrained.
 
     Raises:
         OSError: there is no such folder or repository, or it has no safetensors.
@@ -220,14 +220,14 @@ class EncoderPass:
 
     Args:
         output: the encoder's output, its texts sorted and copied for their adapters.
-        texts: where they are.
-        given: where the caller's were.
+        texts: layout of the texts in it.
+        caller_texts: layout of the texts as the caller gave them.
         plan: how they were moved; None without adapters.
     """
 
     output: BaseModelOutput
-    texts: Texts
-    given: Texts
+    texts: TextLayout
+    caller_texts: TextLayout
     plan: Plan | None = None
     _pooled: dict[str, Tensor] = field(default_factory=dict)
 
@@ -241,30 +241,30 @@ class EncoderPass:
             self._pooled[pooling] = pool(states, self.texts, pooling)
         return self._pooled[pooling]
 
-    @eager
+    @no_compile
     def rows_of(self, adapter: str | None, rows: Tensor | None) -> Tensor | None:
         """Where, on the CPU, the caller's `rows` (None: all) stand, encoded through `adapter`."""
-        if self.plan is None or self.plan.source is None or self.plan.places is None:
+        if self.plan is None or self.plan.source is None or self.plan.position_of is None:
             return rows
-        chosen = range(len(self.given.lengths)) if rows is None else rows.tolist()
-        places = [self.plan.places[adapter, row] for row in chosen]
-        return torch.tensor(places, dtype=torch.long)
+        chosen = range(len(self.caller_texts.lengths)) if rows is None else rows.tolist()
+        positions = [self.plan.position_of[adapter, row] for row in chosen]
+        return torch.tensor(positions, dtype=torch.long)
 
-    @eager
-    def own_labels(self, labels: Tensor, rows: Tensor) -> Tensor:
+    @no_compile
+    def select_labels(self, labels: Tensor, rows: Tensor) -> Tensor:
         """Packed token labels of all texts, cut down to those of `rows`."""
-        if self.given.cu_seq_lens is None:
+        if self.caller_texts.cu_seq_lens is None:
             return labels
-        tokens = int(self.given.host_lengths.sum())
+        tokens = int(self.caller_texts.host_lengths.sum())
         if labels.shape != (1, tokens):
             return labels
-        return self.given.select(labels.unsqueeze(-1), rows).squeeze(-1)
+        return self.caller_texts.select(labels.unsqueeze(-1), rows).squeeze(-1)
 
     def in_order(self, states: Tensor | None) -> Tensor | None:
         """States in the caller's order; None when texts were copied for several adapters."""
         if states is None or self.plan is None or self.plan.source is None:
             return states
-        if len(self.plan.source) != len(self.given.lengths):
+        if len(self.plan.source) != len(self.caller_texts.lengths):
             return None
         moved = self.plan.source if self.plan.tokens is None else self.plan.tokens
         return states.index_select(0 if self.plan.tokens is None else 1, moved.argsort())
@@ -276,16 +276,6 @@ class EncoderPass:
             return self.output.hidden_states
         states = [self.in_order(state) for state in self.output.hidden_states or ()]
         return None if None in states or not states else tuple(states)  # pyright: ignore
-
-
-def moved_texts(plan: Plan | None, texts: Texts) -> Texts:
-    """Where the texts are once moved as planned."""
-    if plan is None or plan.source is None:
-        return texts
-    if plan.cu_seq_lens is not None:
-        return Texts(cu_seq_lens=plan.cu_seq_lens, host=plan.host)
-    assert texts.mask is not None
-    return Texts(mask=texts.mask[plan.source])
 
 
 def joined(parts: list[BaseModelOutput], dim: int) -> BaseModelOutput:
@@ -314,7 +304,7 @@ def encode(
         encoder: the encoder.
         inputs: what it reads.
         cu_seq_lens: (N + 1,) on the CPU: the batch is packed.
-        adapters: of each text; or one for all texts; None for the bare encoder.
+        adapters: adapters of each text; or one for all texts; None for the bare encoder.
         routed: the encoder has adapters loaded.
         compute: how it computes.
         packs: it reads packed batches as they are; else they are padded for it.
@@ -322,16 +312,16 @@ def encode(
     tokens = inputs.tokens
     if cu_seq_lens is None:
         mask = inputs.attention_mask
-        texts = Texts(mask=tokens.new_ones(tokens.shape[:2]) if mask is None else mask)
+        texts = TextLayout(mask=tokens.new_ones(tokens.shape[:2]) if mask is None else mask)
     else:
-        texts = Texts(cu_seq_lens=moved_to(cu_seq_lens, tokens), host=cu_seq_lens)
+        texts = TextLayout(cu_seq_lens=moved_to(cu_seq_lens, tokens), host=cu_seq_lens)
     deep = bool(inputs.output_hidden_states)
     plan = _plan(encoder, adapters, texts, tokens.shape[1], deep=deep) if routed else None
     if texts.cu_seq_lens is None or packs:
         output = _encode_planned(encoder, plan, texts, inputs, compute)
     else:
         padded = EncoderInputs(**pad_inputs(inputs.arguments(), texts.cu_seq_lens))
-        rows = Texts(mask=padded.attention_mask)
+        rows = TextLayout(mask=padded.attention_mask)
         width = padded.tokens.shape[1]
         plan_of_rows = _plan(encoder, adapters, rows, width, deep=deep) if routed else None
         output = _encode_planned(encoder, plan_of_rows, rows, padded, compute)
@@ -340,11 +330,11 @@ def encode(
     return EncoderPass(output, moved_texts(plan, texts), texts, plan)
 
 
-@eager
+@no_compile
 def _plan(
     encoder: PreTrainedModel,
     adapters: list[list[str | None]] | str | None,
-    texts: Texts,
+    texts: TextLayout,
     width: int,
     *,
     deep: bool,
@@ -363,7 +353,7 @@ def _plan(
 def _encode_planned(
     encoder: PreTrainedModel,
     plan: Plan | None,
-    texts: Texts,
+    texts: TextLayout,
     inputs: EncoderInputs,
     compute: Compute,
 ) -> BaseModelOutput:
@@ -381,7 +371,7 @@ def _encode_planned(
 def _encode_routed(
     encoder: PreTrainedModel,
     plan: Plan | None,
-    texts: Texts,
+    texts: TextLayout,
     inputs: EncoderInputs,
     compute: Compute,
 ) -> BaseModelOutput:
@@ -397,7 +387,7 @@ def _encode_routed(
             output = encoder(**arguments)
         else:
             output = encode_packed(encoder, arguments, texts.cu_seq_lens)
-    return compute.restored(output, dtype)
+    return compute.cast_back(output, dtype)
 
 
 @cache

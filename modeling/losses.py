@@ -99,20 +99,20 @@ def contrastive(
     unit = F.normalize(groups, dim=-1)
     candidates = unit[:, 1:].transpose(0, 1).flatten(0, 1)  # positives first: (G * (g - 1), D)
     cosines = unit[:, 0] @ candidates.T  # (G, G * (g - 1))
-    own = torch.arange(len(groups), device=groups.device)
-    loss = _choose(cosines, own, temperature, false_negative_margin)
+    positives = torch.arange(len(groups), device=groups.device)
+    loss = _choose(cosines, positives, temperature, false_negative_margin)
     if symmetric:
-        back = _choose(cosines[:, : len(groups)].T, own, temperature, false_negative_margin)
+        back = _choose(cosines[:, : len(groups)].T, positives, temperature, false_negative_margin)
         loss = (loss + back) / 2
     return loss
 
 
-def _choose(cosines: Tensor, own: Tensor, temperature: float, margin: float | None) -> Tensor:
-    """Summed cross-entropy of column `own[i]` in row i; without columns above it by `margin`."""
+def _choose(cosines: Tensor, targets: Tensor, temperature: float, margin: float | None) -> Tensor:
+    """Summed cross-entropy of column `targets[i]` in row i, less columns above it by `margin`."""
     if margin is not None:
-        limit = cosines.detach().gather(1, own[:, None]) + margin
+        limit = cosines.detach().gather(1, targets[:, None]) + margin
         cosines = cosines.masked_fill(cosines.detach() > limit, float("-inf"))
-    return F.cross_entropy(cosines / temperature, own, reduction="sum")
+    return F.cross_entropy(cosines / temperature, targets, reduction="sum")
 
 
 def margin_mse(groups: Tensor, margins: Tensor) -> Tensor:

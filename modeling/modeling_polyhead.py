@@ -18,7 +18,7 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from .adapters import load_plain
-from .attention import eager
+from .attention import no_compile
 from .checks import check_task_name
 from .compute import Compute, Mode, set_compute
 from .configuration_polyhead import PolyheadConfig, TaskConfig, options_without_effect
@@ -31,7 +31,7 @@ from .encoder import (
 )
 from .first_use import FIRST_USE
 from .heads import IGNORE, Head
-from .packing import Texts, can_pack, moved_to
+from .packing import TextLayout, can_pack, moved_to
 
 # Not used here: the import makes the pipeline's file travel with the model.
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
@@ -302,10 +302,10 @@ class PolyheadModel(PolyheadPreTrainedModel):
         output: Any = self(input_ids, **tokens, tasks=(), output_hidden_states=deep)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         states = output.hidden_states if deep else (output.last_hidden_state,)
-        return pool(states, Texts(mask=mask), pooling)
+        return pool(states, TextLayout(mask=mask), pooling)
 
     @property
-    @eager
+    @no_compile
     def can_pack(self) -> bool:
         """The encoder reads packed batches as they are; found at first use."""
         if self._packs is None:
@@ -350,7 +350,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         """Logits (or embeddings) of the task's rows, and its loss if it has labels."""
         head = self._head(name)
         if labels is not None and rows is not None and head.per_token:
-            labels = encoded.own_labels(labels, rows)
+            labels = encoded.select_labels(labels, rows)
         rows = encoded.rows_of(self.config.tasks[name].adapter, rows)
         states: Any = encoded.output.last_hidden_state
         x = states if head.per_token else encoded.pooled(head.pooling)

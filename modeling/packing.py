@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .attention import NAME, eager, places_of
+from .attention import NAME, no_compile, positions_of
 
 
 @dataclass
-class Texts:
-    """Where the texts of a batch are.
+class TextLayout:
+    """Where the texts of a batch lie.
 
     Args:
         mask: padded: (N, T), 1 for real tokens.
@@ -52,15 +52,15 @@ class Texts:
         assert starts is not None
         return starts.diff().cpu()
 
-    @eager
+    @no_compile
     def select(self, states: Tensor, rows: Tensor) -> Tensor:
         """States of some texts only, in ascending order; `rows` on the CPU."""
         if self.cu_seq_lens is None:
             return states[moved_to(rows, states)]
         lengths = self.host_lengths
-        wanted = torch.zeros_like(lengths, dtype=torch.bool)
-        wanted[rows] = True
-        tokens = torch.repeat_interleave(wanted, lengths).nonzero()[:, 0]
+        selected = torch.zeros_like(lengths, dtype=torch.bool)
+        selected[rows] = True
+        tokens = torch.repeat_interleave(selected, lengths).nonzero()[:, 0]
         return states.index_select(1, moved_to(tokens, states))
 
 
@@ -76,12 +76,12 @@ def cumulative(lengths: Tensor) -> Tensor:
 
 def position_embeddings(encoder: PreTrainedModel) -> nn.Embedding | None:
     """The encoder's learned absolute positions; None for rotary and relative ones."""
-    found = (
+    tables = (
         module
         for name, module in encoder.named_modules()
         if "position" in name and isinstance(module, nn.Embedding)
     )
-    return next(found, None)
+    return next(tables, None)
 
 
 def position_offset(encoder: PreTrainedModel) -> int:
@@ -92,7 +92,7 @@ def position_offset(encoder: PreTrainedModel) -> int:
 
 def restarting_positions(cu_seq_lens: Tensor, total: int, offset: int = 0) -> Tensor:
     """(N + 1,) -> (1, P), P = `total`: positions that begin anew with each text."""
-    return places_of(cu_seq_lens, total)[1].unsqueeze(0) + offset
+    return positions_of(cu_seq_lens, total)[1].unsqueeze(0) + offset
 
 
 def can_pack(encoder: PreTrainedModel) -> bool:
@@ -138,9 +138,9 @@ def encode_packed(encoder: PreTrainedModel, inputs: dict[str, Any], cu_seq_lens:
     """
     longest = inputs.pop("max_length_q", None) or int(cu_seq_lens.diff().max())
     if inputs.get("position_ids") is None:
-        given = inputs["input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"]
+        tokens = inputs["input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"]
         offset = position_offset(encoder)
-        inputs["position_ids"] = restarting_positions(cu_seq_lens, given.shape[1], offset)
+        inputs["position_ids"] = restarting_positions(cu_seq_lens, tokens.shape[1], offset)
     return encoder(
         **inputs,
         cu_seq_lens_q=cu_seq_lens,
@@ -152,8 +152,8 @@ def encode_packed(encoder: PreTrainedModel, inputs: dict[str, Any], cu_seq_lens:
 
 def pad_inputs(inputs: dict[str, Any], cu_seq_lens: Tensor) -> dict[str, Any]:
     """An encoder's packed arguments as padded rows, for encoders that cannot read packed ones."""
-    own = ("position_ids", "max_length_q")  # rows count by themselves
-    padded = {key: value for key, value in inputs.items() if key not in own}
+    dropped = ("position_ids", "max_length_q")  # rows count by themselves
+    padded = {key: value for key, value in inputs.items() if key not in dropped}
     for key in ("input_ids", "token_type_ids", "inputs_embeds"):
         if padded.get(key) is not None:
             padded[key] = pad(padded[key], cu_seq_lens)

@@ -38,6 +38,11 @@ CALL_OPTIONS = ("tasks", "top_k", "threshold", "batch_tokens", "batch_size", "do
 CALL_IT = "this pipeline has no single steps; call it: pipe(texts)"
 NOT_OURS = ("batch_size", "num_workers", "binary_output")  # HF's constructor would take them
 MIXED = "texts and pairs of texts are mixed; give them in separate calls"
+FORMS = {
+    "text": "single texts",
+    "pair": "pairs, as (text, text)",
+    "choices": "a text and others to choose from, as (text, [text, text])",
+}
 STRETCH = 1024  # texts of a generator that are sorted by length together
 BATCH_TOKENS = {"cpu": 1024}  # of one encoder pass, by kind of device
 MORE_TOKENS = 32_768  # of other kinds
@@ -127,6 +132,9 @@ class PolyheadPipeline(Pipeline):
         if not given:
             return []
         chosen = self.choose_tasks(given, tasks)
+        if _form_of(given[0]) == "choices":
+            results = self._choose(given, chosen, options)
+            return results[0] if single else results
         results: list[dict[str, Any]] = [{} for _ in given]
         for prompt, own in self._by_prompt(chosen, int(document)).items():
             read = [prompt + text for text in given] if prompt else given  # pyright: ignore
@@ -134,6 +142,22 @@ class PolyheadPipeline(Pipeline):
             results = [{**one, **more} for one, more in zip(results, found, strict=True)]
         results = [{name: result[name] for name in chosen} for result in results]
         return results[0] if single else results
+
+    def _choose(
+        self, texts: list[Any], tasks: list[str], options: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Answers to texts that come with others to choose from; each two are read as a pair."""
+        pairs: list[TextOrPair] = [(text, other) for text, others in texts for other in others]
+        scored = iter(self._predict(pairs, tasks, options))
+        results = []
+        for _, others in texts:
+            answers = list(islice(scored, len(others)))
+            results.append({})
+            for name in tasks:
+                task = self.model.config.tasks[name]
+                of_task = [answer[name] for answer in answers]
+                results[-1][name] = task.head_class.answer_choice(task, of_task, others)
+        return results
 
     def _by_prompt(self, tasks: list[str], part: int) -> dict[str, list[str]]:
         """Tasks by what is put before their texts; each group takes a pass of its own."""
@@ -146,13 +170,12 @@ class PolyheadPipeline(Pipeline):
         self, texts: Iterator[TextOrPair], tasks: Sequence[str] | None, options: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """Answers to texts that come one by one, sorted by length within a stretch."""
-        first, pairs = 0, None
+        first, forms = 0, set()
         while stretch := read_items(islice(texts, STRETCH), first):
             first += len(stretch)
-            kinds = {isinstance(text, tuple) for text in stretch} | ({pairs} - {None})
-            if len(kinds) > 1:
+            forms |= set(map(_form_of, stretch))
+            if len(forms) > 1:
                 raise ValueError(MIXED)
-            (pairs,) = kinds
             yield from self(stretch, tasks, **options)  # pyright: ignore[reportReturnType]
 
     def choose_tasks(
@@ -163,22 +186,29 @@ class PolyheadPipeline(Pipeline):
         Raises:
             ValueError: a task is unknown, or does not read what is given (texts or pairs).
         """
-        known = self.model.config.tasks
-        pairs = sum(isinstance(text, tuple) for text in texts)
-        if 0 < pairs < len(texts):
+        forms = set(map(_form_of, texts))
+        if len(forms) > 1:
             raise ValueError(MIXED)
+        (form,) = forms
+        reads = {name: self._reads(name) for name in self.model.task_names}
         if tasks is None:
-            chosen = [n for n in self.model.task_names if known[n].pair == bool(pairs)]
+            chosen = [name for name, reading in reads.items() if reading == form]
             if not chosen:
-                want = "single texts" if pairs else "pairs, as (text, text)"
-                raise ValueError(f"every task of this model reads {want}")
+                others = " or ".join(dict.fromkeys(FORMS[reading] for reading in reads.values()))
+                raise ValueError(f"every task of this model reads {others}")
             return chosen
         tasks = self._known_tasks(tasks)
         for name in tasks:
-            if known[name].pair != bool(pairs):
-                want = "pairs, as (text, text)" if known[name].pair else "single texts"
-                raise ValueError(f"task {name!r} reads {want}")
+            if reads[name] != form:
+                raise ValueError(f"task {name!r} reads {FORMS[reads[name]]}")
         return tasks
+
+    def _reads(self, task: str) -> str:
+        """The form of texts that a task reads."""
+        config = self.model.config.tasks[task]
+        if config.head_class.chooses:
+            return "choices"
+        return "pair" if config.pair else "text"
 
     def _known_tasks(self, tasks: Sequence[str]) -> list[str]:
         """Names of tasks, each once.
@@ -217,7 +247,7 @@ class PolyheadPipeline(Pipeline):
     @property
     def _packs(self) -> bool:
         model = self.model
-        dtype = torch.bfloat16 if model.compute.low else model.dtype
+        dtype = torch.bfloat16 if model.compute.runs_bf16 else model.dtype
         # on a GPU without the kernel packing would cost more than the padding of sorted batches
         return model.can_pack and (model.device.type == "cpu" or has_kernel(model.device, dtype))
 
@@ -362,6 +392,13 @@ class PolyheadPipeline(Pipeline):
     def postprocess(self, model_outputs: Any, **_: Any) -> Any:
         """Refused, as `preprocess` is."""
         raise NotImplementedError(CALL_IT)
+
+
+def _form_of(text: TextOrPair) -> str:
+    """A key of `FORMS`."""
+    if isinstance(text, str):
+        return "text"
+    return "pair" if isinstance(text[1], str) else "choices"
 
 
 def _check_model(model: Any) -> None:

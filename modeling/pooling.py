@@ -12,12 +12,12 @@ from inspect import isfunction
 import torch
 from torch import Tensor
 
-from .attention import eager
-from .packing import Texts
+from .attention import no_compile
+from .packing import TextLayout
 from .tables import Table
 
 
-def mean_pooling(states: Tensor, texts: Texts) -> Tensor:
+def mean_pooling(states: Tensor, texts: TextLayout) -> Tensor:
     """(N, T, H) or (1, P, H) -> (N, H): mean over the text's tokens."""
     if texts.mask is not None:
         weight = texts.mask.unsqueeze(-1).to(states.dtype)  # (N, T, 1)
@@ -28,8 +28,8 @@ def mean_pooling(states: Tensor, texts: Texts) -> Tensor:
     return sums / lengths.clamp(min=1).unsqueeze(-1)
 
 
-@eager
-def max_pooling(states: Tensor, texts: Texts) -> Tensor:
+@no_compile
+def max_pooling(states: Tensor, texts: TextLayout) -> Tensor:
     """(N, T, H) or (1, P, H) -> (N, H): maximum over the text's tokens."""
     if texts.mask is not None:
         hidden = ~texts.mask.unsqueeze(-1).bool()
@@ -38,7 +38,7 @@ def max_pooling(states: Tensor, texts: Texts) -> Tensor:
     return torch.stack([part.amax(0) for part in parts])
 
 
-def cls_pooling(states: Tensor, texts: Texts) -> Tensor:
+def cls_pooling(states: Tensor, texts: TextLayout) -> Tensor:
     """(N, T, H) or (1, P, H) -> (N, H): the text's first token."""
     if texts.cu_seq_lens is not None:
         return states[0, texts.cu_seq_lens[:-1].long()]
@@ -47,7 +47,7 @@ def cls_pooling(states: Tensor, texts: Texts) -> Tensor:
     return states[torch.arange(states.shape[0], device=states.device), first]
 
 
-def last_token_pooling(states: Tensor, texts: Texts) -> Tensor:
+def last_token_pooling(states: Tensor, texts: TextLayout) -> Tensor:
     """(N, T, H) or (1, P, H) -> (N, H): the text's last token."""
     if texts.cu_seq_lens is not None:
         return states[0, texts.cu_seq_lens[1:].long() - 1]
@@ -65,7 +65,7 @@ class Pooling:
         layers: how many of the last hidden states are pooled so, each for itself, end to end.
     """
 
-    function: Callable[[Tensor, Texts], Tensor]
+    function: Callable[[Tensor, TextLayout], Tensor]
     layers: int = 1
 
 
@@ -88,13 +88,13 @@ def layers_needed(pooling: str) -> int:
     return POOL[pooling].layers
 
 
-def pool(states: tuple[Tensor, ...], texts: Texts, pooling: str) -> Tensor:
+def pool(states: tuple[Tensor, ...], texts: TextLayout, pooling: str) -> Tensor:
     """One vector per text.
 
     Args:
         states: the last hidden states, each (N, T, H) or packed (1, P, H), the final layer last;
             as many as `layers_needed` says, or more.
-        texts: where the texts are.
+        texts: layout of the texts.
         pooling: one of `POOLINGS`.
 
     Returns:
@@ -106,13 +106,13 @@ def pool(states: tuple[Tensor, ...], texts: Texts, pooling: str) -> Tensor:
 
 
 def register_pooling(
-    name: str, function: Callable[[Tensor, Texts], Tensor], *, layers: int = 1
+    name: str, function: Callable[[Tensor, TextLayout], Tensor], *, layers: int = 1
 ) -> None:
     """Add a pooling that tasks and models can name.
 
     Args:
         name: for the task's `pooling`.
-        function: from states, (N, T, H) or packed (1, P, H), and `Texts` to (N, H). Its file
+        function: from states, (N, T, H) or packed (1, P, H), and `TextLayout` to (N, H). Its file
             travels with models that use it.
         layers: how many of the last hidden states it pools, each for itself, end to end.
 

@@ -132,10 +132,10 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of a saved Polyhead.
-            args: for PreTrainedModel.from_pretrained.
+            args: arguments of PreTrainedModel.from_pretrained.
             tasks: load the adapters of these tasks only; None for all. The others' heads are
                 there, but running them raises.
-            kwargs: for PreTrainedModel.from_pretrained. Two of them ask for
+            kwargs: arguments of PreTrainedModel.from_pretrained. Two of them ask for
                 weights that are not the file's: `ignore_mismatched_sizes=True`, and
                 `output_loading_info=True`, whose report then tells what is missing or left over.
 
@@ -164,21 +164,23 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
         check_folder(folder)
         reported = REPORTED.set(bool(kwargs.get("output_loading_info")))
         try:
-            found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except SafetensorError as error:
             raise ValueError(f"{folder}: a file of weights is damaged: {error}") from error
         finally:
             REPORTED.reset(reported)
-        model = found[0] if isinstance(found, tuple) else found
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         for parameter in model.parameters():
             if not parameter.is_meta:
                 parameter.data = parameter.data.clone()
         if tasks is None:
-            wanted = list(model.config.adapters or [])
+            adapters = list(model.config.adapters or [])
         else:
             names = list(tasks)
             check_tasks(model.task_names, names)
-            wanted = sorted({a for n in names if (a := model.config.tasks[n].adapter) is not None})
+            adapters = sorted(
+                {a for n in names if (a := model.config.tasks[n].adapter) is not None}
+            )
         used = {task.adapter for task in model.config.tasks.values()}
         unused = [name for name in model.config.adapters or [] if name not in used]
         if unused:  # its task would answer through the bare encoder
@@ -186,11 +188,11 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
         check_no_stray_adapters(folder, model.config.adapters or [])
         hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         hashes = model.config.adapter_hashes or {}
-        for name in wanted:
+        for name in adapters:
             repo, expected = str(pretrained_model_name_or_path), hashes.get(name)
             load_adapter(model.encoder, name, repo, expected=expected, **hub)
         line_up(model.encoder)
-        return found
+        return loaded
 
     @staticmethod
     def _load_pretrained_model(
@@ -245,11 +247,11 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
         absent = set(self.config.adapters or []) - set(self.loaded_adapters)
         if absent:
             raise ValueError(f"adapter {', '.join(sorted(absent))} is not loaded; saving loses it")
-        own = None
+        encoder_state = None
         if state_dict is not None:
             tied = self.all_tied_weights_keys  # of a state gathered from several ranks: copies
             state_dict = {k: v for k, v in state_dict.items() if k not in tied}
-            own = {k.removeprefix("encoder."): v for k, v in state_dict.items()}
+            encoder_state = {k.removeprefix("encoder."): v for k, v in state_dict.items()}
         if self.loaded_adapters:
             state_dict = plain_state(self, state_dict or self.state_dict())
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
@@ -258,7 +260,7 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
             hashes = {}
             for name in self.loaded_adapters:
                 folder = os.path.join(save_directory, "adapters", name)
-                hashes[name] = save_adapter(self.encoder, name, folder, own)
+                hashes[name] = save_adapter(self.encoder, name, folder, encoder_state)
             self.config.adapter_hashes = hashes or None
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 

@@ -61,8 +61,8 @@ def parse_json(text: str | bytes, source: str, kind: type = dict, *, finite: boo
     except ValueError as error:  # of JSON, of UTF-8, and our own
         raise ValueError(f"{source} cannot be read: {error}") from error
     if not isinstance(value, kind):
-        wanted = {dict: "an object {...}", list: "a list [...]"}.get(kind, kind.__name__)
-        raise ValueError(f"{source} holds {_shown(value)}; it must hold {wanted}")
+        expected = {dict: "an object {...}", list: "a list [...]"}.get(kind, kind.__name__)
+        raise ValueError(f"{source} holds {_shown(value)}; it must hold {expected}")
     return value
 
 
@@ -111,7 +111,7 @@ class TensorHeader:
     """What a safetensors file says of one tensor.
 
     Args:
-        dtype: in the words of safetensors: `F32`, `BF16`, `I8`, ...
+        dtype: type in the words of safetensors: `F32`, `BF16`, `I8`, ...
         shape: its sizes.
     """
 

@@ -3,13 +3,13 @@
 """Each row through its own PEFT adapter, in one encoder pass, in training too.
 
 PEFT's layers own the weights; their class is exchanged for a subclass that reads a plan: which
-stretch of the batch goes through which adapter. The base layer runs once on everything, then each
-stretch gets its own low-rank update. PEFT itself mixes adapters in evaluation only and by gathering
+segment of the batch goes through which adapter. The base layer runs once on everything, then each
+segment gets its own low-rank update. PEFT itself mixes adapters in evaluation only and by gathering
 rows in every layer; here rows are sorted once, before the first adapted layer, which is also where
 a text wanted by several adapters is copied: the layers below see it once. Plans are made in
-`plans.py`.
+`segments.py`.
 
-A layer that stretches of LoRA cannot split (DoRA, IA3) runs its own forward stretch by stretch. An
+A layer that segments of LoRA cannot split (DoRA, IA3) runs its own forward segment by segment. An
 encoder that applies an adapted layer to something else than the batch's tokens (DeBERTa's relative
 positions) is run once per adapter.
 
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .attention import eager
-from .plans import Kind, Plan, Stretch, Tile, move
+from .attention import no_compile
+from .segments import LayerSignature, Plan, Segment, SegmentGroup, move
 
 try:
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -79,7 +79,7 @@ class Routed:
         active = _ACTIVE.get()
         return super().active_adapter if active is None else active  # pyright: ignore
 
-    @eager
+    @no_compile
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., in) -> (..., out); ids for an embedding layer."""
         plan = _PLAN.get()
@@ -92,18 +92,20 @@ class Routed:
             return layer.base_layer(x, *args, **kwargs)
         if not any(has_adapter(layer, name) for name in plan.names):
             return layer.base_layer(x, *args, **kwargs)  # below the layers where texts are copied
-        stretches = _whole(plan, x)
-        kind = _kind(layer, stretches)
-        if kind is None:
-            return self._each(x, stretches, *args, **kwargs)
-        return _update(layer, x, layer.base_layer(x, *args, **kwargs), plan.tiles(kind, stretches))
+        segments = _segments_of(plan, x)
+        signature = _signature(layer, segments)
+        if signature is None:
+            return self._each(x, segments, *args, **kwargs)
+        return _update(
+            layer, x, layer.base_layer(x, *args, **kwargs), plan.groups(signature, segments)
+        )
 
-    def _each(self, x: Tensor, stretches: list[Stretch], *args: Any, **kwargs: Any) -> Tensor:
-        """PEFT's own forward for each stretch: any kind of adapter, one call each."""
+    def _each(self, x: Tensor, segments: list[Segment], *args: Any, **kwargs: Any) -> Tensor:
+        """PEFT's own forward for each segment: any kind of adapter, one call each."""
         shape = _token_shape(x)
         flat = x.reshape(1, -1, *x.shape[len(shape) :])
         parts = []
-        for name, start, stop in stretches:
+        for name, start, stop in segments:
             active = _ACTIVE.set([] if name is None else [name])
             try:
                 part = flat[:, start:stop]
@@ -118,49 +120,49 @@ def _token_shape(x: Tensor) -> torch.Size:
     return x.shape[:-1] if x.is_floating_point() else x.shape
 
 
-def _whole(plan: Plan, x: Tensor) -> list[Stretch]:
-    """The plan's stretches of these tokens."""
+def _segments_of(plan: Plan, x: Tensor) -> list[Segment]:
+    """The plan's segments of these tokens."""
     count = _token_shape(x).numel()
-    if len(plan.stretches) == 1:
-        return [(plan.stretches[0][0], 0, count)]
-    if plan.stretches[-1][2] != count:
-        raise NotRoutable(f"{count} tokens, planned for {plan.stretches[-1][2]}")
-    return plan.stretches
+    if len(plan.segments) == 1:
+        return [(plan.segments[0][0], 0, count)]
+    if plan.segments[-1][2] != count:
+        raise NotRoutable(f"{count} tokens, planned for {plan.segments[-1][2]}")
+    return plan.segments
 
 
-def _kind(layer: Any, stretches: list[Stretch]) -> Kind | None:
-    """What decides the tiles: each adapter's rank (None: not here); None for no plain LoRA."""
-    ranks = tuple(getattr(layer, "r", {}).get(name) for name, _, _ in stretches)
+def _signature(layer: Any, segments: list[Segment]) -> LayerSignature | None:
+    """What decides the groups: each adapter's rank (None: not here); None for no plain LoRA."""
+    ranks = tuple(getattr(layer, "r", {}).get(name) for name, _, _ in segments)
     if not any(ranks):  # IA3
         return None
     variants, linear = layer.lora_variant, isinstance(layer.base_layer, nn.Linear)
-    if not linear or (variants and any(name in variants for name, _, _ in stretches)):
+    if not linear or (variants and any(name in variants for name, _, _ in segments)):
         return None
     return ranks, any(layer.lora_bias.values())
 
 
-def _update(layer: Any, x: Tensor, result: Tensor, tiles: list[Tile]) -> Tensor:
-    """Result + B A dropout(x) * scaling, each tile with its own A and B (arXiv:2106.09685)."""
-    if not tiles:
+def _update(layer: Any, x: Tensor, result: Tensor, groups: list[SegmentGroup]) -> Tensor:
+    """Result + B A dropout(x) * scaling, each group with its own A and B (arXiv:2106.09685)."""
+    if not groups:
         return result
     flat, out = x.reshape(-1, x.shape[-1]), result.reshape(-1, result.shape[-1])
-    if len(tiles) == 1 and tiles[0][2] - tiles[0][1] == len(flat):
-        return _add_low_rank(layer, tiles[0][0], flat, out).view(result.shape)
+    if len(groups) == 1 and groups[0][2] - groups[0][1] == len(flat):
+        return _add_low_rank(layer, groups[0][0], flat, out).view(result.shape)
     parts: list[tuple[list[str], int]] = []
     end = 0
-    for names, start, stop in tiles:
+    for names, start, stop in groups:
         parts += [([], start - end), (names, stop - start)]
         end = stop
     parts = [part for part in (*parts, ([], len(flat) - end)) if part[1]]
     sizes = [size for _, size in parts]
     # split, not slices: the gradient of a slice is as large as the whole
-    found = [
+    updated = [
         _add_low_rank(layer, names, x_part, part) if names else part
         for (names, _), x_part, part in zip(parts, flat.split(sizes), out.split(sizes), strict=True)
     ]
     if _in_place(x):
         return out.view(result.shape)
-    return (found[0] if len(found) == 1 else torch.cat(found)).view(result.shape)
+    return (updated[0] if len(updated) == 1 else torch.cat(updated)).view(result.shape)
 
 
 def _in_place(x: Tensor) -> bool:
@@ -171,19 +173,19 @@ def _in_place(x: Tensor) -> bool:
 def _add_low_rank(layer: Any, names: list[str], x: Tensor, out: Tensor) -> Tensor:
     """(n, out) + B A dropout(x) * scaling for n / K rows of each of K adapters."""
     inner, up, scaling = _factors(layer, names, x)
-    tiles = out.view(len(names), -1, out.shape[-1])
-    bias = layer.lora_B[names[0]].bias  # never in tiles of several
+    grouped = out.view(len(names), -1, out.shape[-1])
+    bias = layer.lora_B[names[0]].bias  # never in a group of several
     if _in_place(x):
         if bias is not None:
-            tiles.add_(bias, alpha=scaling)
-        if tiles.dtype == inner.dtype:
-            return tiles.baddbmm_(inner.mT, up.mT, alpha=scaling)
-        return tiles.add_(inner.mT @ up.mT, alpha=scaling)
+            grouped.add_(bias, alpha=scaling)
+        if grouped.dtype == inner.dtype:
+            return grouped.baddbmm_(inner.mT, up.mT, alpha=scaling)
+        return grouped.add_(inner.mT @ up.mT, alpha=scaling)
     if bias is not None:
-        tiles = tiles + bias * scaling
-    if tiles.dtype == inner.dtype:
-        return torch.baddbmm(tiles, inner.mT, up.mT, alpha=scaling).flatten(0, 1)
-    return (tiles + (inner.mT @ up.mT).to(tiles.dtype) * scaling).flatten(0, 1)
+        grouped = grouped + bias * scaling
+    if grouped.dtype == inner.dtype:
+        return torch.baddbmm(grouped, inner.mT, up.mT, alpha=scaling).flatten(0, 1)
+    return (grouped + (inner.mT @ up.mT).to(grouped.dtype) * scaling).flatten(0, 1)
 
 
 def _factors(layer: Any, names: list[str], x: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -215,8 +217,8 @@ def _stacked(weights: list[Tensor]) -> Tensor:
         return torch.stack(weights)
     first = weights[0]
     start, each = first.data_ptr(), first.nbytes
-    places = list(range(start, start + each * len(weights), each))
-    if [weight.data_ptr() for weight in weights] != places:
+    addresses = list(range(start, start + each * len(weights), each))
+    if [weight.data_ptr() for weight in weights] != addresses:
         return torch.stack(weights)
     return first.as_strided((len(weights), *first.shape), (first.numel(), *first.stride()))
 
@@ -236,18 +238,18 @@ def line_up(encoder: nn.Module) -> None:
             weights = [table[name].weight for name in sorted(table)]
             alike = len({(w.shape, w.dtype, w.device) for w in weights}) == 1
             if alike and weights[0].nbytes % ALIGNMENT == 0 and weights[0].is_contiguous():
-                for weight, place in zip(weights, torch.stack(weights).detach(), strict=True):
-                    weight.data = place
+                for weight, memory in zip(weights, torch.stack(weights).detach(), strict=True):
+                    weight.data = memory
 
 
 def layers_of(encoder: nn.Module, count: int) -> nn.ModuleList | None:
     """The encoder's layers: the list of `count` modules with the shortest path; None if none is."""
-    found = [
+    lists = [
         (name.count("."), name, module)
         for name, module in encoder.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
-    return min(found, key=lambda entry: entry[:2])[2] if found else None
+    return min(lists, key=lambda entry: entry[:2])[2] if lists else None
 
 
 def first_adapted_layer(encoder: PreTrainedModel, adapters: Iterable[str | None]) -> int | None:
@@ -263,8 +265,8 @@ def first_adapted_layer(encoder: PreTrainedModel, adapters: Iterable[str | None]
 def _first_layer(encoder: PreTrainedModel, name: str) -> int | None:
     layers = layers_of(encoder, encoder.config.num_hidden_layers)
     numbers = {id(m): i for i, layer in enumerate(layers or []) for m in layer.modules()}
-    found = [numbers.get(id(m)) for m in encoder.modules() if has_adapter(m, name)]
-    return None if None in found or not found else min(found)  # pyright: ignore
+    adapted = [numbers.get(id(m)) for m in encoder.modules() if has_adapter(m, name)]
+    return None if None in adapted or not adapted else min(adapted)  # pyright: ignore
 
 
 def has_adapter(module: nn.Module, name: str) -> bool:
@@ -300,13 +302,13 @@ class TextMover:
     """Hook before a layer of the encoder: texts are sorted and copied as planned.
 
     Args:
-        number: of the layer, from 0.
+        number: number of the layer, from 0.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
 
-    @eager
+    @no_compile
     def __call__(self, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Move the states once, before the first adapted layer, and all else before every one."""
         plan = _PLAN.get()

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .attention import eager
+from .attention import no_compile
 from .packing import moved_to
 
 Rows = dict[str, Tensor | None]  # by task: numbers of its rows, or None for all
@@ -37,7 +37,7 @@ def tasks_to_run(
     Args:
         task_names: the model's tasks.
         tasks: those that are asked for; None for all.
-        labels: by task; all of them must be run.
+        labels: labels by task; all of these tasks must run.
 
     Raises:
         ValueError: `tasks` or `labels` has the wrong type or names an unknown task, or a task has
@@ -57,7 +57,7 @@ def tasks_to_run(
     return [name for name in task_names if name in chosen]
 
 
-@eager
+@no_compile
 def rows_by_task(
     task_names: list[str], chosen: list[str], task_ids: Tensor | None, count: int
 ) -> Rows:
@@ -92,7 +92,7 @@ def labels_of_rows(name: str, values: Tensor, rows: Tensor | None, count: int) -
     """Labels of one task for its rows: (n, ...), cut down where they are of all rows, (N, ...).
 
     Args:
-        name: of the task, for the message.
+        name: name of the task, for the message.
         values: one for each of the task's rows, or of all rows.
         rows: numbers of the task's rows; None for all.
         count: N.

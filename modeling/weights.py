@@ -220,7 +220,7 @@ def check_finite_tensors(what: str, tensors: Mapping[str, Tensor]) -> None:
 
     Args:
         what: names them in the message.
-        tensors: by name.
+        tensors: weights by name.
     """
     odd = [
         name
@@ -241,7 +241,7 @@ def check_complete(model: Any, source: str, info: Any, *, sizes_may_differ: bool
 
     Args:
         model: the model.
-        source: where its weights came from, for the message.
+        source: folder or file of its weights, for the message.
         info: transformers' account of the loading.
         sizes_may_differ: the user has said so (`ignore_mismatched_sizes=True`).
     """

@@ -135,9 +135,9 @@ def _best_windows(
         for word, token in _first_tokens(_trim(text, spans, skip), words):
             left = token - inner[0] if number > 0 else len(skip)
             right = inner[-1] - token if number < last else len(skip)
-            found = (min(left, right), number, token)
-            if word not in best or found[0] > best[word][0]:
-                best[word] = found
+            candidate = (min(left, right), number, token)
+            if word not in best or candidate[0] > best[word][0]:
+                best[word] = candidate
     return [(word, number, token) for word, (_, number, token) in sorted(best.items())]
 
 
@@ -153,7 +153,7 @@ def _trim(text: str, offsets: list[Span], special: list[int]) -> list[Span]:
 
 def _first_tokens(spans: list[Span], words: list[Span]) -> list[tuple[int, int]]:
     """(word, token): the first token that starts in the word, else the one that reaches into it."""
-    found, token = [], 0
+    pairs, token = [], 0
     for number, (start, end) in enumerate(words):
         while token < len(spans) and (
             spans[token][1] <= start or spans[token][0] == spans[token][1]
@@ -170,8 +170,8 @@ def _first_tokens(spans: list[Span], words: list[Span]) -> list[tuple[int, int]]
         ):
             chosen += 1
         if spans[chosen][0] < end:
-            found.append((number, chosen))
-    return found
+            pairs.append((number, chosen))
+    return pairs
 
 
 def units_of(words: list[Span], first_tokens: list[Reads]) -> tuple[list[list[Span]], list[Reads]]:

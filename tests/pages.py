@@ -74,7 +74,7 @@ def save_or_try(text: str) -> list[PolyheadConfig]:
     path = write_recipe(Path("part.yaml"), recipe | part)
     assert run_cli("inspect", path) == 0, text
     found = prepare(path, ["training.max_steps=1", "output_dir=runs/part"])
-    trainer, _, _ = fit(found, str(path), lambda line: None)
+    trainer, _, _ = fit(found)
     assert trainer.state.global_step == 1
     return [found.model.config]
 

@@ -5,6 +5,7 @@ that some encoders' names do not fit, and a list of names in adapter_config.json
 """
 
 import copy
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import peft
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ..modeling.adapter_options import (
     NOT_READ,
@@ -25,7 +25,7 @@ from ..modeling.checks import check_task_name
 from ..modeling.modeling_polyhead import PolyheadModel
 from ..modeling.routing import Routed, layers_of, line_up
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 KINDS = {"lora": peft.LoraConfig, "ia3": peft.IA3Config}
 ALL_LINEAR = "all-linear"  # PEFT's word
 LIST_OF_NAMES = "write a list of module names"
@@ -185,38 +185,38 @@ def read_adapter(encoder: PreTrainedModel, path: str) -> tuple[Any, dict[str, Te
     kind = str(files.options.get("peft_type")).lower()
     if kind not in KINDS:
         raise ValueError(f"adapter path {path}: its type is {kind}; allowed: {', '.join(KINDS)}")
-    weights = _own_weights(encoder, files.state, kind, path)
+    weights = _adapter_weights(encoder, files.state, kind, path)
     state = {key: value for key, (_, value) in weights.items()}
     options = _fitted(encoder, files.options, state)
     check_adapter_options(f"adapter path {path}", options)
     return make_peft_config(options), state
 
 
-def _own_weights(
+def _adapter_weights(
     encoder: PreTrainedModel, state: dict[str, Tensor], kind: str, path: str
 ) -> dict[str, tuple[str, Tensor]]:
     """An adapter's weights by their key on the plain encoder, each with its module's name."""
     prefix = f"{encoder.base_model_prefix}."
-    here, found, odd = dict(_linears(encoder)), {}, []
+    here, weights, odd = dict(_linears(encoder)), {}, []
     for key, value in state.items():
-        place, sign, rest = key.removeprefix("base_model.model.").partition(f".{kind}_")
-        name = place if place in here else place.removeprefix(prefix)
+        module, sign, rest = key.removeprefix("base_model.model.").partition(f".{kind}_")
+        name = module if module in here else module.removeprefix(prefix)
         if not sign:
-            odd.append(place.replace(".base_layer.", ".").removeprefix(prefix))
+            odd.append(module.replace(".base_layer.", ".").removeprefix(prefix))
         elif name not in here:
-            raise ValueError(f"adapter path {path}: the encoder has no linear layer {place}")
+            raise ValueError(f"adapter path {path}: the encoder has no linear layer {module}")
         else:
-            found[f"base_model.model.{name}{sign}{rest}"] = (name, value)
-    own = {name.replace(".base_layer.", ".") for name, _ in encoder.named_parameters()}
-    held = [name for name in odd if name in own]
-    if held:
+            weights[f"base_model.model.{name}{sign}{rest}"] = (name, value)
+    names = {name.replace(".base_layer.", ".") for name, _ in encoder.named_parameters()}
+    clashing = [name for name in odd if name in names]
+    if clashing:
         raise ValueError(
             f"adapter path {path}: it brings weights of the encoder itself (bias or "
-            f"modules_to_save), which stays as it is here: {', '.join(held[:3])}"
+            f"modules_to_save), which stays as it is here: {', '.join(clashing[:3])}"
         )
     if odd:
         logger.warning(f"{path}: left out what is no adapter: {', '.join(odd)}")
-    return found
+    return weights
 
 
 def _fitted(
@@ -229,8 +229,8 @@ def _fitted(
     prefix = f"{encoder.base_model_prefix}."
     for field in ("rank_pattern", "alpha_pattern"):
         if isinstance(options.get(field), dict):
-            own = {re.sub(rf"^\^?{prefix}", "", str(k)): v for k, v in options[field].items()}
-            options[field] = own
+            pattern = {re.sub(rf"^\^?{prefix}", "", str(k)): v for k, v in options[field].items()}
+            options[field] = pattern
     return options
 
 
@@ -260,9 +260,9 @@ def blend_adapters(
         ValueError: a name is unknown or taken, or the adapters do not fit each other.
     """
     check_task_name(name)
-    tasks, held = list(tasks), model.loaded_adapters
-    unknown = sorted(set(weights) - set(held)) + sorted(set(tasks) - set(model.task_names))
-    if unknown or name in held:
+    tasks, adapters = list(tasks), model.loaded_adapters
+    unknown = sorted(set(weights) - set(adapters)) + sorted(set(tasks) - set(model.task_names))
+    if unknown or name in adapters:
         raise ValueError(
             f"unknown: {', '.join(unknown)}" if unknown else f"adapter {name!r} exists already"
         )
@@ -342,16 +342,16 @@ def peft_config(model: PolyheadModel, section: dict[str, Any]) -> Any:
         )
     inside = {id(m) for i in numbers for m in layers[i].modules()}
     linear = [name for name, m in _linears(encoder) if id(m) in inside]
-    wanted = options.pop("target_modules", None)
-    if isinstance(wanted, (list, tuple)):
-        targets = _named(linear, wanted)
-    elif wanted in (None, ALL_LINEAR):
+    modules = options.pop("target_modules", None)
+    if isinstance(modules, (list, tuple)):
+        targets = _named(linear, modules)
+    elif modules in (None, ALL_LINEAR):
         targets = linear
     else:
         raise ValueError(f"adapter target_modules: {LIST_OF_NAMES}")
     if not targets:
         names = sorted({name.rpartition(".")[2] for name in linear})
-        raise ValueError(f"adapter target_modules: {wanted}; the layers have: {', '.join(names)}")
+        raise ValueError(f"adapter target_modules: {modules}; the layers have: {', '.join(names)}")
     if options.get("feedforward_modules"):  # IA3 wants full names here too
         options["feedforward_modules"] = _named(targets, options["feedforward_modules"])
     return KINDS[section.get("type", "lora")](target_modules=targets, **options)

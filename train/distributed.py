@@ -27,7 +27,7 @@ class Ranks:
     Attributes:
         rank: number of this process, from 0.
         count: number of processes.
-        device: of this process; None where it is the only one and may choose.
+        device: device of this process; None where it is the only one and may choose.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
@@ -59,12 +59,12 @@ class Ranks:
         """
         if self.count == 1:
             return step()
-        found: list[T] = []
+        results: list[T] = []
         for turn in (True, False):
             fault = None
             if self.is_first == turn:
                 try:
-                    found.append(step())
+                    results.append(step())
                 except UserError as error:
                     fault = str(error)
             faults: list[str | None] = [None] * self.count
@@ -76,7 +76,7 @@ class Ranks:
                 self.wait()  # a rank that ends makes torchrun end the others
                 self.leave()
                 raise SystemExit(2)
-        return found[0]
+        return results[0]
 
     def wait(self) -> None:
         """Until all ranks are here."""

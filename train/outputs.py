@@ -65,7 +65,7 @@ def target_faults(
     """What keeps a command from writing a file, or a folder as a whole.
 
     Args:
-        target: what it would write.
+        target: file or folder that it would write.
         option: how the user named it.
         overwrite: what stands there may be replaced.
         is_file: a file is written, not a folder.

@@ -166,7 +166,7 @@ def main(recipe: str = "configs/quickstart.yaml") -> int:
     logging.disable_progress_bar()
     console = Console(highlight=False)
     loaded = load_recipe(recipe, sys.argv[2:])
-    rules = baselines(load_sources(loaded, recipe))
+    rules = baselines(load_sources(loaded))
     scores: dict[str, Any] = train(recipe, sys.argv[2:], overwrite=True)["tasks"]
     table = Table("task", "metric", "rules of thumb", "Polyhead", title="Test rows")
     beaten = True

@@ -54,8 +54,8 @@ def reference(model, plain, name, inputs):
     adapter = model.config.tasks[name].adapter
     if adapter is not None:
         encoder = get_peft_model(encoder, copy.copy(model.encoder.peft_config[adapter]))
-        found = set_peft_model_state_dict(encoder, adapter_state(model.encoder, adapter))
-        assert not found.unexpected_keys
+        report = set_peft_model_state_dict(encoder, adapter_state(model.encoder, adapter))
+        assert not report.unexpected_keys
         encoder.eval()
     states = encoder(**inputs).last_hidden_state
     mask = inputs["attention_mask"].unsqueeze(-1)
@@ -106,9 +106,9 @@ def test_gradients_of_a_mixed_batch_equal_plain_peft(kind, layout):
             for key, p in encoder.named_parameters()
             if p.grad is not None
         }
-        found = {k: p.grad for k, p in model.encoder.named_parameters() if f".{name}." in k}
-        assert found.keys() == expected.keys()
-        for key, gradient in found.items():
+        gradients = {k: p.grad for k, p in model.encoder.named_parameters() if f".{name}." in k}
+        assert gradients.keys() == expected.keys()
+        for key, gradient in gradients.items():
             assert torch.allclose(gradient, expected[key], atol=1e-5), key
 
 
@@ -151,11 +151,11 @@ def test_states_come_back_in_the_callers_order():
     inputs = batch()
     with torch.no_grad():
         expected = plain(**inputs["padded"]).last_hidden_state
-        found = model(**inputs["padded"], task_ids=TASK_IDS).last_hidden_state
+        states = model(**inputs["padded"], task_ids=TASK_IDS).last_hidden_state
         packed = model(**inputs["packed"], task_ids=TASK_IDS).last_hidden_state
         copied = model(**inputs["padded"]).last_hidden_state
     real = inputs["padded"]["attention_mask"].bool()
-    assert torch.allclose(found[real], expected[real], atol=1e-5)
+    assert torch.allclose(states[real], expected[real], atol=1e-5)
     assert torch.allclose(packed[0], expected[real], atol=1e-5)
     assert copied is None  # three encodings of each text: none is the one
 
@@ -164,8 +164,8 @@ def test_no_task_is_the_bare_encoder():
     model, plain = model_with_adapters()
     inputs = batch()["padded"]
     with torch.no_grad():
-        found = model(**inputs, tasks=()).last_hidden_state
-        assert torch.equal(found, plain(**inputs).last_hidden_state)
+        states = model(**inputs, tasks=()).last_hidden_state
+        assert torch.equal(states, plain(**inputs).last_hidden_state)
 
 
 def test_checkpointed_recomputation_goes_through_the_same_adapters():
@@ -232,11 +232,11 @@ def test_loaded_again_all_logits_are_the_same_to_the_bit(saved):
     loaded = PolyheadModel.from_pretrained(folder / "model")
     inputs = batch()["padded"]
     with torch.no_grad():
-        for found, expected in zip(
+        for actual, expected in zip(
             loaded(**inputs).logits.items(), model(**inputs).logits.items(), strict=True
         ):
-            assert found[0] == expected[0]
-            assert torch.equal(found[1], expected[1])
+            assert actual[0] == expected[0]
+            assert torch.equal(actual[1], expected[1])
     loaded.save_pretrained(folder / "again")
     for name in (
         "model.safetensors",
@@ -256,8 +256,8 @@ def test_saved_loaded_and_saved_again_the_files_are_the_same(kind, tmp_path):
         assert path.read_bytes() == again.read_bytes()
     inputs = batch()["packed"]
     with torch.no_grad():
-        found, expected = (m(**inputs, task_ids=TASK_IDS).logits for m in (loaded, model))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+        actual, expected = (m(**inputs, task_ids=TASK_IDS).logits for m in (loaded, model))
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_the_weights_file_is_that_of_the_plain_model(saved):
@@ -277,9 +277,9 @@ def test_plain_peft_loads_one_adapter_on_the_plain_encoder(saved):
     peft_model = PeftModel.from_pretrained(encoder, folder / "model", subfolder="adapters/second")
     inputs = batch()["padded"]
     with torch.no_grad():
-        found = peft_model.eval()(**inputs).last_hidden_state
+        states = peft_model.eval()(**inputs).last_hidden_state
         expected = model(**inputs, tasks=["second"]).last_hidden_state
-    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(states, expected, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -294,9 +294,9 @@ model = AutoModel.from_pretrained({str(folder / "model")!r}, trust_remote_code=T
 torch.save(model(torch.arange(5, 15)[None]).logits, {str(folder / "logits.pt")!r})
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-    found = torch.load(folder / "logits.pt")
+    logits = torch.load(folder / "logits.pt")
     expected = model(torch.arange(5, 15)[None]).logits
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(torch.equal(logits[name], expected[name]) for name in expected)
 
 
 @pytest.mark.slow
@@ -322,8 +322,8 @@ def test_only_the_adapters_of_chosen_tasks_are_loaded(saved):
     assert loaded.loaded_adapters == ["second"]
     inputs = batch()["padded"]
     with torch.no_grad():
-        found = loaded(**inputs, tasks=["second"]).logits["second"]
-        assert torch.equal(found, model(**inputs, tasks=["second"]).logits["second"])
+        logits = loaded(**inputs, tasks=["second"]).logits["second"]
+        assert torch.equal(logits, model(**inputs, tasks=["second"]).logits["second"])
     with pytest.raises(ValueError, match="adapter first is not loaded; loaded are: second"):
         loaded(**inputs, tasks=["first"])
     with pytest.raises(ValueError, match="adapter first is not loaded; saving loses it"):
@@ -338,8 +338,8 @@ def test_detached_the_encoder_is_plain_again_to_the_bit():
     assert model.encoder.state_dict().keys() == plain.state_dict().keys()
     inputs = batch()["padded"]
     with torch.no_grad():
-        found = model(**inputs).last_hidden_state
-        assert torch.equal(found, plain(**inputs).last_hidden_state)
+        states = model(**inputs).last_hidden_state
+        assert torch.equal(states, plain(**inputs).last_hidden_state)
 
 
 # ---- refusals ----

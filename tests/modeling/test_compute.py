@@ -54,9 +54,9 @@ class TestChoice:
     ):
         machine(fastest)
         model = make_model("bert", TASKS)
-        found = model.set_compute(mode)
-        assert set(found.chosen.values()) == chosen
-        assert found.reason.startswith(reason)
+        choice = model.set_compute(mode)
+        assert set(choice.chosen.values()) == chosen
+        assert choice.reason.startswith(reason)
         changed = {type(m) for m in linears(model.encoder)}
         assert changed == ({OneDNNLinear} if chosen == {"onednn"} else {nn.Linear})
         assert {type(m) for m in linears(model.heads)} == {nn.Linear}
@@ -86,17 +86,17 @@ class TestChoice:
 
     def test_a_way_that_gives_other_numbers_has_no_speed(self, monkeypatch):
         monkeypatch.setattr(compute, "_product", lambda x, weight: 1.01 * (x @ weight.T))
-        found = compute._measure.__wrapped__(16, 24, ("torch", "onednn"), 1)
-        assert found["torch"] > 0
-        assert found["onednn"] == 0
+        speed = compute._measure.__wrapped__(16, 24, ("torch", "onednn"), 1)
+        assert speed["torch"] > 0
+        assert speed["onednn"] == 0
 
     def test_speeds_of_large_layers_are_measured_once(self):
         before = compute._measure.cache_info().misses
         for _ in range(2):
             layers = nn.Sequential(nn.Linear(192, 384), nn.Linear(384, 192), nn.Linear(192, 8))
-            found = set_compute(layers, "auto")
+            choice = set_compute(layers, "auto")
         assert compute._measure.cache_info().misses == before + 2
-        assert sorted(found.chosen) == [(192, 384), (384, 192)]
+        assert sorted(choice.chosen) == [(192, 384), (384, 192)]
 
 
 class TestOneDNN:
@@ -109,10 +109,10 @@ class TestOneDNN:
         fast.set_compute("auto")
         batch = batch_of(plain, [9, 5, 12])
         labels = {"intent": torch.tensor([0, 1, 2]), "tags": torch.zeros(3, 12, dtype=torch.long)}
-        found = [model.eval()(**batch, labels=labels) for model in (plain, fast)]
+        outputs = [model.eval()(**batch, labels=labels) for model in (plain, fast)]
         for name in TASKS:
-            assert_close(found[1].logits[name], found[0].logits[name], rtol=1e-5, atol=1e-5)
-        for output in found:
+            assert_close(outputs[1].logits[name], outputs[0].logits[name], rtol=1e-5, atol=1e-5)
+        for output in outputs:
             output.loss.backward()
         pairs = zip(plain.named_parameters(), fast.named_parameters(), strict=True)
         for (name, one), (_, two) in pairs:

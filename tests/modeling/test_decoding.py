@@ -69,8 +69,8 @@ def test_words_are_runs_of_letters_and_single_signs(text, words):
 @given(st.text(alphabet="ab é🎉.東_\n'1", max_size=30))
 def test_words_cover_all_but_white_space_in_order(text):
     spans = split_words(text)
-    covered = [place for start, end in spans for place in range(start, end)]
-    assert covered == [place for place, sign in enumerate(text) if not sign.isspace()]
+    covered = [position for start, end in spans for position in range(start, end)]
+    assert covered == [position for position, sign in enumerate(text) if not sign.isspace()]
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_first_token_of_each_word_starts_where_the_word_starts(text, family, tok
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
     for word, token in window.first_tokens:
         start, end = offsets[token]
-        found = start + len(text[start:end]) - len(text[start:end].lstrip())
-        assert found == words[word][0], (text, word, offsets[token])
+        first = start + len(text[start:end]) - len(text[start:end].lstrip())
+        assert first == words[word][0], (text, word, offsets[token])
 
 
 @pytest.mark.parametrize(
@@ -193,19 +193,19 @@ def test_each_word_is_read_where_most_is_seen_around_it(length, family, tokenize
         whole.input_ids[1 + start : 1 + min(start + size, total)] for start in starts
     ]
 
-    def context(number, place):
+    def context(number, position):
         """Tokens seen on the poorer side; the ends of the text do not count against a window."""
-        left = place - starts[number] if number else math.inf
-        right = min(starts[number] + size, total) - 1 - place
+        left = position - starts[number] if number else math.inf
+        right = min(starts[number] + size, total) - 1 - position
         return min(left, right if number < len(windows) - 1 else math.inf)
 
     place_of = {word: token - 1 for word, token in whole.first_tokens}
     for number, window in enumerate(windows):
         for word, token in window.first_tokens:
-            place = place_of[word]
-            assert token - 1 == place - starts[number]
-            possible = [n for n, s in enumerate(starts) if s <= place < min(s + size, total)]
-            assert context(number, place) == max(context(n, place) for n in possible)
+            position = place_of[word]
+            assert token - 1 == position - starts[number]
+            possible = [n for n, s in enumerate(starts) if s <= position < min(s + size, total)]
+            assert context(number, position) == max(context(n, position) for n in possible)
 
 
 @given(text=st.text(alphabet="ab é🎉.東_\n'Z", max_size=40), length=st.integers(5, 12))
@@ -382,11 +382,11 @@ PARTS = {  # text, given words, their tags -> tags of the words of the pipeline
 def test_parts_of_words_have_the_tags_that_are_read_as_the_entity(case, scheme):
     text, given_words, tags, expected = PARTS[case]
     words, units = locate_words(text, given_words), [[word] for word in split_words(text)]
-    found = unit_tags(text, units, words, tags[scheme], scheme)
-    assert " ".join("-" if tag is None else tag[0] for tag in found) == expected[scheme]
+    tags_of_units = unit_tags(text, units, words, tags[scheme], scheme)
+    assert " ".join("-" if tag is None else tag[0] for tag in tags_of_units) == expected[scheme]
     if "-" not in expected[scheme]:
         spans = [(unit[0][0], unit[-1][1]) for unit in units]
-        assert gold_entities(text, spans, found, scheme) == gold_entities(
+        assert gold_entities(text, spans, tags_of_units, scheme) == gold_entities(
             text, words, tags[scheme], scheme
         )
 
@@ -407,8 +407,8 @@ def test_parts_of_words_have_the_tags_that_are_read_as_the_entity(case, scheme):
 def test_a_unit_of_several_words_is_learned_as_the_entity_that_begins_in_it(tags, label):
     words = locate_words("pay £5 now", ["pay", *tags, "now"])
     units = [[(0, 3)], [(4, 5), (5, 6)], [(7, 10)]]
-    found = unit_tags("pay £5 now", units, words, ["O", *tags.values(), "O"], "iob2")
-    assert found == ["O", label, "O"]
+    tags_of_units = unit_tags("pay £5 now", units, words, ["O", *tags.values(), "O"], "iob2")
+    assert tags_of_units == ["O", label, "O"]
 
 
 @pytest.mark.parametrize(
@@ -443,8 +443,8 @@ def test_without_a_scheme_a_unit_has_the_tag_of_its_letters_and_digits(tags, lab
 )
 def test_signs_that_no_entity_ends_with_are_left_out_of_shared_tokens(text, unit, signs, word):
     scores = torch.tensor([[0.1, 0.9]]).log()
-    [found] = decode_entities(text, [unit], scores, ["O", "B-m"], "iob2", signs)
-    assert (found["word"], text[found["start"] : found["end"]]) == (word, word)
+    [entity] = decode_entities(text, [unit], scores, ["O", "B-m"], "iob2", signs)
+    assert (entity["word"], text[entity["start"] : entity["end"]]) == (word, word)
 
 
 def test_answers_are_given_back_to_the_words_of_the_data():
@@ -456,9 +456,9 @@ def test_answers_are_given_back_to_the_words_of_the_data():
     labels = ["PRON", "VERB", "PART", "ADV"]
     for unit, name in enumerate(names):
         scores[unit, labels.index(name)] = 0.0
-    found = decode_entities(text, [[span] for span in spans], scores, labels, None)
-    assert [entity["word"] for entity in found] == ["we", "don", "'", "t", "go"]
-    assert word_tags(found, words, None) == ["PRON", "VERB", "PART", "ADV"]
+    entities = decode_entities(text, [[span] for span in spans], scores, labels, None)
+    assert [entity["word"] for entity in entities] == ["we", "don", "'", "t", "go"]
+    assert word_tags(entities, words, None) == ["PRON", "VERB", "PART", "ADV"]
     assert word_tags([], words, None) == [None] * 4
 
 
@@ -489,8 +489,8 @@ def test_entities_have_exact_characters_and_mean_scores():
 
 def test_without_a_scheme_every_word_is_given():
     scores = torch.tensor([[0.75, 0.25], [0.25, 0.75]]).log()
-    found = decode_entities("we go", [[(0, 2)], [(3, 5)]], scores, ["PRON", "VERB"], None)
-    assert found == [
+    entities = decode_entities("we go", [[(0, 2)], [(3, 5)]], scores, ["PRON", "VERB"], None)
+    assert entities == [
         {"entity_group": "PRON", "score": pytest.approx(0.75), "word": "we", "start": 0, "end": 2},
         {"entity_group": "VERB", "score": pytest.approx(0.75), "word": "go", "start": 3, "end": 5},
     ]
@@ -510,8 +510,8 @@ def test_best_label_or_the_top_k():
 def test_multi_label_gives_what_reaches_the_threshold():
     logits = torch.tensor([0.5, 0.9, 0.2]).logit()
     options = {"multi_label": True, "top_k": 1}
-    found = decode_classes(logits, [*"abc"], threshold=0.5, **options)
-    assert found == [
+    answers = decode_classes(logits, [*"abc"], threshold=0.5, **options)
+    assert answers == [
         {"label": "b", "score": pytest.approx(0.9)}, {"label": "a", "score": pytest.approx(0.5)}
     ]  # fmt: skip
     assert decode_classes(logits, [*"abc"], threshold=0.95, **options) == []

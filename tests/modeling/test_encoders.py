@@ -45,9 +45,9 @@ def test_row_alone_equals_row_padded_in_a_batch(kind, make_model, batch_of):
     for row, length in enumerate(lengths):
         alone = results(model, {k: v[row : row + 1, :length] for k, v in batch.items()})
         for name in HEADS:
-            found = together[name][row]
-            found = found[:length] if name in PER_TOKEN else found
-            assert_close(found, alone[name][0], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: n + m)
+            values = together[name][row]
+            values = values[:length] if name in PER_TOKEN else values
+            assert_close(values, alone[name][0], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: n + m)
 
 
 def test_packed_rows_equal_padded_rows(kind, make_model, batch_of):
@@ -59,10 +59,10 @@ def test_packed_rows_equal_padded_rows(kind, make_model, batch_of):
         "input_ids": batch["input_ids"][real][None],
         "cu_seq_lens_q": torch.cat([ends.new_zeros(1), ends]).int(),
     }
-    padded, found = results(model, batch), results(model, packed)
+    padded, unpadded = results(model, batch), results(model, packed)
     for name in HEADS:
         expected = padded[name][real][None] if name in PER_TOKEN else padded[name]
-        assert_close(found[name], expected, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: n + m)
+        assert_close(unpadded[name], expected, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: n + m)
 
 
 def test_rows_of_other_texts_give_other_results(kind, make_model, batch_of):
@@ -123,9 +123,9 @@ def test_a_decoder_stays_bidirectional_after_saving(tmp_path, make_model, batch_
 
 def test_encoder_weights_are_those_of_the_folder(kind, encoder_folder, make_model):
     expected = AutoModel.from_pretrained(encoder_folder(kind)).state_dict()
-    found = make_model(kind, {}).encoder.state_dict()
-    assert [name for name in expected if name not in found and "pooler" not in name] == []
-    for name, value in found.items():
+    weights = make_model(kind, {}).encoder.state_dict()
+    assert [name for name in expected if name not in weights and "pooler" not in name] == []
+    for name, value in weights.items():
         assert torch.equal(value, expected[name]), name
 
 
@@ -155,13 +155,13 @@ def test_segments_reach_the_encoders_that_have_them(kind, make_model, batch_of):
     if kind in ("bert", "electra", "albert"):
         segments[0, 2:] = 1
     with torch.no_grad():
-        found = model(**batch, token_type_ids=segments).last_hidden_state
+        states = model(**batch, token_type_ids=segments).last_hidden_state
         plain = model(**batch).last_hidden_state
         expected = plain
         if "token_type_ids" in inspect.signature(model.encoder.forward).parameters:
             expected = model.encoder(**batch, token_type_ids=segments).last_hidden_state
-    assert torch.equal(found, expected)
-    assert torch.equal(found, plain) == (not segments.any())
+    assert torch.equal(states, expected)
+    assert torch.equal(states, plain) == (not segments.any())
 
 
 def test_usable_length_is_what_the_encoder_accepts(kind, make_model, batch_of):
@@ -180,8 +180,8 @@ def test_input_embeddings_stand_in_for_ids(kind, make_model, batch_of):
     batch = batch_of(model, [6])
     with torch.no_grad():
         vectors = model.get_input_embeddings()(batch["input_ids"])
-        found = model(inputs_embeds=vectors, attention_mask=batch["attention_mask"])
-        assert_close(found.logits["tags"], model(**batch).logits["tags"])
+        output = model(inputs_embeds=vectors, attention_mask=batch["attention_mask"])
+        assert_close(output.logits["tags"], model(**batch).logits["tags"])
 
 
 def test_without_attention_mask_all_tokens_are_real(make_model, batch_of):

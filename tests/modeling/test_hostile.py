@@ -79,10 +79,10 @@ def folder(make_model, tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_a_hostile_config_is_refused_with_what_is_wrong(case, folder):
     change, expected = CASES[case]
-    place = folder / "config.json"
-    config = json.loads(place.read_text())
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
     change(config)
-    place.write_text(json.dumps(config))
+    path.write_text(json.dumps(config))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError) as stopped:
         PolyheadModel.from_pretrained(folder)
@@ -92,13 +92,13 @@ def test_a_hostile_config_is_refused_with_what_is_wrong(case, folder):
 
 
 def test_remote_code_of_the_encoder_is_dropped(folder):
-    place = folder / "config.json"
-    config = json.loads(place.read_text())
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
     config["encoder_config"] |= {
         "trust_remote_code": True,
         "auto_map": {"AutoModel": "evil/repo--evil.Evil"},
     }
-    place.write_text(json.dumps(config))
+    path.write_text(json.dumps(config))
     loaded = PolyheadConfig.from_pretrained(folder)
     assert "auto_map" not in loaded.encoder_config.to_dict()
     assert "trust_remote_code" not in loaded.encoder_config.to_dict()
@@ -132,7 +132,7 @@ model = PolyheadModel.from_pretrained(folder)
 model(torch.tensor([[1, 2, 3]]))
 assert not seen, seen
 """
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False
     )
-    assert found.returncode == 0, found.stderr
+    assert process.returncode == 0, process.stderr

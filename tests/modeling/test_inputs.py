@@ -111,16 +111,16 @@ REFUSED = {
 
 @pytest.mark.parametrize("texts", LISTS.values(), ids=LISTS)
 def test_lists(texts):
-    found, single = read_inputs(texts)
-    assert (found, single) == (BOTH, False)
-    assert {type(text) for text in found} == {str}
+    texts_read, single = read_inputs(texts)
+    assert (texts_read, single) == (BOTH, False)
+    assert {type(text) for text in texts_read} == {str}
 
 
 @pytest.mark.parametrize("texts", SINGLES.values(), ids=SINGLES)
 def test_single_texts(texts):
-    found, single = read_inputs(texts)
-    assert (found, single) == ([ONE], True)
-    assert type(found[0]) is str
+    texts_read, single = read_inputs(texts)
+    assert (texts_read, single) == ([ONE], True)
+    assert type(texts_read[0]) is str
 
 
 @pytest.mark.parametrize("texts", PAIRS.values(), ids=PAIRS)
@@ -370,8 +370,8 @@ def test_offsets_are_those_of_the_text(pipes, family, text):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_a_surrogate_is_read_as_the_replacement_character(pipes, family):
-    found, expected = (pipes[family](t)["intent"] for t in ("a\ud83d b", "a\ufffd b"))
-    assert found == expected
+    answer, expected = (pipes[family](t)["intent"] for t in ("a\ud83d b", "a\ufffd b"))
+    assert answer == expected
 
 
 def test_the_replacement_has_the_length_of_what_it_replaces():

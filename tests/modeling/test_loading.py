@@ -57,9 +57,9 @@ def logits(model):
     return {name: values.clone() for name, values in model(ids).logits.items()}
 
 
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+def assert_equal(actual, expected):
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def refused(folder, *parts, **kwargs):

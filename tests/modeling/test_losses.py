@@ -21,14 +21,14 @@ GROUPS = torch.tensor(  # cosines of the pairs: 1, 0 and 0.96
 
 
 def test_cosine_mse_by_hand():
-    found = cosine_mse(GROUPS, torch.tensor([0.5, 0.25, 0.96]))
-    assert_close(found, torch.tensor(0.5**2 + 0.25**2 + 0.0))
+    loss = cosine_mse(GROUPS, torch.tensor([0.5, 0.25, 0.96]))
+    assert_close(loss, torch.tensor(0.5**2 + 0.25**2 + 0.0))
 
 
 def test_cosent_by_hand():
     # the middle pair (cosine 0) is said to be closer than the first (1): one wrong order
-    found = cosent(GROUPS[:2], torch.tensor([0.0, 1.0]), scale=2.0)
-    assert_close(found, torch.tensor(2 * math.log(1 + math.exp(2.0))))
+    loss = cosent(GROUPS[:2], torch.tensor([0.0, 1.0]), scale=2.0)
+    assert_close(loss, torch.tensor(2 * math.log(1 + math.exp(2.0))))
 
 
 def test_cosent_equals_a_loop_over_pairs_of_pairs():
@@ -57,8 +57,8 @@ def test_contrastive_by_hand():
     # cosines: [[1, 0.6], [0, 0.8]], divided by the temperature 0.5
     row0 = math.log(1 + math.exp((0.6 - 1.0) / 0.5))
     row1 = math.log(1 + math.exp((0.0 - 0.8) / 0.5))
-    found = contrastive(torch.stack([anchors, positives], dim=1), 0.5)
-    assert_close(found, torch.tensor(row0 + row1))
+    loss = contrastive(torch.stack([anchors, positives], dim=1), 0.5)
+    assert_close(loss, torch.tensor(row0 + row1))
 
 
 def test_contrastive_equals_a_loop_with_hard_negatives():
@@ -132,8 +132,8 @@ def test_regression_loss_is_the_mean_over_known_rows():
     head = head_of(head="sequence_classification", problem_type="regression")
     labels = torch.tensor([1.0, math.nan, 4.0])
     assert head.count(labels) == 2
-    found = head.loss(torch.tensor([[2.0], [7.0], [1.0]]), labels)
-    assert_close(found, torch.tensor((1.0 + 9.0) / 2))
+    loss = head.loss(torch.tensor([[2.0], [7.0], [1.0]]), labels)
+    assert_close(loss, torch.tensor((1.0 + 9.0) / 2))
 
 
 @pytest.mark.parametrize("options", [{"head": "masked_lm"}, {"labels": [*"abcdefghi"]}])
@@ -141,8 +141,8 @@ def test_token_losses_are_the_mean_over_labelled_tokens(options):
     head = head_of(**{"head": "token_classification", **options})
     logits, labels = torch.randn(2, 3, 9), torch.tensor([[-100, 4, 0], [8, -100, -100]])
     assert head.count(labels) == 3
-    kept = torch.stack([logits[0, 1], logits[0, 2], logits[1, 0]])
-    assert_close(head.loss(logits, labels), F.cross_entropy(kept, torch.tensor([4, 0, 8])))
+    labelled = torch.stack([logits[0, 1], logits[0, 2], logits[1, 0]])
+    assert_close(head.loss(logits, labels), F.cross_entropy(labelled, torch.tensor([4, 0, 8])))
 
 
 def test_embedding_loss_is_the_mean_over_scored_groups():
@@ -228,42 +228,42 @@ CASES = {
 @pytest.mark.parametrize("widths", [None, [8, 4, 2]], ids=["whole", "matryoshka"])
 @pytest.mark.parametrize("case", CASES)
 def test_value_and_gradient_equal_sentence_transformers(case, widths):
-    options, size, (name, given) = CASES[case]
+    options, size, (name, arguments) = CASES[case]
     if widths:
         options = {**options, "normalize": True, "matryoshka": widths}
-    head, theirs = head_of(head="embedding", projection=8, **options), reference(name, **given)
+    head, theirs = head_of(head="embedding", projection=8, **options), reference(name, **arguments)
     if widths:
         theirs = their_matryoshka(theirs, widths)
     groups = torch.randn(6, size, 8, dtype=torch.float64)
     scores = torch.tensor([0.0, 0.2, 0.2, 0.9, 0.5, 1.0], dtype=torch.float64)
-    found, expected = groups.clone().requires_grad_(), groups.clone().requires_grad_()
-    ours = head.loss_sum(found.flatten(0, 1), scores) / len(groups)
+    embeddings, expected = groups.clone().requires_grad_(), groups.clone().requires_grad_()
+    ours = head.loss_sum(embeddings.flatten(0, 1), scores) / len(groups)
     other = theirs(expected, scores)
     ours.backward()
     other.backward()
     assert_close(ours, other)
-    assert_close(found.grad, expected.grad)
+    assert_close(embeddings.grad, expected.grad)
 
 
 def test_a_teachers_vectors_equal_sentence_transformers():
     head, theirs = head_of(head="embedding", projection=8, loss="mse"), losses.MSELoss
-    vectors, wanted = torch.randn(2, 5, 8, dtype=torch.float64)
-    found, expected = vectors.clone().requires_grad_(), vectors.clone().requires_grad_()
-    ours = head.loss(found, wanted)
-    other = theirs(torch.nn.Identity()).compute_loss_from_embeddings([expected], [wanted])
+    vectors, teacher = torch.randn(2, 5, 8, dtype=torch.float64)
+    embeddings, expected = vectors.clone().requires_grad_(), vectors.clone().requires_grad_()
+    ours = head.loss(embeddings, teacher)
+    other = theirs(torch.nn.Identity()).compute_loss_from_embeddings([expected], [teacher])
     ours.backward()
     other.backward()
     assert_close(ours.double(), other, rtol=0, atol=1e-6)
-    assert_close(found.grad, expected.grad, rtol=0, atol=1e-6)
+    assert_close(embeddings.grad, expected.grad, rtol=0, atol=1e-6)
 
 
 def test_texts_without_a_teachers_vector_do_not_count():
     head = head_of(head="embedding", projection=4, loss="mse")
-    vectors, wanted = torch.randn(3, 4), torch.randn(3, 4)
-    wanted[1] = float("nan")
-    assert head.count(wanted) == 2
-    expected = head.loss(vectors[[0, 2]], wanted[[0, 2]])
-    assert_close(head.loss(vectors, wanted), expected)
+    vectors, teacher = torch.randn(3, 4), torch.randn(3, 4)
+    teacher[1] = float("nan")
+    assert head.count(teacher) == 2
+    expected = head.loss(vectors[[0, 2]], teacher[[0, 2]])
+    assert_close(head.loss(vectors, teacher), expected)
     with pytest.raises(ValueError, match=r"labels are \(3, 5\), embeddings \(3, 4\)"):
         head.loss(vectors, torch.randn(3, 5))
 
@@ -312,15 +312,15 @@ def labels_for(batch):
 
 
 def gradients(model):
-    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    by_name = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return found
+    return by_name
 
 
-def assert_same_gradients(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same_gradients(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert_close(found[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        assert_close(actual[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -333,12 +333,12 @@ def test_rows_without_label_are_as_rows_left_out(name, model, batch_of):
     partial[~units] = MISSING.get(name, math.nan)
     with_gaps = model(**batch, tasks=[name], labels={name: partial})
     with_gaps.loss.backward()
-    found = gradients(model)
-    kept = {key: value[rows] for key, value in batch.items()}
-    without = model(**kept, tasks=[name], labels={name: labels[units]})
+    actual = gradients(model)
+    labelled = {key: value[rows] for key, value in batch.items()}
+    without = model(**labelled, tasks=[name], labels={name: labels[units]})
     without.loss.backward()
     assert_close(with_gaps.losses[name], without.losses[name])
-    assert_same_gradients(found, gradients(model))
+    assert_same_gradients(actual, gradients(model))
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -377,13 +377,13 @@ def test_labels_of_all_rows_are_cut_to_the_rows_of_the_task(model, batch_of):
     whole = model(
         **batch, task_ids=ids, labels={"intent": labels["intent"], "slots": labels["slots"]}
     )
-    own = model(
+    cut = model(
         **batch,
         task_ids=ids,
         labels={"intent": labels["intent"][[0, 2]], "slots": labels["slots"][[1, 3]]},
     )
-    assert_close(whole.losses["intent"], own.losses["intent"], atol=0, rtol=0)
-    assert_close(whole.losses["slots"], own.losses["slots"], atol=0, rtol=0)
+    assert_close(whole.losses["intent"], cut.losses["intent"], atol=0, rtol=0)
+    assert_close(whole.losses["slots"], cut.losses["slots"], atol=0, rtol=0)
 
 
 def test_labels_of_neither_all_rows_nor_the_rows_of_the_task_are_refused(model, batch_of):
@@ -444,12 +444,12 @@ def test_32_rows_at_once_equal_8_accumulated_batches_of_4(kind_of_batch, model, 
     elif kind_of_batch != "joint":
         labels = {kind_of_batch: labels[kind_of_batch]}
     losses, expected = step(model, [(batch, labels)])
-    in_parts, found = step(model, split(batch, labels, 8))
+    in_parts, actual = step(model, split(batch, labels, 8))
     assert losses.keys() == labels.keys()
     assert in_parts.keys() == losses.keys()
     for name, loss in losses.items():
         assert_close(in_parts[name], loss, atol=1e-5, rtol=1e-5)
-    assert_same_gradients(found, expected)
+    assert_same_gradients(actual, expected)
 
 
 def test_counted_items_are_the_labelled_units(model, batch_of):
@@ -470,6 +470,6 @@ def test_losses_divide_by_the_given_count_of_their_own_task(model, batch_of):
     labels = {name: labels_for(batch)[name] for name in ("intent", "slots")}
     plain = model(**batch, labels=labels).losses
     items = {"intent": torch.tensor(40), "slots": torch.tensor(66)}
-    found = model(**batch, labels=labels, num_items=items).losses
-    assert_close(found["intent"], plain["intent"] * 4 / 40)
-    assert_close(found["slots"], plain["slots"] * 33 / 66)
+    scaled = model(**batch, labels=labels, num_items=items).losses
+    assert_close(scaled["intent"], plain["intent"] * 4 / 40)
+    assert_close(scaled["slots"], plain["slots"] * 33 / 66)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from polyhead.modeling.configuration_polyhead import POOLINGS
-from polyhead.modeling.packing import Texts
+from polyhead.modeling.packing import TextLayout
 from polyhead.modeling.pooling import POOL, layers_needed, pool
 
 REAL = torch.tensor([[1.0, -8.0], [3.0, -4.0], [5.0, -6.0]])  # three tokens, H = 2
@@ -15,10 +15,10 @@ EXPECTED = {
     "last_token": [5.0, -6.0],
 }
 LAYOUTS = {
-    "whole": (REAL, Texts(mask=torch.tensor([[1, 1, 1]]))),
-    "right": (torch.cat([REAL, JUNK, JUNK]), Texts(mask=torch.tensor([[1, 1, 1, 0, 0]]))),
-    "left": (torch.cat([JUNK, JUNK, REAL]), Texts(mask=torch.tensor([[0, 0, 1, 1, 1]]))),
-    "packed": (REAL, Texts(cu_seq_lens=torch.tensor([0, 3], dtype=torch.int32))),
+    "whole": (REAL, TextLayout(mask=torch.tensor([[1, 1, 1]]))),
+    "right": (torch.cat([REAL, JUNK, JUNK]), TextLayout(mask=torch.tensor([[1, 1, 1, 0, 0]]))),
+    "left": (torch.cat([JUNK, JUNK, REAL]), TextLayout(mask=torch.tensor([[0, 0, 1, 1, 1]]))),
+    "packed": (REAL, TextLayout(cu_seq_lens=torch.tensor([0, 3], dtype=torch.int32))),
 }
 
 
@@ -33,15 +33,18 @@ def test_pooling_by_hand(pooling, layout):
 def test_mean_of_last_4_layers_by_hand(layout):
     states, texts = LAYOUTS[layout]
     layers = tuple(states[None] * factor for factor in (1000, 1, 2, 3, 4))  # the first is not read
-    found = pool(layers, texts, "mean_last_4")
-    assert found.tolist() == [[3.0, -6.0, 6.0, -12.0, 9.0, -18.0, 12.0, -24.0]]
+    vectors = pool(layers, texts, "mean_last_4")
+    assert vectors.tolist() == [[3.0, -6.0, 6.0, -12.0, 9.0, -18.0, 12.0, -24.0]]
 
 
 @pytest.mark.parametrize("pooling", EXPECTED)
 def test_rows_of_different_length_pool_apart(pooling):
     padded = torch.stack([torch.cat([REAL, JUNK]), torch.cat([JUNK, JUNK, JUNK, REAL[:1]])])
-    mask = Texts(mask=torch.tensor([[1, 1, 1, 0], [0, 0, 0, 1]]))
-    packed, starts = torch.cat([REAL, REAL[:1]])[None], Texts(cu_seq_lens=torch.tensor([0, 3, 4]))
+    mask = TextLayout(mask=torch.tensor([[1, 1, 1, 0], [0, 0, 0, 1]]))
+    packed, starts = (
+        torch.cat([REAL, REAL[:1]])[None],
+        TextLayout(cu_seq_lens=torch.tensor([0, 3, 4])),
+    )
     expected = [EXPECTED[pooling], [1.0, -8.0]]
     assert pool((padded,), mask, pooling).tolist() == expected
     assert pool((packed,), starts, pooling).tolist() == expected
@@ -57,17 +60,17 @@ def test_only_the_final_layer_is_read(pooling):
 @pytest.mark.parametrize("pooling", EXPECTED)
 def test_mask_may_be_of_any_type(pooling, dtype):
     states, texts = LAYOUTS["left"]
-    found = pool((states[None],), Texts(mask=texts.mask.to(dtype)), pooling)
-    assert found.tolist() == [EXPECTED[pooling]]
+    vectors = pool((states[None],), TextLayout(mask=texts.mask.to(dtype)), pooling)
+    assert vectors.tolist() == [EXPECTED[pooling]]
 
 
 @pytest.mark.parametrize("layout", ["right", "packed"])
 @pytest.mark.parametrize("pooling", EXPECTED)
 def test_half_precision_stays_half_precision(pooling, layout):
     states, texts = LAYOUTS[layout]
-    found = pool((states[None].bfloat16(),), texts, pooling)
-    assert found.dtype == torch.bfloat16
-    assert found.tolist() == [EXPECTED[pooling]]
+    vectors = pool((states[None].bfloat16(),), texts, pooling)
+    assert vectors.dtype == torch.bfloat16
+    assert vectors.tolist() == [EXPECTED[pooling]]
 
 
 def test_gradient_reaches_real_tokens_only():

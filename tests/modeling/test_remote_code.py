@@ -47,7 +47,7 @@ def results(model, batch):
 def test_saving_what_was_loaded_gives_the_same_bytes(kind, tmp_path, make_model):
     make_model(kind, TASKS).save_pretrained(tmp_path / "first")
     again, info = PolyheadModel.from_pretrained(tmp_path / "first", output_loading_info=True)
-    assert {name: list(found) for name, found in info.items() if found} == {}
+    assert {name: list(keys) for name, keys in info.items() if keys} == {}
     again.save_pretrained(tmp_path / "second")
     for name in ("model.safetensors", "config.json"):
         first, second = ((tmp_path / part / name).read_bytes() for part in ("first", "second"))
@@ -117,9 +117,9 @@ def test_a_task_added_later_leaves_the_others_bit_identical_after_loading(
         labels = [str(label) for label in range(number + 1)]
         model.add_task(f"t{'x' * number}", TaskConfig(**SEQUENCE, labels=labels))
         model.save_pretrained(tmp_path / "after")
-        found = results(PolyheadModel.from_pretrained(tmp_path / "after"), batch)
+        actual = results(PolyheadModel.from_pretrained(tmp_path / "after"), batch)
         for name in TASKS:
-            assert torch.equal(found[name], expected[name]), name
+            assert torch.equal(actual[name], expected[name]), name
 
 
 # ---- the code in the folder ----
@@ -177,8 +177,8 @@ def test_modeling_imports_its_own_files_one_level_one_a_line(path):
 def test_what_transformers_copies_is_what_is_imported(path):
     # transformers reads imports by regular expression: it misses a second one on a line and takes
     # a line of a docstring for one
-    found = {node.module for node in relative_imports_of(path)}
-    assert set(get_relative_imports(path)) == found
+    imported = {node.module for node in relative_imports_of(path)}
+    assert set(get_relative_imports(path)) == imported
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
@@ -261,19 +261,19 @@ def test_a_stranger_gets_bit_identical_results(stranger):
     root, _ = stranger
     model = PolyheadModel.from_pretrained(root / "model")
     expected = results(model, load_file(root / "batch.safetensors"))
-    found = load_file(root / "logits.safetensors")
-    assert set(found) == set(TASKS)
+    actual = load_file(root / "logits.safetensors")
+    assert set(actual) == set(TASKS)
     for name in TASKS:
-        assert torch.equal(found[name], expected[name]), name
+        assert torch.equal(actual[name], expected[name]), name
 
 
 @pytest.mark.slow
 def test_a_stranger_gets_the_pipeline(stranger, tokenizer_of):
-    root, (name, found) = stranger
+    root, (name, answers) = stranger
     assert name == "PolyheadPipeline"
     model = PolyheadModel.from_pretrained(root / "model")
     pipe = PolyheadPipeline(model=model, tokenizer=tokenizer_of("wordpiece"))
-    assert found == pipe(TEXTS, tasks=["intent", "slots", "urgency", "words"])
+    assert answers == pipe(TEXTS, tasks=["intent", "slots", "urgency", "words"])
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ class FixedMask(nn.Module):
         self.shift = len(adapter)
 
     def forward(self, x):
-        kept = (torch.arange(x.shape[-1]) + self.shift) % 3 > 0
-        return x * kept / (2 / 3) if self.training else x
+        mask = (torch.arange(x.shape[-1]) + self.shift) % 3 > 0
+        return x * mask / (2 / 3) if self.training else x
 
 
 def unlike_adapters(kind="bert"):
@@ -67,8 +67,8 @@ def test_adapters_unlike_each_other_share_a_batch(kind, layout):
         }
         assert gradients
         for key, gradient in gradients.items():
-            found = model.encoder.get_parameter(key).grad
-            assert torch.allclose(found, gradient, atol=1e-5), key
+            routed = model.encoder.get_parameter(key).grad
+            assert torch.allclose(routed, gradient, atol=1e-5), key
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_with_the_same_dropout_mask_training_equals_plain_peft(kind, layout):
         expected.square().sum().backward()
         for key, parameter in encoder.named_parameters():
             if parameter.grad is not None:
-                own = key.removeprefix("base_model.model.").replace(".default.", f".{name}.")
-                found = model.encoder.get_parameter(own).grad
-                assert torch.allclose(found, parameter.grad, atol=1e-4), key
+                path = key.removeprefix("base_model.model.").replace(".default.", f".{name}.")
+                gradient = model.encoder.get_parameter(path).grad
+                assert torch.allclose(gradient, parameter.grad, atol=1e-4), key
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -135,11 +135,11 @@ def test_autocast_is_close_and_its_gradients_are_float32(layout):
     exact = model(**inputs, task_ids=TASK_IDS).logits
     for grad in (False, True):
         with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype=torch.bfloat16):
-            found = model(**inputs, task_ids=TASK_IDS).logits
+            rounded = model(**inputs, task_ids=TASK_IDS).logits
         for name in exact:
-            assert found[name].dtype == torch.bfloat16
-            assert torch.allclose(found[name].float(), exact[name], atol=0.1)
-    sum(logits.float().square().sum() for logits in found.values()).backward()
+            assert rounded[name].dtype == torch.bfloat16
+            assert torch.allclose(rounded[name].float(), exact[name], atol=0.1)
+    sum(logits.float().square().sum() for logits in rounded.values()).backward()
     gradients = [p.grad for k, p in model.named_parameters() if "lora_" in k]
     assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
 
@@ -156,8 +156,8 @@ def test_compiled_once_for_all_mixes_of_rows(layout):
     for shift in range(4):
         ids = TASK_IDS.roll(shift)
         with torch.no_grad():
-            found, expected = (m(**inputs, task_ids=ids).logits for m in (compiled, model))
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+            actual, expected = (m(**inputs, task_ids=ids).logits for m in (compiled, model))
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] > 0
     assert len(set(graphs)) == 1, graphs
@@ -229,8 +229,8 @@ def test_an_adapter_hotswapped_by_peft_is_routed():
     hotswap_adapter_from_state_dict(model.encoder, state, "second", config)
     model.heads["second"].load_state_dict(model.heads["first"].state_dict())
     with torch.no_grad():
-        found = model(**inputs, tasks=["first", "second"]).logits
-    assert torch.allclose(found["first"], found["second"], atol=1e-6)
+        logits = model(**inputs, tasks=["first", "second"]).logits
+    assert torch.allclose(logits["first"], logits["second"], atol=1e-6)
 
 
 def test_a_blend_of_adapters_is_that_of_plain_peft(tmp_path):
@@ -246,14 +246,14 @@ def test_a_blend_of_adapters_is_that_of_plain_peft(tmp_path):
         blend_adapters(model, "blend", {"first": 0.7, "nope": 0.3}, ["fourth"])
     blend_adapters(model, "blend", {"first": 0.7, "second": 0.3}, ["third"])
     with torch.no_grad():
-        found = model(**inputs, tasks=["third"])
+        output = model(**inputs, tasks=["third"])
         expected = theirs.eval()(**inputs).last_hidden_state
-        assert torch.allclose(found.last_hidden_state, expected, atol=1e-5)
+        assert torch.allclose(output.last_hidden_state, expected, atol=1e-5)
         mixed = model(**inputs, task_ids=TASK_IDS).logits["third"]
-        assert torch.allclose(mixed, found.logits["third"][TASK_IDS == 2], atol=1e-5)
+        assert torch.allclose(mixed, output.logits["third"][TASK_IDS == 2], atol=1e-5)
         model.save_pretrained(tmp_path)
         again = PolyheadModel.from_pretrained(tmp_path)(**inputs, tasks=["third"])
-        assert torch.equal(again.logits["third"], found.logits["third"])
+        assert torch.equal(again.logits["third"], output.logits["third"])
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])

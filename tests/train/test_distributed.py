@@ -76,15 +76,15 @@ class TestConfigs:
         first = (CONFIGS / name).read_text(encoding="utf-8").splitlines()[0]
         assert first.startswith(f"# accelerate launch --config_file configs/accelerate/{name} ")
         for rank, command in enumerate(commands(name)):
-            found = parsed(command)
-            assert (found.training_script, found.module) == ("polyhead.train", True)
-            assert found.training_script_args[0] == "RECIPE"
-            assert found.machine_rank == rank
+            arguments = parsed(command)
+            assert (arguments.training_script, arguments.module) == ("polyhead.train", True)
+            assert arguments.training_script_args[0] == "RECIPE"
+            assert arguments.machine_rank == rank
 
 
 def test_how_many_processes_each_config_starts():
-    found = {name: [parsed(command) for command in commands(name)] for name in NAMES}
-    processes = {name: {args.num_processes for args in each} for name, each in found.items()}
+    by_config = {name: [parsed(command) for command in commands(name)] for name in NAMES}
+    processes = {name: {args.num_processes for args in each} for name, each in by_config.items()}
     assert processes == {
         "cpu.yaml": {2},
         "deepspeed_zero2.yaml": {2},
@@ -92,7 +92,7 @@ def test_how_many_processes_each_config_starts():
         "multi_gpu.yaml": {2},
         "two_nodes.yaml": {16},
     }
-    assert [args.num_machines for args in found["two_nodes.yaml"]] == [2, 2]
+    assert [args.num_machines for args in by_config["two_nodes.yaml"]] == [2, 2]
 
 
 def test_fsdp2_asks_for_sharding_by_layer_and_whole_checkpoints(monkeypatch):
@@ -156,11 +156,11 @@ def start(recipe, tmp_path_factory):
 
     def run(command: list[str], *overrides: str, recipe: Path = recipe, **environment: str) -> Path:
         folder = tmp_path_factory.mktemp("run")
-        own = {"HF_DATASETS_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
-        own |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+        variables = {"HF_DATASETS_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+        variables |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
         done = subprocess.run(
             [sys.executable, *command, str(recipe), f"output_dir={folder}", *overrides],
-            env={**os.environ, **own},
+            env={**os.environ, **variables},
             cwd=folder,
             capture_output=True,
             text=True,
@@ -180,10 +180,10 @@ def alone(recipe, tmp_path_factory):
     def run(*overrides: str) -> Path:
         if overrides not in made:
             made[overrides] = tmp_path_factory.mktemp("alone")
-            given = [f"output_dir={made[overrides]}", *overrides, "training.use_cpu=true"]
+            arguments = [f"output_dir={made[overrides]}", *overrides, "training.use_cpu=true"]
             if not any("accumulation" in override for override in overrides):
-                given.append("training.gradient_accumulation_steps=2")
-            train(recipe, given)
+                arguments.append("training.gradient_accumulation_steps=2")
+            train(recipe, arguments)
         return made[overrides]
 
     return run
@@ -200,11 +200,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     Those change no attention: their gradient is rounding alone, which Adam scales to full steps.
     """
     files = [folder / "model.safetensors", *sorted(folder.glob("adapters/*/*.safetensors"))]
-    found = {(f.parent.name, key): value for f in files for key, value in load_file(f).items()}
-    assert {place for place, _ in found} == {folder.name, "slots", "same"}
+    tensors = {(f.parent.name, key): value for f in files for key, value in load_file(f).items()}
+    assert {folder_name for folder_name, _ in tensors} == {folder.name, "slots", "same"}
     return {
-        (place.replace(folder.name, ""), key): value
-        for (place, key), value in found.items()
+        (folder_name.replace(folder.name, ""), key): value
+        for (folder_name, key), value in tensors.items()
         if not key.endswith(("key.bias", "key.base_layer.bias"))
     }
 
@@ -282,7 +282,7 @@ class TestRuns:
         assert {name for key in moved for name in parts[key]} <= drawn
         assert any(not parts[key] for key in moved)  # the encoder
         optimizer = torch.load(run / "checkpoint-2/optimizer.pt", weights_only=True)
-        assert len(optimizer["state"]) <= sum(own <= drawn for own in parts.values())
+        assert len(optimizer["state"]) <= sum(tasks <= drawn for tasks in parts.values())
 
     def test_accelerate_and_pure_batches_and_checkpointing_and_accumulation(self, start, alone):
         """Heads and adapters idle on both ranks, and layers run twice."""

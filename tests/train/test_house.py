@@ -23,7 +23,7 @@ KNOWN = {
     ("train.affinity.measure", "train.commands.setup"): "a short run starts as a training does",
     ("train.affinity.side_by_side", "train.commands.setup"): "the type of what setup made",
     ("train.affinity.side_by_side", "train.commands.training"): "trains each task, and all",
-    ("train.export.int8", "train.commands.training"): "scores a model before and after",
+    ("train.export.int8", "train.commands.scoring"): "scores a model before and after",
 }
 MODULES = modules_here()
 ARROWS = arrows_of(MODULES)

@@ -68,9 +68,9 @@ def test_each_exchanged_value_is_named(value, shape, tmp_path):
     path = tmp_path / "a.json"
     write_json(path, value)
     assert read_record(path, shape) == value
-    for place in positions(value):
-        write_json(path, exchanged(value, place, ["odd", 3]))
-        if "recipe" in place or "made_with" in place:
+    for position in positions(value):
+        write_json(path, exchanged(value, position, ["odd", 3]))
+        if "recipe" in position or "made_with" in position:
             continue
         with pytest.raises(UserError, match=r"a.json: \d fault"):
             read_record(path, shape)
@@ -118,9 +118,9 @@ def test_scores_of_entities_are_checked_too(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    found = {"task": "a1", "kind": "embedding", "rows": 3, "split": "test"}
+    task_report = {"task": "a1", "kind": "embedding", "rows": 3, "split": "test"}
     write_json(tmp_path / "scores.json", RUN)
-    write_json(tmp_path / "reports/a1.json", found)
+    write_json(tmp_path / "reports/a1.json", task_report)
     write_json(tmp_path / "log_history.json", [{"loss": 1.0, "step": 1, "epoch": 1.0}])
     return tmp_path
 

@@ -54,8 +54,8 @@ class TestWritingAside:
     def test_killed_between_any_two_system_calls_there_is_the_old_or_the_new(
         self, tmp_path, monkeypatch
     ):
-        found, fatal = [], 0
-        while not found or found[-1] != "ended":
+        contents, fatal = [], 0
+        while not contents or contents[-1] != "ended":
             run = tmp_path / str(fatal)
             self.write(run / "model", "old")
             calls = iter(range(1000))
@@ -76,22 +76,22 @@ class TestWritingAside:
             clean_up(run)
             assert names(run) == ["model"]
             content = (run / "model" / "inner" / "file").read_text()
-            found.append(content if code else "ended")
+            contents.append(content if code else "ended")
             fatal += 1
-        changes = found.index("new")  # once new, never old again
-        assert set(found[:changes]) == {"old"}
-        assert set(found[changes:-1]) == {"new"}
-        assert len(found) > 12
+        changes = contents.index("new")  # once new, never old again
+        assert set(contents[:changes]) == {"old"}
+        assert set(contents[changes:-1]) == {"new"}
+        assert len(contents) > 12
 
     def test_every_file_is_on_the_disk_before_it_gets_its_name(self, tmp_path, monkeypatch):
         done = []
 
-        def record(function, place):
+        def record(function, attribute):
             def call(path, *arguments):
                 done.append(f"{function.__name__} {Path(path).name}")
                 return function(path, *arguments)
 
-            monkeypatch.setattr(*place, call)
+            monkeypatch.setattr(*attribute, call)
 
         record(artifacts._sync_one, (artifacts, "_sync_one"))
         record(os.rename, (os, "rename"))
@@ -197,8 +197,8 @@ class TestRefusals:
         ],
     )
     def test_whose_fault_it_is(self, error, reason):
-        found = refusal(error)
-        assert found is None if reason is None else reason in str(found)
+        told = refusal(error)
+        assert told is None if reason is None else reason in str(told)
 
 
 class TestLeftovers:

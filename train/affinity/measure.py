@@ -33,20 +33,19 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import TrainingArguments, get_constant_schedule_with_warmup
+from transformers import get_constant_schedule_with_warmup
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import write_json
 from ..balancing.task_gradients import cosines, shared_parameters, task_gradients
 from ..batches.collator import MultiTaskCollator, model_inputs
 from ..batches.sampler import MultiTaskBatchSampler
-from ..commands.setup import Prepared, prepare
+from ..commands.setup import PreparedRun, prepare
 from ..data.dataset import MultiTaskDataset
 from ..data.tokenization import tokenize
 from ..errors import UserError
 from ..optimization.freezing import apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
-from ..recipe.arguments import training_arguments
 from ..recipe.schema import Sampling
 from ..reports import figures as plots
 from .advice import conclude, draw
@@ -64,7 +63,6 @@ def affinity(
     *,
     steps: int = STEPS,
     full: bool = False,
-    notify: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Compare the tasks of a recipe; write `output_dir/affinity.json` and `affinity.png`.
 
@@ -75,7 +73,6 @@ def affinity(
         full: train each task alone and all jointly, too, in `output_dir/affinity/<task>` and
             `output_dir/affinity/all-tasks`; a run that is finished there is not repeated, unless
             the recipe has changed.
-        notify: called with each line worth knowing before a training starts.
 
     Returns:
         JSON-ready: what `measure` gives, `scores` and `wall_seconds` with `full` (`None` without),
@@ -87,17 +84,16 @@ def affinity(
     """
     if steps < 1:
         raise UserError("affinity", [f"--steps: {steps}; it must be 1 or more"])
-    found = prepare(path, overrides)
-    args = training_arguments(found.recipe, evaluates=False, source=str(path))
-    faults = _faults(found, args, full=full)
-    if faults:
-        raise UserError(str(path), faults)
-    folder = Path(found.recipe.output_dir)
-    result = measure(found, args, steps=steps)
+    run = prepare(path, overrides)
+    apply_freeze(run.model, run.recipe.freeze)
+    if faults := _faults(run, full=full):
+        raise UserError(run.recipe.path, faults)
+    folder = Path(run.recipe.output_dir)
+    result = measure(run, steps=steps)
     result |= {"scores": None, "wall_seconds": None}
     _write(folder, result)
     if full:
-        result |= both_ways(found, folder / "affinity", notify)
+        result |= both_ways(run, folder / "affinity")
         _write(folder, result)
     return result
 
@@ -108,25 +104,21 @@ def _write(folder: Path, result: dict[str, Any]) -> None:
     plots.draw(folder, {"affinity": draw}, ["affinity"], result)
 
 
-def _faults(found: Prepared, args: TrainingArguments, *, full: bool) -> list[str]:
-    """What keeps the tasks from being compared; what the recipe freezes is frozen."""
-    if len(found.recipe.tasks) < 2:
-        return [f"tasks: {', '.join(found.recipe.tasks)} alone; affinity compares two or more"]
-    faults = []
-    if args.world_size > 1:
-        faults.append(f"affinity runs in one process, not {args.world_size}; start it without them")
-    try:
-        apply_freeze(found.model, found.recipe.freeze)
-    except ValueError as error:
-        faults += str(error).splitlines()
-    if not shared_parameters(found.model):
+def _faults(run: PreparedRun, *, full: bool) -> list[str]:
+    """What keeps the tasks from being compared, once what the recipe freezes is frozen."""
+    if len(run.recipe.tasks) < 2:
+        return [f"tasks: {', '.join(run.recipe.tasks)} alone; affinity compares two or more"]
+    faults, ranks = [], run.args.world_size
+    if ranks > 1:
+        faults.append(f"affinity runs in one process, not {ranks}; start it without them")
+    if not shared_parameters(run.model):
         faults.append("freeze: no two tasks share weights that train; there is nothing to compare")
-    if full and args.max_steps > 0:
+    if full and run.args.max_steps > 0:
         faults.append(
             "training.max_steps: a task alone would see more of its rows than jointly; write "
             "num_train_epochs for --full"
         )
-    for source in found.sources if full else ():
+    for source in run.sources if full else ():
         if not {"test", "validation"} & set(source.splits):
             faults.append(f"tasks.{source.name}.data: no test or validation rows to score; --full")
     return faults
@@ -184,12 +176,12 @@ class _Measured:
             values.append(whole)
 
 
-def measure(found: Prepared, args: TrainingArguments, *, steps: int) -> dict[str, Any]:
+def measure(run: PreparedRun, *, steps: int) -> dict[str, Any]:
     """Train jointly for some steps and compare the tasks on the way.
 
     Args:
-        found: recipe, data and model, frozen as the recipe says; the model is trained.
-        args: learning rate, size of a batch, optimizer and seed.
+        run: its model is frozen as the recipe says, and is trained; of its arguments learning rate,
+            size of a batch, optimizer and seed count.
         steps: optimizer steps.
 
     Returns:
@@ -201,19 +193,19 @@ def measure(found: Prepared, args: TrainingArguments, *, steps: int) -> dict[str
     Raises:
         UserError: a loss is not finite.
     """
-    began = time.perf_counter()
-    size = max(args.per_device_train_batch_size, ROWS * len(found.sources))
-    model = found.model.float()  # differences of losses are small
+    began, args, recipe = time.perf_counter(), run.args, run.recipe
+    size = max(args.per_device_train_batch_size, ROWS * len(run.sources))
+    model = run.model.float()  # differences of losses are small
     model.to(args.device)  # pyright: ignore[reportArgumentType]
     parameters = shared_parameters(model)
-    groups = optimizer_groups(model, found.recipe.freeze, found.recipe.optimizer, args, ())
+    groups = optimizer_groups(model, recipe.freeze, recipe.optimizer, args, ())
     length = _step_length(groups, parameters)
     betas = (args.adam_beta1, args.adam_beta2)
     optimizer = torch.optim.AdamW(groups, betas=betas, eps=args.adam_epsilon)
     schedule = get_constant_schedule_with_warmup(optimizer, math.ceil(steps / 10))
     measured = _Measured(sorted(model.task_names))
     every = math.ceil(steps / MEASUREMENTS)
-    batches = _batches(found, args, size=size, steps=steps)
+    batches = _batches(run, size=size, steps=steps)
     for step, batch in enumerate(tqdm(batches, "Comparing tasks", disable=args.disable_tqdm), 1):
         fed = send_to_device(model_inputs(batch), args.device)
         if step % every == 0:
@@ -245,20 +237,20 @@ def _step_length(groups: list[dict[str, Any]], parameters: list[nn.Parameter]) -
     return LENGTH * math.sqrt(sum(squares))
 
 
-def _batches(found: Prepared, args: TrainingArguments, *, size: int, steps: int) -> DataLoader:
+def _batches(run: PreparedRun, *, size: int, steps: int) -> DataLoader:
     """Mixed batches with as many rows of each source; no more rows are tokenized than needed."""
-    model, tokenizer = found.model, found.tokenizer
+    model, tokenizer, args = run.model, run.tokenizer, run.args
     seed = args.seed if args.data_seed is None else args.data_seed
     rows = {}
-    for source in found.sources:
+    for source in run.sources:
         raw = source.splits["train"]
         raw = raw.shuffle(seed=seed).select(range(min(len(raw), size * steps)))
         rows[source.name] = tokenize(replace(source, splits={"train": raw}), "train", tokenizer)
     dataset = MultiTaskDataset(rows)
     sampling = Sampling(strategy="uniform", rows_per_epoch=size * steps)
     sampler = MultiTaskBatchSampler(dataset.ranges, sampling, batch_size=size, seed=seed)
-    options = (tokenizer, model.config.tasks, model.task_names, found.tasks_by_source)
-    packed = found.recipe.sampling.packing and model.can_pack
+    options = (tokenizer, model.config.tasks, model.task_names, run.tasks_by_source)
+    packed = run.recipe.sampling.packing and model.can_pack
     collator = MultiTaskCollator(*options, packed=packed, mask_seed=args.seed)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=collator)  # pyright: ignore
 

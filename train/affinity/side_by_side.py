@@ -1,42 +1,40 @@
 """Each task trained alone, and all of them jointly, on the same budget."""
 
+import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import TypeAdapter
-
 from ..adapters import adapter_name
 from ..artifacts import read_json, write_json, write_text
-from ..commands.setup import Prepared
+from ..commands.setup import PreparedRun
 from ..commands.training import train
 from ..evaluation.metrics import LOWER_IS_BETTER, main_metric
 from ..recipe.schema import Balancing, Recipe, Sampling
 from ..records import RUN_SCORES, read_record
 
+logger = logging.getLogger(__name__)
 JOINT = "all-tasks"  # folder of the joint run; no task can have this name
 BEST_MODEL = ("metric_for_best_model", "greater_is_better")
 CORRELATIONS = ("pearson", "spearman", "mcc")
 
 
-def both_ways(found: Prepared, folder: Path, notify: Callable[[str], None]) -> dict[str, Any]:
+def both_ways(run: PreparedRun, folder: Path) -> dict[str, Any]:
     """Scores and wall times of `polyhead train` for each task alone and for all."""
-    recipe, runs = found.recipe, {}
+    recipe, runs = run.recipe, {}
     for name in recipe.tasks:
-        runs[name] = _train_once(_alone(recipe, name), folder / name, notify)
-    runs[JOINT] = _train_once(recipe, folder / JOINT, notify)
+        runs[name] = _train_once(_alone(recipe, name), folder / name)
+    runs[JOINT] = _train_once(recipe, folder / JOINT)
     joint = runs[JOINT][0]
-    rows = {t: {k: len(s.splits[k]) for k in s.splits} for s in found.sources for t in s.tasks}
+    rows = {t: {k: len(s.splits[k]) for k in s.splits} for s in run.sources for t in s.tasks}
     scores = {}
     for name in recipe.tasks:
         split = joint["splits"][name]
         both = runs[name][0]["tasks"][name], joint["tasks"][name]
         scores[name] = _side_by_side(*both, rows[name][split]) | {"split": split}
-    return {"scores": scores, "wall_seconds": {name: run[1] for name, run in runs.items()}}
+    return {"scores": scores, "wall_seconds": {name: took for name, (_, took) in runs.items()}}
 
 
 def _alone(recipe: Recipe, name: str) -> Recipe:
@@ -62,26 +60,21 @@ def _alone(recipe: Recipe, name: str) -> Recipe:
     )
 
 
-def _train_once(
-    recipe: Recipe, folder: Path, notify: Callable[[str], None]
-) -> tuple[dict[str, Any], float | None]:
+def _train_once(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], float | None]:
     """Scores and seconds of a run in a folder; it is trained unless it is finished there."""
     training = {k: v for k, v in recipe.training.items() if k != "resume_from_checkpoint"}
     recipe = replace(recipe, output_dir=str(folder), training=training)
     path, scores, clock = (folder / n for n in ("recipe.yaml", "scores.json", "wall_seconds.json"))
-    plain = TypeAdapter(Recipe).dump_python(
-        recipe, mode="json", by_alias=True, exclude_defaults=True
-    )
-    text = f"# polyhead train {path}\n{yaml.safe_dump(plain, sort_keys=False)}"
+    text = f"# polyhead train {path}\n{recipe.to_yaml()}"
     same = path.is_file() and path.read_text(encoding="utf-8") == text
     if not same or not scores.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         for old in (scores, clock):
             old.unlink(missing_ok=True)
         write_text(path, text)
-        notify(f"training {folder}")
+        logger.info(f"training {folder}")
         began = time.perf_counter()
-        train(path, overwrite=True, notify=notify)
+        train(path, overwrite=True)
         write_json(clock, round(time.perf_counter() - began, 1))
     return read_record(scores, RUN_SCORES, {}), read_json(clock, 0.0) or None
 

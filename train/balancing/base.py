@@ -37,8 +37,8 @@ class Balancer:
 
     Args:
         options: the recipe's.
-        tasks: by name.
-        rows: of each task in the training data.
+        tasks: configs by task.
+        rows: number of training rows by task.
         seed: together with the step it decides what is left to chance.
     """
 
@@ -64,7 +64,7 @@ class Balancer:
 
         Args:
             step: optimizer steps done before.
-            losses: of the tasks in the step, for a method with `reads_losses`.
+            losses: losses of the tasks in the step, for a method with `reads_losses`.
 
         Raises:
             ValueError: the losses are missing.
@@ -101,9 +101,9 @@ class Balancer:
 
         Args:
             step: the number that `weights` had.
-            losses: of the tasks in the step, before the optimizer's step.
-            epoch: that the step belongs to, from 0.
-            losses_after: the same after the optimizer's step.
+            losses: losses of the tasks in the step, before the optimizer's step.
+            epoch: epoch that the step belongs to, from 0.
+            losses_after: their losses after the optimizer's step.
             gradients: (K, P) on the last layer, a row for each of `losses`, in their order.
 
         Raises:
@@ -119,8 +119,8 @@ class Balancer:
 
     def state_dict(self) -> dict[str, Any]:
         """What has been learned, as JSON can hold it."""
-        own = {"method": self.options.method, "tasks": list(self.tasks)}
-        return own | copy.deepcopy(self.state)
+        identity = {"method": self.options.method, "tasks": list(self.tasks)}
+        return identity | copy.deepcopy(self.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave.
@@ -128,9 +128,9 @@ class Balancer:
         Raises:
             ValueError: it is of another method or of other tasks.
         """
-        for key, own in (("method", self.options.method), ("tasks", list(self.tasks))):
-            if state[key] != own:
-                raise ValueError(f"the state of balancing has {key} {state[key]}, not {own}")
+        for key, expected in (("method", self.options.method), ("tasks", list(self.tasks))):
+            if state[key] != expected:
+                raise ValueError(f"the state of balancing has {key} {state[key]}, not {expected}")
         self.state = copy.deepcopy({key: state[key] for key in self.state})
 
     def log(self) -> Numbers:

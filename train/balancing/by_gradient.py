@@ -48,8 +48,8 @@ class GradientBalancer(Balancer):
         gramian = gramian_of(gradients)[order][:, order]
         c = self.C if self.options.c is None else self.options.c
         seed = int(np.random.SeedSequence([self.seed, step]).generate_state(1)[0])
-        found = gradient_weights(self.options.method, gramian, c=c, seed=seed)
-        by_task = dict(zip(sorted(tasks), found.tolist(), strict=True))
+        weights = gradient_weights(self.options.method, gramian, c=c, seed=seed)
+        by_task = dict(zip(sorted(tasks), weights.tolist(), strict=True))
         self._latest = dict.fromkeys(self.tasks, 1.0) | by_task
         return gradients.new_tensor([by_task[name] for name in tasks]) @ gradients
 
@@ -78,19 +78,19 @@ def gradient_weights(method: str, gramian: Tensor, *, c: float, seed: int) -> Te
     Args:
         method: a key of `WEIGHTINGS`.
         gramian: (K, K) products of the gradients.
-        c: of cagrad.
+        c: constant of cagrad.
         seed: decides what a method draws by chance.
 
     Returns:
         (K,) float64.
     """
     weights = torch.ones(len(gramian), dtype=torch.float64)
-    own = gramian.diagonal() > 0
-    if own.sum() < 2 or not gramian.isfinite().all():
+    nonzero = gramian.diagonal() > 0
+    if nonzero.sum() < 2 or not gramian.isfinite().all():
         return weights
-    found = gramian[own][:, own]
+    products = gramian[nonzero][:, nonzero]
     # No method minds a common scale, but some of torchjd take small gradients for none.
-    weights[own] = WEIGHTINGS[method](found / found.trace(), c, seed)
+    weights[nonzero] = WEIGHTINGS[method](products / products.trace(), c, seed)
     return weights
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ..kinds import kind_of
 from .base import Balancer, Numbers
 
 # ---- weights known before the step ----
@@ -32,7 +33,7 @@ class ClassWeights(Balancer):
 
 def _classes(task: TaskConfig) -> int:
     """Classes that a label of the task is one of; 1 where there are none."""
-    return 2 if task.problem_type == "multi_label_classification" else task.num_labels
+    return 2 if kind_of(task).label_type == "classes" else task.num_labels
 
 
 class RandomWeights(Balancer):
@@ -122,17 +123,17 @@ class GradNorm(Balancer):
 
     def _learn(self, losses: Numbers, epoch: int, after: Numbers, norms: Numbers) -> None:
         weights, first = self.state["weights"], self.state["first"]
-        own = {n: norms[n] / self.tasks[n].loss_weight for n in losses if 0 < norms[n] < math.inf}
-        for name in own:
+        norms = {n: norms[n] / self.tasks[n].loss_weight for n in losses if 0 < norms[n] < math.inf}
+        for name in norms:
             first.setdefault(name, losses[name])
-        if len(own) < 2:
+        if len(norms) < 2:
             return
         alpha = self.ALPHA if self.options.alpha is None else self.options.alpha
         rate = self.options.learning_rate or self.RATE
-        length = sum(weights[name] * norm for name, norm in own.items()) / len(own)
-        ratios = {name: losses[name] / first[name] for name in own}
-        ratio = sum(ratios.values()) / len(own)
-        for name, norm in own.items():
+        length = sum(weights[name] * norm for name, norm in norms.items()) / len(norms)
+        ratios = {name: losses[name] / first[name] for name in norms}
+        ratio = sum(ratios.values()) / len(norms)
+        for name, norm in norms.items():
             gap = weights[name] * norm - length * (ratios[name] / ratio) ** alpha
             slope = math.copysign(norm, gap) if gap else 0.0
             moved = _adam_step(self.state["adam"][name], weights[name], slope, rate)
@@ -181,11 +182,13 @@ class Famo(Balancer):
         return {name: len(parts) * part / sum(parts.values()) for name, part in parts.items()}
 
     def _learn(self, losses: Numbers, epoch: int, after: Numbers, norms: Numbers) -> None:
-        own = {n: loss for n, loss in losses.items() if math.isfinite(after.get(n, math.nan))}
-        if len(own) < 2:
+        before = {n: loss for n, loss in losses.items() if math.isfinite(after.get(n, math.nan))}
+        if len(before) < 2:
             return
-        shares = self._shares(own)
-        eased = {n: math.log((own[n] + self.EPSILON) / (after[n] + self.EPSILON)) for n in own}
+        shares = self._shares(before)
+        eased = {
+            n: math.log((before[n] + self.EPSILON) / (after[n] + self.EPSILON)) for n in before
+        }
         mean = sum(shares[name] * value for name, value in eased.items())
         rate = self.options.learning_rate or self.RATE
         for name, value in eased.items():

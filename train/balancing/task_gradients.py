@@ -25,11 +25,11 @@ def shared_parameters(model: PolyheadModel) -> list[nn.Parameter]:
     An adapter that one task alone reads is that task's own, as its head is.
     """
     readers = Counter(task.adapter for task in model.config.tasks.values() if task.adapter)
-    own = {name for name, count in readers.items() if count == 1}
+    private = {name for name, count in readers.items() if count == 1}
     return [
         parameter
         for name, parameter in model.encoder.named_parameters()
-        if parameter.requires_grad and not own & set(name.split("."))
+        if parameter.requires_grad and not private & set(name.split("."))
     ]
 
 
@@ -64,12 +64,12 @@ def cosines(gradients: Tensor | Sequence[Tensor]) -> Tensor:
 
 def last_layer_of(model: PolyheadModel, shared: list[nn.Parameter]) -> list[nn.Parameter]:
     """Those of the shared weights that lie in the last encoder layer with any."""
-    own = {id(parameter) for parameter in shared}
+    shared_ids = {id(parameter) for parameter in shared}
     layers = layers_of(model.encoder, model.encoder.config.num_hidden_layers)
     for layer in reversed(layers or []):
-        found = [parameter for parameter in layer.parameters() if id(parameter) in own]
-        if found:
-            return found
+        weights = [parameter for parameter in layer.parameters() if id(parameter) in shared_ids]
+        if weights:
+            return weights
     return shared
 
 
@@ -92,8 +92,8 @@ class StepGradients:
         size = sum(parameter.numel() for parameter in parameters)
         device = parameters[0].device if parameters else None
         self.folded = width is not None and width < size
-        kept = min(size, width or size)
-        self.total = torch.zeros(len(names), kept, device=device)  # (K, P) or (K, W)
+        columns = min(size, width or size)
+        self.total = torch.zeros(len(names), columns, device=device)  # (K, P) or (K, W)
 
     def add(self, losses: dict[str, Tensor]) -> None:
         """Add the gradients of the losses of a micro-batch; the graph stays."""
@@ -102,18 +102,18 @@ class StepGradients:
                 options: Any = {"retain_graph": True, "allow_unused": True}
                 self._add_to(row, torch.autograd.grad(losses[name], self.parameters, **options))
 
-    def _add_to(self, row: Tensor, found: tuple[Tensor | None, ...]) -> None:
+    def _add_to(self, row: Tensor, gradients: tuple[Tensor | None, ...]) -> None:
         """Add a task's gradients to its (P,) or (W,) row, without a copy of them all."""
         first = 0
-        for parameter, gradient in zip(self.parameters, found, strict=True):
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
             flat = None if gradient is None else gradient.flatten()
             last = first + parameter.numel()
             while flat is not None and first < last:
-                place = first % len(row)
-                part = flat[first - last :][: len(row) - place]
+                column = first % len(row)
+                part = flat[first - last :][: len(row) - column]
                 if self.folded:
                     part = part * _signs(first, part)
-                row[place : place + len(part)] += part
+                row[column : column + len(part)] += part
                 first += len(part)
             first = last
 
@@ -150,7 +150,7 @@ class GradientComparison:
         self.every = every
         self.tasks = tasks
         self.missing: set[str] = set()
-        self.found: dict[str, Tensor] = {}
+        self.rows: dict[str, Tensor] = {}
         self.size = 0
         self.values: dict[str, float] = {}
 
@@ -165,22 +165,22 @@ class GradientComparison:
         """Keep the gradients that were missing; compare them when all are there."""
         size = sum(parameter.numel() for parameter in gradients.parameters)
         if size != self.size:
-            self.found, self.missing, self.size = {}, set(self.tasks), size
+            self.rows, self.missing, self.size = {}, set(self.tasks), size
         for name, row in zip(gradients.names, gradients.total, strict=True):
             if name in self.missing:
-                self.found[name] = row
+                self.rows[name] = row
                 self.missing.discard(name)
         if not self.missing:
             self._finish()
 
     def _finish(self) -> None:
-        names = sorted(self.found)
+        names = sorted(self.rows)
         if len(names) > 1:
-            matrix = cosines([self.found[name] for name in names]).tolist()
-            self.values = {f"grad_norm_{name}": self.found[name].norm().item() for name in names}
+            matrix = cosines([self.rows[name] for name in names]).tolist()
+            self.values = {f"grad_norm_{name}": self.rows[name].norm().item() for name in names}
             for i, j in combinations(range(len(names)), 2):
                 self.values[f"cosine_{names[i]}-{names[j]}"] = matrix[i][j]
-        self.found, self.missing = {}, set()
+        self.rows, self.missing = {}, set()
 
     def log(self) -> dict[str, float]:
         """`grad_norm_<task>` and `cosine_<task>-<task>`, once after each comparison."""

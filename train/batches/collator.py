@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import TaskConfig
-from ...modeling.heads import IGNORE
+from ...modeling.heads import HEADS
 from ...modeling.packing import cumulative
+from ..kinds import BatchLayout, kind_of
 
 
 @dataclass
@@ -83,13 +84,11 @@ class MultiTaskCollator:
 
     def _tasks_of(self, row: dict[str, Any]) -> list[str]:
         """The tasks that read a row; windows after the first are for token tasks only."""
-        every = self.sources[row["source"]]
-        per_token = ("token_classification", "masked_lm")
         return [
             name
-            for name in every
+            for name in self.sources[row["source"]]
             if name not in self.stopped
-            and (row["window"] == 0 or self.configs[name].head in per_token)
+            and (row["window"] == 0 or HEADS[self.configs[name].head].per_token)
         ]
 
     def _pad(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -118,16 +117,11 @@ class MultiTaskCollator:
         return torch.tensor(ids)
 
     def _labels(self, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
-        config = self.configs[name]
-        if config.head == "masked_lm":
+        kind = kind_of(self.configs[name])
+        if kind.labels_from_tokens:
             return self._mask(name, rows, batch)
-        values = [row[f"labels_{name}"] for row in rows]
-        if config.head == "token_classification":
-            width = 0 if self.packed else batch["input_ids"].shape[1]
-            values = [tags + [IGNORE] * (width - len(tags)) for tags in values]
-            if self.packed:
-                values = [[tag for tags in values for tag in tags]]
-        return torch.tensor(values)
+        layout = BatchLayout(packed=self.packed, width=batch["input_ids"].shape[1])
+        return kind.collate([row[f"labels_{name}"] for row in rows], layout)
 
     def _mask(self, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
         """Mask tokens of the task's rows in `batch`; labels are the tokens that stood there."""

@@ -16,6 +16,7 @@ from .console import (
     err,
     is_first_rank,
     note,
+    notes_shown,
     print_affinity,
     print_export,
     print_json,
@@ -26,7 +27,7 @@ from .console import (
     say,
     show_fault,
 )
-from .predict import AsJson, ModelPath, Overwrite, embed, predict
+from .predict import AllowCode, AsJson, ModelPath, Overwrite, embed, predict, run_code
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,12 +67,14 @@ def train(
     recipe: RecipePath,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe; the finished model is saved in output_dir/model."""
+    run_code(allow_code, recipe)
     from ..commands.training import train as run
 
-    scores = run(recipe, overrides, overwrite=overwrite, notify=note)
+    scores = run(recipe, overrides, overwrite=overwrite)
     _show_run(scores, as_json=as_json)
     _leave_ranks()
 
@@ -82,12 +85,14 @@ def add_task(
     recipe: RecipePath,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Train new tasks onto a finished model; prove that the others stay the same."""
+    run_code(allow_code, model, recipe)
     from ..commands.edit_tasks import add_task as run
 
-    scores = run(model, recipe, overrides, overwrite=overwrite, notify=note)
+    scores = run(model, recipe, overrides, overwrite=overwrite)
     _show_run(scores, as_json=as_json)
     if is_first_rank() and not as_json:
         say("proven: the encoder and all other tasks are the same to the bit")
@@ -99,8 +104,10 @@ def remove_task(
     tasks: Annotated[list[str], typer.Argument(help="Tasks to remove.")],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Save a model without some tasks; prove that the others are the same."""
+    run_code(allow_code, model)
     from ..commands.edit_tasks import remove_task as run
 
     run(model, tasks, output, overwrite=overwrite)
@@ -121,9 +128,11 @@ def export(
         Path | None, typer.Option(help="Quantise to int8; a recipe with rows to calibrate, score.")
     ] = None,
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write tasks for ONNX Runtime or OpenVINO, or one as a plain transformers model."""
+    run_code(allow_code, model, int8)
     from ..export.graph import export_graph
     from ..export.int8 import export_int8
     from ..export.plain import export_hf
@@ -168,9 +177,11 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch; made when not there.")] = None,
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload model",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, upload nothing.")] = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Upload a model to the Hub in one commit."""
+    run_code(allow_code, model)
     from ..hub.push import HUB_ERRORS
     from ..hub.push import push as run
 
@@ -191,12 +202,14 @@ def evaluate(
     recipe: RecipePath,
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a model on the data of a recipe."""
-    from ..commands.training import evaluate as run
+    run_code(allow_code, model, recipe)
+    from ..commands.scoring import evaluate as run
 
-    scores = run(model, recipe, overrides, split=split, notify=note)
+    scores = run(model, recipe, overrides, split=split)
     if not is_first_rank():
         return
     if as_json:
@@ -213,10 +226,12 @@ app.command()(embed)
 def inspect(
     what: Annotated[str, typer.Argument(help="Recipe (YAML), or folder of a model.")],
     overrides: Overrides = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
     check: Annotated[bool, typer.Option("--verify", help="Recompute a model's proof.")] = False,
 ) -> None:
     """Show what a recipe trains on, or what a model can do."""
+    run_code(allow_code, what)
     from ..commands.edit_tasks import verify
     from ..commands.inspection import inspect_model, inspect_recipe
     from ..commands.setup import prepare
@@ -232,7 +247,7 @@ def inspect(
         say(f"logits: {'as the proof says' if same else 'made elsewhere, not compared'}")
         return
     if what.endswith((".yaml", ".yml")):
-        report = inspect_recipe(prepare(what, overrides), what)
+        report = inspect_recipe(prepare(what, overrides))
         show = print_recipe
     else:
         report = inspect_model(load_model(what)[0])
@@ -266,12 +281,14 @@ def affinity(
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps of the short run.")] = 120,
     full: Annotated[bool, typer.Option("--full", help="Train each task alone, and all.")] = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Should these tasks share a model? A short joint run compares them."""
+    run_code(allow_code, recipe)
     from ..affinity.measure import affinity as run
 
-    result = run(recipe, overrides, steps=steps, full=full, notify=note)
+    result = run(recipe, overrides, steps=steps, full=full)
     if as_json:
         print_json(result)
     else:
@@ -301,7 +318,8 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that the terminal lacks is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(arguments)
+        with notes_shown():
+            app(arguments)
     except UserError as error:
         show_fault(str(error))
         sys.exit(2)

@@ -1,9 +1,12 @@
 """What the `polyhead` command prints."""
 
 import json
+import logging
 import math
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -45,6 +48,33 @@ def note(line: str) -> None:
     """Tell something beside the answer, once."""
     if is_first_rank():
         say(f"note: {line}", "yellow", console=err)
+
+
+class NoteHandler(logging.Handler):
+    """Shows what is logged as notes, of several processes the first one's.
+
+    The launcher's `RANK` tells which that is: asking accelerate would settle on a backend before
+    the recipe has named one.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell it beside the answer."""
+        if os.environ.get("RANK", "0") == "0":
+            say(f"note: {record.getMessage()}", "yellow", console=err)
+
+
+@contextmanager
+def notes_shown() -> Iterator[None]:
+    """Within the block what `polyhead` logs is told on stderr, from INFO on."""
+    logger, handler = logging.getLogger("polyhead"), NoteHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def show_fault(message: str) -> None:

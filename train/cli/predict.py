@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ..errors import UserError
-from .console import err, note, print_answer, print_json, say, show_fault
+from .console import err, print_answer, print_json, say, show_fault
 
 if TYPE_CHECKING:
     from ...modeling.pipeline_polyhead import PolyheadPipeline
@@ -26,7 +26,19 @@ BatchTokens = Annotated[
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Texts in one pass, instead.")]
 ComputeMode = Annotated[str, typer.Option(help="How to compute: auto, exact or bf16.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there.")]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Run files with heads, metrics, ... that these name."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def run_code(allowed: bool, *paths: str | Path | None) -> None:
+    """Import the files that recipes and models name, where the user allows it."""
+    if allowed:
+        from ..recipe.code import allow_code
+
+        allow_code(*filter(None, paths))
 
 
 def predict(  # noqa: PLR0913 - each is an option of the command line
@@ -42,9 +54,11 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     batch_size: BatchSize = None,
     compute: ComputeMode = "auto",
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict for texts, or for every row of a file."""
+    run_code(allow_code, model)
     from ..inference.files import plain
 
     files = _files("predict", texts, source, target, overwrite=overwrite)
@@ -86,8 +100,10 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
     batch_size: BatchSize = None,
     compute: ComputeMode = "auto",
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Vectors of an embedding task, for texts (JSON) or for every row of a file."""
+    run_code(allow_code, model)
     from ..inference.files import plain
 
     files = _files("embed", texts, source, target, overwrite=overwrite)
@@ -195,7 +211,7 @@ def _predict_rows(
         bar.update(task, completed=done, total=total)
 
     try:
-        rows = predict_file(pipe, job, ranks=ranks, notify=note, progress=progress)
+        rows = predict_file(pipe, job, ranks=ranks, progress=progress)
     finally:
         bar.stop()
     if ranks.is_first:

@@ -2,8 +2,9 @@
 
 from .edit_tasks import add_task, remove_task, verify
 from .inspection import inspect_model, inspect_recipe
+from .scoring import evaluate
 from .setup import prepare
-from .training import evaluate, train
+from .training import train
 
 __all__ = [
     "add_task",

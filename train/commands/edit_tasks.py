@@ -4,7 +4,6 @@ The model is read from one folder and written to another, beside it and renamed 
 holds: neither a mistake nor a failed proof leaves anything at the place asked for.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ def add_task(
     overrides: list[str] | None = None,
     *,
     overwrite: bool = False,
-    notify: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train the tasks of a recipe on top of a model in which all else is frozen.
 
@@ -45,7 +43,6 @@ def add_task(
         recipe_path: a recipe without `encoder`, with new tasks only.
         overrides: `key=value` with dotted keys.
         overwrite: replace the run that stands in `output_dir`, and nothing else that lies there.
-        notify: called with each line worth knowing before training starts.
 
     Returns:
         scores of the new tasks, as `run.train` gives them.
@@ -61,21 +58,21 @@ def add_task(
         fault = _touching_fault(source, Path(recipe.output_dir))
         return [fault] if fault else output_faults(recipe, overwrite=overwrite)
 
-    found = prepare(recipe_path, overrides, onto=model_path, check=check)
-    folder = Path(found.recipe.output_dir)
+    run = prepare(recipe_path, overrides, onto=model_path, check=check)
+    folder = Path(run.recipe.output_dir)
     metrics, runs, _ = read_scores(source), read_runs(source), read_proofs(source)
     before = fresh_fingerprint(model_path)
-    trainer, scores, reports = fit(found, str(recipe_path), notify, overwrite=overwrite)
+    trainer, scores, reports = fit(run, overwrite=overwrite)
     if trainer.is_world_process_zero():
         _save_proven(
             trainer.model_for_tasks,
-            found.tokenizer,
+            run.tokenizer,
             folder / MODEL,
             source=source,
             before=before,
-            change=("added", sorted(found.recipe.tasks)),
+            change=("added", sorted(run.recipe.tasks)),
             metrics={**metrics, **scores.get("tasks", {})},
-            runs=[*runs, about(trainer, found, scores)],
+            runs=[*runs, about(trainer, run, scores)],
         )
         write_json(folder / SCORES, scores)
         pictures = describe(trainer, reports, folder)
@@ -142,15 +139,15 @@ def verify(model_path: str | Path) -> dict[str, Any]:
     if not proofs:
         raise UserError(str(model_path), [f"has no {FILE}; add-task and remove-task write one"])
     _check_adapters(model_path)
-    said, found = proofs[-1], fresh_fingerprint(model_path)
-    same_machine = said["made_with"] == found["made_with"]
+    proof, now = proofs[-1], fresh_fingerprint(model_path)
+    same_machine = proof["made_with"] == now["made_with"]
     if not same_machine:  # weights alone are the same anywhere
-        for hashes in (*said["tasks"].values(), *found["tasks"].values()):
+        for hashes in (*proof["tasks"].values(), *now["tasks"].values()):
             hashes.pop("logits")
-    faults = compare(said, found, said["tasks"])
+    faults = compare(proof, now, proof["tasks"])
     if faults:
         raise UserError(str(model_path), faults)
-    return {"tasks": list(said["tasks"]), "logits_compared": same_machine}
+    return {"tasks": list(proof["tasks"]), "logits_compared": same_machine}
 
 
 def _check_adapters(model_path: str | Path) -> None:

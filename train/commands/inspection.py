@@ -7,50 +7,47 @@ import numpy as np
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..batches.sampler import epochs_of, make_sampler
-from ..data.labels import labels_in
 from ..data.loading import Source, unseen_labels
 from ..data.tokenization import tokenize
+from ..kinds import kind_of
+from ..kinds.values import labels_in
 from ..optimization.parameter_groups import parameter_table
-from .setup import Prepared, checked_arguments
+from .setup import PreparedRun
 
 SAMPLES = 3
 
 
-def inspect_recipe(found: Prepared, path: str) -> dict[str, Any]:
+def inspect_recipe(run: PreparedRun) -> dict[str, Any]:
     """Rows, label counts, lengths and three decoded rows of each task; what is drawn and trained.
 
     Returns:
         `{"tasks": {task: {...}}, "draws": [...], "parameters": [...], "notes": [...]}`, ready for
         JSON; see `parameter_table`.
-
-    Raises:
-        UserError: training arguments that do not fit the data or the model.
     """
-    args = checked_arguments(found, path)
     tasks, sizes = {}, {}
-    for source in found.sources:
-        rows = tokenize(source, "train", found.tokenizer)
+    for source in run.sources:
+        rows = tokenize(source, "train", run.tokenizer)
         sizes[source.name] = len(rows)
         lengths = [len(text) for texts in rows["input_ids"] for text in texts]
         for name in source.tasks:
             tasks[name] = {
-                "head": found.configs[name].head,
+                "head": run.configs[name].head,
                 "source": source.name,
                 "rows": {split: len(part) for split, part in source.splits.items()},
                 "windows": len(rows),
                 "tokens": _summary(lengths),
-                "cut": sum(n >= found.tokenizer.model_max_length for n in lengths),
+                "cut": sum(n >= run.tokenizer.model_max_length for n in lengths),
                 "labels": _label_counts(source, name),
-                "samples": [_decoded(found, source, name, rows[i]) for i in _spread(len(rows))],
+                "samples": [_decoded(run, source, name, rows[i]) for i in _spread(len(rows))],
             }
     ranges = {name: range(size) for name, size in sizes.items()}
-    sampler = make_sampler(ranges, found.tasks_by_source, found.multitask, args)
-    recipe = found.recipe
+    sampler = make_sampler(ranges, run.tasks_by_source, run.multitask, run.args)
+    recipe = run.recipe
     return {
         "tasks": dict(sorted(tasks.items())),
-        "draws": sampler.summary(epochs_of(args, sampler)),
-        "parameters": parameter_table(found.model, recipe.freeze, recipe.optimizer, args),
-        "notes": unseen_labels(found.sources),
+        "draws": sampler.summary(epochs_of(run.args, sampler)),
+        "parameters": parameter_table(run.model, recipe.freeze, recipe.optimizer, run.args),
+        "notes": unseen_labels(run.sources),
     }
 
 
@@ -87,21 +84,14 @@ def _label_counts(source: Source, name: str) -> dict[str, Any]:
     }
 
 
-def _decoded(found: Prepared, source: Source, name: str, row: dict[str, Any]) -> dict[str, Any]:
+def _decoded(run: PreparedRun, source: Source, name: str, row: dict[str, Any]) -> dict[str, Any]:
     """A tokenized row back to text, with the label that the head is trained on."""
-    tokenizer, config = found.tokenizer, found.configs[name]
+    tokenizer, config = run.tokenizer, run.configs[name]
     texts = [tokenizer.decode(ids) for ids in row["input_ids"]]
-    label: Any = row.get(f"labels_{name}")
-    names = config.labels or []
-    if config.head == "token_classification":
-        tokens = tokenizer.convert_ids_to_tokens(row["input_ids"][0])
-        label = " ".join(
-            f"{token}/{names[i]}" for token, i in zip(tokens, label, strict=True) if i >= 0
-        )
-    elif config.problem_type == "multi_label_classification":
-        label = [name for name, value in zip(names, label, strict=True) if value == 1]
-    elif config.problem_type == "single_label_classification":
-        label = names[label] if label >= 0 else None
+    kind, label = kind_of(config), row.get(f"labels_{name}")
+    if not kind.labels_from_tokens:
+        tokens: Any = tokenizer.convert_ids_to_tokens(row["input_ids"][0])
+        label = kind.decode(label, tokens)
     return {"row": row["row"], "text": texts[0] if len(texts) == 1 else texts, "label": label}
 
 

@@ -97,10 +97,20 @@ def json_tables(paths: Iterable[Path], kinds: dict[str, pa.DataType]) -> Iterato
         raise ValueError("no data: a file is empty")
 
 
+def typed_table(columns: dict[str, list]) -> tuple[pa.Table, set[str]]:
+    """Values that JSON has as a table, and the columns of it that hold JSON text."""
+    kinds = {name: _kind(values) for name, values in columns.items()}
+    return _typed(columns, kinds), {name for name, kind in kinds.items() if kind == JSON}
+
+
 def _table(rows: list[tuple[int, dict]], kinds: dict[str, pa.DataType]) -> pa.Table:
+    return _typed({name: [row.get(name) for _, row in rows] for name in kinds}, kinds)
+
+
+def _typed(columns: dict[str, list], kinds: dict[str, pa.DataType]) -> pa.Table:
     arrays, fields = [], []
     for name, kind in kinds.items():
-        values = [row.get(name) for _, row in rows]
+        values = columns[name]
         if kind == JSON:
             kind = pa.string()
             values = [None if value is None else _dump(value) for value in values]

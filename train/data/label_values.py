@@ -9,29 +9,19 @@ import math
 import re
 from collections import Counter
 from decimal import Decimal
-from typing import Any, TypeGuard
+from typing import Any
 
 import datasets
 
 from ...modeling.heads import IGNORE
+from ..kinds import CLOSED, kind_of
+from ..kinds.values import NUMBER, is_real, number_of
 from ..recipe.schema import TEXT_COLUMNS, TaskRecipe
 from .jsonlines import JsonText
 
-NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*|\s*[-+]?nan\s*", re.A | re.I)
 INTEGER = re.compile(r"-?[0-9]{1,18}")
 BITS = (0, 1, "0", "1")  # floats and booleans compare equal to the first two
 SHOWN = 5
-
-
-def reads_numbers(task: TaskRecipe) -> bool:
-    """The label of the task is a number, or for `mse` a list of them."""
-    return task.problem_type == "regression" or task.head == "embedding"
-
-
-def has_classes(task: TaskRecipe) -> bool:
-    """The task's labels are strings from a closed list."""
-    classifies = task.head in ("sequence_classification", "token_classification")
-    return classifies and task.problem_type != "regression"
 
 
 def read_labels(
@@ -49,7 +39,7 @@ def read_labels(
     notes, faults = [], []
     by_column: dict[str, dict[str, TaskRecipe]] = {}
     for name, task in tasks.items():
-        if task.data.label is not None and task.head != "masked_lm":
+        if task.data.label is not None:
             by_column.setdefault(task.data.label, {})[name] = task
     texts = {getattr(task.data, key) for task in tasks.values() for key in TEXT_COLUMNS}
     for column, readers in by_column.items():
@@ -149,13 +139,13 @@ def _read_column(
     rows: datasets.Dataset, column: str, readers: dict[str, TaskRecipe], marks: "_Marks"
 ) -> datasets.Dataset:
     kind = marks.kind
-    if any(has_classes(task) for task in readers.values()):
+    if any(kind_of(task).label_type in CLOSED for task in readers.values()):
         rows = ids_to_names(rows, column)
     old = rows[column][:]
     new = [marks.without(value) for value in old]
     if kind == "numbers":
         numbers = [number_of(value) for value in new]
-        new = numbers if all(value is None or _is_real(value) for value in numbers) else new
+        new = numbers if all(value is None or is_real(value) for value in numbers) else new
     elif kind == "classes":
         new = _ids(new)
     as_json = isinstance(rows.features[column], JsonText)
@@ -169,12 +159,12 @@ def _read_column(
 
 def _kind(readers: dict[str, TaskRecipe]) -> str:
     """What all tasks that read a column take its values for."""
-    tasks = readers.values()
-    if any(task.head == "token_classification" for task in tasks):
+    types = {kind_of(task).label_type for task in readers.values()}
+    if "tags" in types:
         return "tags"
-    if all(reads_numbers(task) and task.loss != "mse" for task in tasks):
+    if types == {"number"}:
         return "numbers"
-    return "classes" if all(has_classes(task) for task in tasks) else "several"
+    return "classes" if types <= {"class", "classes", "index"} else "several"
 
 
 def _feature(values: list, *, mixed: bool) -> Any:
@@ -204,7 +194,7 @@ class _Marks:
         marks = marks if isinstance(marks, list) else [] if marks is None else [marks]
         self.texts = {str(mark) for mark in marks}
         numbers = map(number_of, marks) if kind in ("numbers", "several") else ()
-        self.numbers = {float(number) for number in numbers if _is_real(number)}
+        self.numbers = {float(number) for number in numbers if is_real(number)}
         self.kind = kind
         self.marks = marks
         self.seen: set[Any] = set()  # of texts and numbers
@@ -231,26 +221,14 @@ class _Marks:
         if not self.texts:
             return False
         number = number_of(value) if self.numbers else None
-        is_number = _is_real(number) and float(number) in self.numbers
+        is_number = is_real(number) and float(number) in self.numbers
         is_text = str(value) in self.texts
         self.seen |= ({str(value)} if is_text else set()) | ({number} if is_number else set())
         return is_text or is_number
 
 
-def _is_real(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
-
-
-def number_of(value: Any) -> Any:
-    """The number that a string or decimal writes (NaN as None); any other value as it is."""
-    if isinstance(value, str) and NUMBER.fullmatch(value) or isinstance(value, Decimal):
-        value = float(value)
-        return None if math.isnan(value) else value
-    return value
 
 
 def _ids(values: list) -> list:
@@ -300,8 +278,7 @@ def _read_vectors(
     readers: dict[str, TaskRecipe], splits: dict[str, datasets.Dataset]
 ) -> tuple[list[str], list[str]]:
     """0/1 vectors of a column, whose places have one meaning for all tasks that read it."""
-    multi = "multi_label_classification"
-    tasks = {name: task for name, task in readers.items() if task.problem_type == multi}
+    tasks = {n: task for n, task in readers.items() if kind_of(task).label_type == "classes"}
     if not tasks:
         return [], []
     first, task = next(iter(tasks.items()))

@@ -1,22 +1,15 @@
 """Labels of a task from its data; those of token tasks are read by `tags.py`."""
 
 from collections import Counter
-from typing import Any
 
 import datasets
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ..kinds import CLOSED, kind_of
+from ..kinds.values import is_missing, labels_in
 from ..recipe.schema import TaskRecipe
-from .label_values import INTEGER, has_classes, ids_to_names
+from .label_values import INTEGER, ids_to_names
 from .tags import TagSet, find_tags
-
-
-def labels_in(value: Any) -> list[str]:
-    """The labels of one row: none, one, or a list of them, each once; null in a list is none."""
-    if value is None:
-        return []
-    values = value if isinstance(value, list) else [value]
-    return list(dict.fromkeys(str(label) for label in values if label is not None))
 
 
 def find_labels(
@@ -40,10 +33,10 @@ def find_labels(
     """
     column, labels, tags = str(task.data.label), None, TagSet()
     faults: list[str] = []
-    if has_classes(task):
+    if kind_of(task).label_type in CLOSED:
         for split, rows in splits.items():
             splits[split] = ids_to_names(rows, column)
-        if task.head == "token_classification":
+        if kind_of(task).label_type == "tags":
             tags = find_tags(name, task, splits, text)
             counts, faults = tags.counts, tags.faults
         else:
@@ -56,10 +49,9 @@ def find_labels(
                 f"tasks.{name}.metrics: entity_f1 does not fit, the tags in {column!r} have no "
                 "B-, I-, E- or S-; allowed: token_accuracy"
             )
-    elif task.data.label is not None:
-        known = [v for v in splits["train"][:][column] if v is not None and v == v]
-        if not known:
-            faults = [f"tasks.{name}.data.label: no row of train has a number in {column!r}"]
+    elif task.data.label is not None and all(map(is_missing, splits["train"][:][column])):
+        what = "number" if kind_of(task).label_type == "number" else "label"
+        faults = [f"tasks.{name}.data.label: no row of train has a {what} in {column!r}"]
     if faults:
         return None, [], faults
     try:

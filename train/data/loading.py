@@ -18,10 +18,12 @@ from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.tags import split_tag
 from ...modeling.windows import locate_words
 from ..errors import UserError
-from ..recipe.schema import DataConfig, Recipe, TaskRecipe
-from .checks import label_faults, rows_named, text_faults
+from ..kinds import SplitRows, kind_of
+from ..kinds.values import labels_in, rows_named
+from ..recipe.schema import TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe
+from .checks import text_faults
 from .label_values import class_notes, missing_notes, read_labels
-from .labels import find_labels, labels_in
+from .labels import find_labels
 from .splits import load_splits
 from .tags import tag_faults
 
@@ -65,7 +67,20 @@ class Source:
             return config.scheme
         return self.configs[task].scheme or config.scheme
 
-    def texts_of(self, batch: dict[str, list]) -> list[list[str]]:
+    def split_rows(
+        self, task: str, batch: dict[str, list], config: TaskConfig | None = None
+    ) -> SplitRows:
+        """A batch of raw rows, as the kind of a task reads them.
+
+        Args:
+            task: name of the task.
+            batch: columns.
+            config: the task as the model knows it; default as found in the data.
+        """
+        scheme = self.scheme_of(task, config or self.configs[task])
+        return SplitRows(batch, self.tasks[task].data, self.text, scheme=scheme)
+
+    def texts_of(self, batch: dict[str, list]) -> list[list[Any]]:
         """For each text column in turn, the texts of a batch of rows."""
         data = self.data
         if self.text is None:
@@ -75,12 +90,11 @@ class Source:
         return [batch[column] for column in columns if column is not None]
 
 
-def load_sources(recipe: Recipe, source: str = "data") -> list[Source]:
+def load_sources(recipe: Recipe) -> list[Source]:
     """Load and check the data of all tasks.
 
     Args:
         recipe: the recipe.
-        source: name of the recipe, for the error.
 
     Raises:
         UserError: with every fault of the data against the recipe.
@@ -90,7 +104,7 @@ def load_sources(recipe: Recipe, source: str = "data") -> list[Source]:
     for tasks in group_tasks(recipe.tasks):
         first = next(iter(tasks))
         try:
-            splits = load_splits(tasks[first])
+            splits = load_splits(tasks[first], _columns_read(tasks))
         except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
             faults.append(f"tasks.{first}.data: cannot be loaded: {reason(error)}")
             continue
@@ -102,7 +116,7 @@ def load_sources(recipe: Recipe, source: str = "data") -> list[Source]:
         faults += found_faults
         sources.append(found)
     if faults:
-        raise UserError(source, faults)
+        raise UserError(recipe.path, faults)
     return sources
 
 
@@ -162,17 +176,15 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
     for name, task in tasks.items():
         data = task.data
         place = (data.path, data.name, data.data_files, data.data_dir, data.revision, data.splits)
+        place += () if data.rows is None else data.rows.identity
         groups.setdefault(repr((place, task.max_rows)), {})[name] = task
     for same_rows in groups.values():
         by_text: dict[tuple, dict[str, TaskRecipe]] = {}
         for name, task in same_rows.items():
             columns = (task.data.text, task.data.text_pair, task.data.negative)
-            # embedding rows are groups of texts: not to be shared with heads over one text
-            grouped = task.head == "embedding" and (task.data.text_pair or task.prompts)
-            kind = repr(task.prompts) if grouped else False
             words = task.data.tokens if task.data.text is None else None  # they are the text
-            by_text.setdefault((*columns, kind, words), {})[name] = task
-        single = [key for key in by_text if key[0] and key[1:4] == (None, None, False)]
+            by_text.setdefault((*columns, kind_of(task).row_form, words), {})[name] = task
+        single = [key for key in by_text if key[0] and key[1:4] == (None, None, None)]
         bare = [key for key in by_text if key[0] is None]
         if len(single) == len(bare) == 1:  # words and their text: one pass over the text for both
             both = {**by_text[single[0]], **by_text.pop(bare[0])}
@@ -183,14 +195,21 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
 # ---- checks ----
 
 
+COLUMNS = (*TEXT_COLUMNS, "label")
+
+
+def _columns_read(tasks: dict[str, TaskRecipe]) -> set[str]:
+    names = (getattr(task.data, key) for task in tasks.values() for key in COLUMNS)
+    return {name for name in names if name is not None}
+
+
 def _column_faults(source: Source) -> list[str]:
     faults = []
     for split, rows in source.splits.items():
         if not len(rows):
             faults.append(f"tasks.{source.name}.data: split {split} is empty, there is no data")
         for name, task in source.tasks.items():
-            columns = ("text", "text_pair", "negative", "tokens", "label")
-            for key, column in ((key, getattr(task.data, key)) for key in columns):
+            for key, column in ((key, getattr(task.data, key)) for key in COLUMNS):
                 if column is not None and column not in rows.column_names:
                     in_train = column in source.splits["train"].column_names
                     why = ", as train has: column names don't match" if in_train else ""
@@ -212,9 +231,9 @@ def _check_rows(source: Source) -> list[str]:
             place, label = f"tasks.{name}.data", str(task.data.label)
             if task.data.tokens is not None:
                 faults += _token_faults(source, name, split, batch)
-            is_sentence = task.data.label is not None and task.head != "token_classification"
-            if is_sentence and name not in unread:
-                faults += label_faults(task, place, split, batch[label])
+            kind = kind_of(task)
+            if task.data.label is not None and kind.label_type != "tags" and name not in unread:
+                faults += kind.label_faults(task.data, place, split, batch[label])
     if faults:
         return faults
     for name, task in source.tasks.items():
@@ -233,7 +252,7 @@ def _label_notes(source: Source, name: str) -> list[str]:
     if task.data.label is None:
         return []
     lines = missing_notes(name, task, source.splits)
-    if labels and task.head == "sequence_classification":
+    if labels and kind_of(task).label_type != "tags":
         values = source.splits["train"][:][task.data.label]
         lines += class_notes(
             name, task, labels, Counter(chain.from_iterable(map(labels_in, values)))
@@ -245,7 +264,8 @@ def _token_faults(source: Source, name: str, split: str, batch: dict[str, list])
     """Faults of words, of tags against words, and of words against the text beside them."""
     data, place = source.tasks[name].data, f"tasks.{name}.data"
     tokens = batch[str(data.tokens)]
-    tags = batch[str(data.label)] if source.tasks[name].head == "token_classification" else None
+    has_tags = kind_of(source.tasks[name]).label_type == "tags"
+    tags = batch[str(data.label)] if has_tags else None
     # beside a text, a row without tags needs no words either: the task skips it
     skips = [source.text is not None and row is None for row in (tokens if tags is None else tags)]
     bad = [

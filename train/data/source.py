@@ -82,10 +82,14 @@ def open_files(files: Sequence[Path], kinds: Sequence[str]) -> datasets.Dataset:
             break
         except KindsChanged:
             continue
+    return rows_of_table(table, {name for name, kind in types.items() if kind == JSON})
+
+
+def rows_of_table(table: pa.Table, json_columns: set[str]) -> datasets.Dataset:
+    """A table as rows, of which some columns hold JSON text."""
     features: Any = datasets.Features.from_arrow_schema(table.schema)
-    for name, kind in types.items():
-        if kind == JSON:
-            features[name] = JsonText()
+    for name in json_columns:
+        features[name] = JsonText()
     rows = datasets.table.InMemoryTable(table)
     info = datasets.DatasetInfo(features=features)
     return datasets.Dataset(rows, info=info, fingerprint=os.urandom(8).hex())

@@ -7,15 +7,19 @@ import datasets
 import numpy as np
 from datasets.download import DownloadManager
 
-from ..recipe.schema import DataConfig, TaskRecipe
+from ..recipe.schema import SPLITS, DataConfig, TaskRecipe
+from .memory import splits_in_memory
 from .source import ENDINGS, ending, find_files, open_files
 
-SPLITS = ("train", "validation", "test")
 KINDS = ("parquet", "csv", "json")  # `data.path` of local files; those of packaged readers
 
 
-def load_splits(task: TaskRecipe) -> dict[str, datasets.Dataset]:
+def load_splits(task: TaskRecipe, columns: set[str]) -> dict[str, datasets.Dataset]:
     """Raw rows of train, and of validation and test where there are any.
+
+    Args:
+        task: names the rows.
+        columns: those that it and the tasks over the same rows read.
 
     Raises:
         OSError: a file or a dataset of the Hub cannot be read.
@@ -23,7 +27,9 @@ def load_splits(task: TaskRecipe) -> dict[str, datasets.Dataset]:
         DatasetsError: as `datasets.load_dataset`.
     """
     data = task.data
-    loaded = _from_files(data)
+    loaded = _from_memory(task, columns)
+    if loaded is None:
+        loaded = _from_files(data)
     if loaded is None:
         loaded = _from_dataset(data)
     if "train" not in loaded:
@@ -33,6 +39,16 @@ def load_splits(task: TaskRecipe) -> dict[str, datasets.Dataset]:
         chosen = np.random.default_rng(0).permutation(len(loaded["train"]))[: task.max_rows]
         loaded["train"] = loaded["train"].select(np.sort(chosen))
     return loaded
+
+
+def _from_memory(task: TaskRecipe, columns: set[str]) -> dict[str, datasets.Dataset] | None:
+    """The splits of rows that a caller holds; None where the recipe names them."""
+    data = task.data
+    if data.rows is None:
+        return None
+    named = data.splits is not None
+    splits = splits_in_memory(data.rows, columns, named=named, max_rows=task.max_rows)
+    return _sliced(data, splits) if named else splits
 
 
 def _from_files(data: DataConfig) -> dict[str, datasets.Dataset] | None:

@@ -6,7 +6,6 @@ all. Entities are read from IOB1, IOB2 and BIOES; BILOU and BMES are the latter 
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +14,10 @@ import datasets
 from ...modeling.configuration_polyhead import scheme_of
 from ...modeling.decoding import gold_entities, is_sign, unit_tags
 from ...modeling.tags import legal_transitions
-from ...modeling.windows import Span, joined_words, locate_words, split_words
+from ...modeling.windows import split_words
+from ..kinds.tokens import row_words, tags_in
 from ..recipe.schema import TaskRecipe
 
-NO_LABEL = (-1, -100)  # of class ids, as `datasets` and torch write it
 SHOWN = 10  # tags named in a fault
 OTHER_LETTERS = {"L": "E", "U": "S", "M": "I", "W": "S"}  # BILOU, BMES, BMEWO
 MARKED = re.compile(r"[BIESLUMW]-.+", re.DOTALL)
@@ -53,32 +52,6 @@ class TagSet:
     renamed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-
-
-def tags_in(value: list | None) -> list[str | None] | None:
-    """The tags of one row, None for a word without a label; None where the row has none."""
-    if value is None:
-        return None
-    return [None if tag is None or tag in NO_LABEL else str(tag) for tag in value]
-
-
-def row_words(
-    task: TaskRecipe, text: str | None, batch: dict[str, list]
-) -> Iterator[tuple[str, list[Span]]]:
-    """The text of each row of a batch, and the character spans of its words as the data has them.
-
-    Args:
-        task: a token task.
-        text: column of the text; None where the words are joined by spaces.
-        batch: rows, checked.
-    """
-    columns = [batch[str(task.data.tokens)], batch[text] if text is not None else None]
-    for number, words in enumerate(columns[0] or []):
-        if columns[1] is None:
-            yield " ".join(words), joined_words(words)
-        else:
-            row_text = columns[1][number]
-            yield row_text, locate_words(row_text, words or []) or []
 
 
 def find_tags(
@@ -224,7 +197,7 @@ def _add_parts(
     """Tags that only appear once words are cut into parts, and signs at the ends of entities."""
     signs: set[str] = set()
     scheme = str(found.scheme)
-    for (row_text, words), tags in zip(row_words(task, text, train[:]), rows, strict=True):
+    for (row_text, words), tags in zip(row_words(task.data, text, train[:]), rows, strict=True):
         if tags is None or not any(tag not in (None, "O") for tag in tags):
             continue
         parts = [[word] for word in split_words(row_text)]

@@ -1,4 +1,4 @@
-"""Metrics as `evaluate.Metric`s that need no download, and which of them fit which task.
+"""Metrics as `evaluate.Metric`s that need no download.
 
 Each takes plain Python values (label strings, numbers, lists of tags), so the same classes serve
 the trainer, `polyhead evaluate` and anybody with two lists in hand. A reference that the model
@@ -6,7 +6,10 @@ cannot know, a label unseen in training, is just a string that differs.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from inspect import isfunction
+from numbers import Real
 from typing import Any
 
 import datasets
@@ -16,7 +19,10 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.tables import Table
 from ...modeling.tags import spans_of
+from ..kinds import TaskKind, kind_of
+from ..kinds.base import LabelType
 
 TEXT = datasets.Value("string")
 NUMBER = datasets.Value("float64")
@@ -201,50 +207,82 @@ def _f1(found: set, wanted: set) -> dict[str, float]:
     return {"precision": precision, "recall": recall, "f1": f1, "support": len(wanted)}
 
 
-METRICS: dict[str, type[_Metric]] = {
-    "accuracy": Accuracy,
-    "f1_macro": F1Macro,
-    "f1_micro": F1Micro,
-    "mcc": MCC,
-    "pearson": Pearson,
-    "spearman": Spearman,
-    "mse": MSE,
-    "entity_f1": EntityF1,
-    "token_accuracy": TokenAccuracy,
-}
-LOWER_IS_BETTER = ("mse",)
+METRICS: Table[Callable[[], Any]] = Table(
+    "metric",
+    {
+        "accuracy": Accuracy,
+        "f1_macro": F1Macro,
+        "f1_micro": F1Micro,
+        "mcc": MCC,
+        "pearson": Pearson,
+        "spearman": Spearman,
+        "mse": MSE,
+        "entity_f1": EntityF1,
+        "token_accuracy": TokenAccuracy,
+    },
+)
+LOWER_IS_BETTER = {"mse"}
+FOR_LABELS: dict[str, frozenset[str]] = {}  # users' metrics, and the types of labels they read
+Function = Callable[[list, list], float]
 
 
-def metrics_for(task: TaskConfig, *, scored: bool = True) -> tuple[str, ...]:
-    """The metrics that fit a task.
+class _FunctionMetric:
+    """A user's function, asked as our metrics are."""
+
+    def __init__(self, name: str, function: Function) -> None:
+        self.name, self.function = name, function
+
+    def compute(self, *, predictions: list, references: list) -> dict[str, float]:
+        """`{name: value}`.
+
+        Raises:
+            ValueError: the function gives no number.
+        """
+        value = self.function(predictions, references)
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise ValueError(f"metric {self.name} gave {value!r:.80}; it must give a number")
+        return {self.name: float(value)}
+
+
+def register_metric(
+    name: str,
+    function: Function,
+    *,
+    labels: Collection[LabelType],
+    lower_is_better: bool = False,
+) -> None:
+    """Add a metric that tasks can name under `metrics`.
 
     Args:
-        task: the task.
-        scored: for embeddings, whether pairs carry scores (texts, for the loss mse, a teacher's
-            vectors: `cosine` is the mean cosine to them); without, `accuracy` is the share of
-            anchors whose nearest candidate is their own positive.
+        name: for the recipe.
+        function: called as `function(predictions, references)`, two lists of equal length, to a
+            number. Entries are strings for labels `class`, lists of strings for `classes` and
+            `tags` (one for each word), numbers for `number`.
+        labels: what stands in the column of labels of tasks that it fits: some of class, classes,
+            tags, number, index.
+        lower_is_better: such a metric does not enter the macro score.
+
+    Raises:
+        ValueError: the name is taken or has other characters than lower-case letters, digits and _;
+            `function` is no function, or `labels` names something else.
     """
-    if task.head == "embedding" and task.loss == "mse":
-        return ("cosine",)
-    if task.head == "embedding":
-        return ("spearman", "pearson") if scored else ("accuracy",)
-    if task.head == "masked_lm":
-        return ("token_accuracy",)
-    if task.head == "token_classification":
-        return ("entity_f1", "token_accuracy") if task.scheme else ("token_accuracy",)
-    return {
-        "single_label_classification": ("accuracy", "f1_macro", "f1_micro", "mcc"),
-        "multi_label_classification": ("f1_micro", "f1_macro"),
-        "regression": ("pearson", "spearman", "mse"),
-    }[str(task.problem_type)]
+    if not isfunction(function):
+        raise ValueError(f"metric {name!r} is {function!r}; give a function")
+    allowed = ("class", "classes", "tags", "number", "index")
+    if not labels or isinstance(labels, str) or not set(labels) <= set(allowed):
+        raise ValueError(f"metric {name!r}: labels is {labels!r}; allowed: {', '.join(allowed)}")
+    METRICS.add(name, partial(_FunctionMetric, name, function), function)
+    FOR_LABELS[name] = frozenset(labels)
+    if lower_is_better:
+        LOWER_IS_BETTER.add(name)
 
 
-def default_metrics(task: TaskConfig, *, scored: bool = True) -> list[str]:
-    """The metrics of a task that names none, the one for the macro score first."""
-    if task.problem_type == "single_label_classification":
-        return ["accuracy", "f1_macro"]
-    fitting = metrics_for(task, scored=scored)
-    return [fitting[0]] if task.scheme else list(fitting)
+def metrics_for(kind: TaskKind) -> tuple[str, ...]:
+    """The metrics that fit a kind of task: its own, and those of users for its type of labels."""
+    if kind.scores_itself:
+        return kind.metrics
+    added = (name for name, types in FOR_LABELS.items() if kind.label_type in types)
+    return (*kind.metrics, *added)
 
 
 def main_metric(names: Sequence[str]) -> str:
@@ -273,12 +311,14 @@ def compute(
         metric name to value; `entity_f1` brings `precision`, `recall` and `per_type` along.
     """
     values: dict[str, Any] = {}
+    single = kind_of(task).label_type == "class"
     for name in names:
         if name == "entity_f1" and entities is not None:
             values.update(entity_scores(*entities))
             continue
         metric = EntityF1(str(task.scheme)) if name == "entity_f1" else METRICS[name]()
-        lists = isinstance(metric, _F1) and task.problem_type != "multi_label_classification"
-        given = [[[x] for x in side] if lists else side for side in (predictions, references)]
-        values.update(metric.compute(predictions=given[0], references=given[1]) or {})
+        sides = {"predictions": predictions, "references": references}
+        if single and isinstance(metric, _F1):  # which counts lists of labels
+            sides = {side: [[label] for label in labels] for side, labels in sides.items()}
+        values.update(metric.compute(**sides) or {})
     return values

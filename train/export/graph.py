@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel
-from ...modeling.packing import Texts
+from ...modeling.packing import TextLayout
 from ...modeling.pooling import pool
 from ...modeling.routing import Routed
 from ..adapters import merged_encoder
@@ -53,8 +53,8 @@ class Graph(nn.Module):
 
     def __init__(self, model: PolyheadModel, tasks: list[str]) -> None:
         super().__init__()
-        own = [model.config.tasks[name].adapter for name in tasks]
-        self.adapters = list(dict.fromkeys(own))
+        adapter_by_task = [model.config.tasks[name].adapter for name in tasks]
+        self.adapters = list(dict.fromkeys(adapter_by_task))
         self.rows = Rows()
         if len(self.adapters) == 1:
             encoder = merged_encoder(model, self.adapters[0])
@@ -65,7 +65,9 @@ class Graph(nn.Module):
         heads = {name: copy.deepcopy(model.heads[name]).float().eval() for name in tasks}
         self.heads = nn.ModuleDict(heads)
         self.adapter_of: Tensor
-        self.register_buffer("adapter_of", torch.tensor([self.adapters.index(a) for a in own]))
+        self.register_buffer(
+            "adapter_of", torch.tensor([self.adapters.index(a) for a in adapter_by_task])
+        )
 
     @property
     def inputs(self) -> list[str]:
@@ -77,21 +79,21 @@ class Graph(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Logits (embeddings) by task: (N, L), (N, T, L) or (N, D); `tensors` as `inputs` says."""
-        given = dict(zip(self.inputs, tensors, strict=True))
-        if "task_ids" in given:
-            self.rows.adapters = self.adapter_of[given.pop("task_ids")]
+        inputs = dict(zip(self.inputs, tensors, strict=True))
+        if "task_ids" in inputs:
+            self.rows.adapters = self.adapter_of[inputs.pop("task_ids")]
         heads: Any = self.heads
         deep = any(head.states_needed > 1 for head in heads.values())
-        output = self.encoder(**given, output_hidden_states=deep, return_dict=True)
-        last, texts = output.last_hidden_state, Texts(mask=given["attention_mask"])
-        found = []
+        output = self.encoder(**inputs, output_hidden_states=deep, return_dict=True)
+        last, texts = output.last_hidden_state, TextLayout(mask=inputs["attention_mask"])
+        outputs = []
         for head in heads.values():
             if head.per_token:
-                found.append(head(last))
+                outputs.append(head(last))
             else:
                 states = output.hidden_states if head.states_needed > 1 else (last,)
-                found.append(head(pool(states, texts, head.pooling)))
-        return tuple(found)
+                outputs.append(head(pool(states, texts, head.pooling)))
+        return tuple(outputs)
 
 
 class Rows:
@@ -150,14 +152,14 @@ def stacked_encoder(
             applies it to something else than the batch's tokens.
     """
     encoder: Any = copy.deepcopy(model.encoder)
-    for place, module in list(encoder.named_modules()):
+    for path, module in list(encoder.named_modules()):
         if isinstance(module, Routed):
-            parent, _, child = place.rpartition(".")
-            setattr(encoder.get_submodule(parent), child, _stacked(place, module, adapters, rows))
+            parent, _, child = path.rpartition(".")
+            setattr(encoder.get_submodule(parent), child, _stacked(path, module, adapters, rows))
     return encoder
 
 
-def _stacked(place: str, layer: Any, adapters: list[str | None], rows: Rows) -> nn.Module:
+def _stacked(path: str, layer: Any, adapters: list[str | None], rows: Rows) -> nn.Module:
     """What takes the place of one of PEFT's layers."""
     here = {name for part in layer.adapter_layer_names for name in getattr(layer, part)}
     if not here.intersection(adapters):
@@ -165,7 +167,7 @@ def _stacked(place: str, layer: Any, adapters: list[str | None], rows: Rows) -> 
     variants = getattr(layer, "lora_variant", {})
     plain = isinstance(layer.base_layer, nn.Linear) and hasattr(layer, "lora_A")
     if not plain or any(name in variants for name in adapters):
-        raise ValueError(f"{place}: its adapter is no plain LoRA of a linear layer; {ONE_TASK}")
+        raise ValueError(f"{path}: its adapter is no plain LoRA of a linear layer; {ONE_TASK}")
     return StackedLoRA(layer, adapters, rows)
 
 
@@ -244,7 +246,7 @@ def _write_graph(
     length = torch.export.Dim("length", max=limit)
     probe["token_type_ids"] = torch.zeros_like(probe["input_ids"])
     probe["task_ids"] = torch.arange(len(probe["input_ids"])) % len(graph.heads)
-    given = tuple(probe[name] for name in graph.inputs)
+    example = tuple(probe[name] for name in graph.inputs)
     shapes = tuple(
         {0: batch} if name == "task_ids" else {0: batch, 1: length} for name in graph.inputs
     )
@@ -252,10 +254,10 @@ def _write_graph(
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about its own parts
-        graph(*given)  # faults of adapters show here, in their own words
+        graph(*example)  # faults of adapters show here, in their own words
         torch.onnx.export(
             graph,
-            given,
+            example,
             path,
             input_names=graph.inputs,
             output_names=list(graph.heads),

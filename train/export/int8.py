@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import write_aside, write_json
-from ..commands.training import evaluate
+from ..commands.scoring import evaluate
 from ..data.loading import Source, load_sources
 from ..data.tokenization import tokenize
 from ..errors import UserError
@@ -65,19 +65,19 @@ def export_int8(
     """
     folder = Path(folder)
     faults = missing_packages("int8")
-    found = load_recipe(recipe, overrides)
+    loaded_recipe = load_recipe(recipe, overrides)
     faults += [
         f"tasks.{name}: is not exported; exported are: {', '.join(tasks)}"
-        for name in found.tasks
+        for name in loaded_recipe.tasks
         if name not in tasks
     ]
     faults += output_faults(model, folder, overwrite=overwrite)
     if faults:
         raise UserError("export", faults)
-    sources = load_sources(found, str(recipe))
+    sources = load_sources(loaded_recipe)
     split = "validation" if all("validation" in s.splits for s in sources) else "test"
-    with write_aside(folder) as small, tempfile.TemporaryDirectory() as place:
-        full = Path(place) / "fp32"
+    with write_aside(folder) as small, tempfile.TemporaryDirectory() as scratch:
+        full = Path(scratch) / "fp32"
         about = export_graph(model, tokenizer, kind, tasks=tasks, folder=full)
         before = evaluate(full, recipe, overrides, split=split)["tasks"]
         rows = calibration_rows(sources, tokenizer, ExportedModel(full))
@@ -105,7 +105,7 @@ def calibration_rows(
     sources: list[Source], tokenizer: PreTrainedTokenizerBase, model: ExportedModel
 ) -> list[dict[str, np.ndarray]]:
     """Inputs of the graph, one text each and without padding, from every source's training rows."""
-    found = []
+    inputs = []
     for source in sources:
         rows = source.splits["train"].shuffle(seed=SEED)
         few = rows.select(range(min(ROWS, len(rows))))
@@ -114,32 +114,32 @@ def calibration_rows(
             for number, ids in enumerate(row["input_ids"]):  # pyright: ignore
                 types = row.get("token_type_ids")  # pyright: ignore
                 task = model.task_names.index(next(iter(source.tasks)))
-                given = {
+                values = {
                     "input_ids": [ids],
                     "attention_mask": [[1] * len(ids)],
                     "token_type_ids": [types[number] if types else [0] * len(ids)],
                     "task_ids": [task],
                 }
-                wanted = model.about["inputs"]
-                found.append({name: np.array(given[name], dtype=np.int64) for name in wanted})
-    return found
+                names = model.about["inputs"]
+                inputs.append({name: np.array(values[name], dtype=np.int64) for name in names})
+    return inputs
 
 
 def _quantize_onnx(folder: Path, rows: list[dict[str, np.ndarray]]) -> None:
     import onnx
 
     path = folder / "model.onnx"
-    found: Any = _quantized(onnx.load(path), rows)
+    quantized: Any = _quantized(onnx.load(path), rows)
     for written in folder.glob("model.onnx*"):
         written.unlink()
-    onnx.save(found, path)
+    onnx.save(quantized, path)
 
 
 def _quantize_openvino(folder: Path, rows: list[dict[str, np.ndarray]]) -> None:
     import openvino
 
-    found = _quantized(openvino.Core().read_model(folder / "model.xml"), rows)
-    openvino.save_model(found, folder / "int8.xml", compress_to_fp16=False)
+    quantized = _quantized(openvino.Core().read_model(folder / "model.xml"), rows)
+    openvino.save_model(quantized, folder / "int8.xml", compress_to_fp16=False)
     for ending in ("xml", "bin"):
         (folder / f"int8.{ending}").replace(folder / f"model.{ending}")
 

@@ -7,33 +7,25 @@ task's logits: what does not fit is refused, not approximated.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.heads import HEADS
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..adapters import merged_encoder
 from ..artifacts import write_aside
 from ..errors import UserError
 from ..hub.proof import probe_rows
 from ..hub.sentence_transformers import save_sentence_transformers
+from ..kinds import kind_of
 from ..outputs import source_fault, target_faults
 
-AUTO = {
-    "sequence_classification": AutoModelForSequenceClassification,
-    "token_classification": AutoModelForTokenClassification,
-    "masked_lm": AutoModelForMaskedLM,
-    "embedding": AutoModel,
-}
+BARE = "AutoModel"  # transformers' class without a head
 TOLERANCE = 1e-4  # of logits: merging rounds the sum of two weights once, instead of two products
 
 
@@ -67,21 +59,25 @@ def export_hf(
     if faults:
         raise UserError("export", faults)
     config, head = model.config.tasks[task], model.heads[task]
-    if config.head == "embedding" and config.projection:
+    kind = kind_of(config)
+    if kind.auto_class is None:
+        raise UserError("export", [f"{task}: transformers has no class for head {config.head}"])
+    bare = kind.auto_class == BARE
+    if bare and config.projection:
         raise UserError("export", [f"{task}: a plain encoder has no place for its projection"])
     plain = merged_encoder(model, config.adapter)
-    found = plain if config.head == "embedding" else _with_head(plain, config, head)
+    exported = plain if bare else _with_head(plain, config, head)
     with write_aside(folder) as aside:
-        found.save_pretrained(aside)
+        exported.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        if config.head == "embedding":
+        if bare:
             pooled = replace(config, pooling=config.pooling or model.config.pooling)
             width = model.config.hidden_size
             save_sentence_transformers(tokenizer, aside, plain=(pooled, width))
         difference = _difference(model, task, aside)
         if not difference <= TOLERANCE:
-            raise UserError("export", [_misfit(type(found).__name__, task, config, difference)])
-    return type(found).__name__
+            raise UserError("export", [_misfit(type(exported).__name__, task, config, difference)])
+    return type(exported).__name__
 
 
 def task_faults(model: PolyheadModel, tasks: list[str]) -> list[str]:
@@ -105,50 +101,54 @@ def _with_head(encoder: PreTrainedModel, task: TaskConfig, head: nn.Module) -> P
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
-    elif task.problem_type == "regression":
+    elif kind_of(task).label_type == "number":
         config.num_labels = 1
     config.problem_type = task.problem_type  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        found = AUTO[task.head].from_config(config)
+        whole = _auto_class(task).from_config(config)
     except ValueError as error:
         reason = f"transformers has no {task.head} model for {config.model_type}"
         raise UserError("export", [reason]) from error
-    found.base_model.load_state_dict(encoder.state_dict(), strict=False)
-    own = {id(parameter) for parameter in found.base_model.parameters()}
+    whole.base_model.load_state_dict(encoder.state_dict(), strict=False)
+    base_ids = {id(parameter) for parameter in whole.base_model.parameters()}
     known = dict(encoder.named_parameters())
-    added = {id(p) for name, p in found.base_model.named_parameters() if name not in known}
-    places = [
+    added = {id(p) for name, p in whole.base_model.named_parameters() if name not in known}
+    layers = [
         module
-        for module in found.modules()
+        for module in whole.modules()
         if isinstance(module, (nn.Linear, nn.LayerNorm))
-        and (id(module.weight) not in own - added or module is found.get_output_embeddings())
+        and (id(module.weight) not in base_ids - added or module is whole.get_output_embeddings())
     ]
     parts = [m for m in head.children() if isinstance(m, (nn.Linear, nn.LayerNorm))]
-    for place, part in zip(places, parts, strict=False):
-        if place.weight.shape == part.weight.shape:  # else the check of the logits tells
-            place.load_state_dict(part.state_dict(), strict=False)
-    return found.eval()
+    for layer, part in zip(layers, parts, strict=False):
+        if layer.weight.shape == part.weight.shape:  # else the check of the logits tells
+            layer.load_state_dict(part.state_dict(), strict=False)
+    return whole.eval()
 
 
 @torch.no_grad()
 def _difference(model: PolyheadModel, task: str, folder: Path) -> float:
     """Largest difference of the task's logits (token states for embeddings) on the probe."""
     config = model.config.tasks[task]
-    probe, found = probe_rows(model), AUTO[config.head].from_pretrained(folder).eval()
+    probe, written = probe_rows(model), _auto_class(config).from_pretrained(folder).eval()
     training = model.training
-    output, expected = found(**probe), model.eval()(**probe, tasks=[task])
+    output, expected = written(**probe), model.eval()(**probe, tasks=[task])
     model.train(training)
     real = probe["attention_mask"].bool()
     pairs: tuple[Tensor, Tensor] = (
         (output.last_hidden_state[real], expected.last_hidden_state[real])
-        if config.head == "embedding"
+        if kind_of(config).auto_class == BARE
         else (output.logits, expected.logits[task])
     )
     if pairs[0].shape != pairs[1].shape:
         return float("inf")
-    if config.head in ("token_classification", "masked_lm"):
+    if HEADS[config.head].per_token:
         pairs = (pairs[0][real], pairs[1][real])
     return float((pairs[0] - pairs[1]).abs().max())
+
+
+def _auto_class(task: TaskConfig) -> Any:
+    return getattr(transformers, str(kind_of(task).auto_class))
 
 
 def _misfit(name: str, task: str, config: TaskConfig, difference: float) -> str:

@@ -22,6 +22,7 @@ from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import PLOTS, RUNS, SCORES
 from ..data.loading import Source
 from ..escape import code, fenced, in_markdown, paragraph
+from ..kinds import kind_of
 from ..recipe.schema import DataConfig, Recipe
 from ..records import MODEL_SCORES, TRAININGS, read_record
 from ..reports.curves import training_curves
@@ -29,12 +30,6 @@ from ..reports.figures import SECTIONS
 from .proof import read_proofs
 
 LOCAL = ("parquet", "csv", "json", "jsonl", "text", "arrow")  # `path` of data that is no Hub id
-HUB_TASKS = {  # head to the Hub's name of the task
-    "sequence_classification": "text-classification",
-    "token_classification": "token-classification",
-    "embedding": "sentence-similarity",
-    "masked_lm": "fill-mask",
-}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 FIGHT = -0.1  # mean cosine of gradients below which two tasks are said to pull apart
 
@@ -55,7 +50,7 @@ def about_run(
     Args:
         recipe: the recipe.
         sources: its data.
-        state: of the trainer, after training.
+        state: the trainer's state, after training.
         splits: task to the split that its scores were made on.
         seconds: wall time of the training.
         resumed: the time is that since it was resumed.
@@ -106,43 +101,43 @@ def _hub_id(encoder: Any) -> str | None:
 
 def _published(recipe: Recipe) -> dict[str, Any]:
     """The recipe's keys that differ from their defaults, without places of files."""
-    found = _without_defaults(asdict(recipe), _defaults(recipe))
-    for key in ("output_dir", "card"):
-        found.pop(key, None)
+    published = _without_defaults(asdict(recipe), _defaults(recipe))
+    for key in ("path", "output_dir", "card"):
+        published.pop(key, None)
     if _hub_id(recipe.encoder) is None:
-        found.pop("encoder", None)
-    for name, task in found["tasks"].items():
-        own = ["data_files", "data_dir"]
-        own += ["path"] if dataset_of(recipe.tasks[name].data) is None else []
-        for key in own:
+        published.pop("encoder", None)
+    for name, task in published["tasks"].items():
+        private = ["rows", "data_files", "data_dir"]
+        private += ["path"] if dataset_of(recipe.tasks[name].data) is None else []
+        for key in private:
             task["data"].pop(key, None)
         if isinstance(task.get("adapter"), dict):
             task["adapter"].pop("path", None)
     for key in ("resume_from_checkpoint", "hub_token", "logging_dir", "run_name"):
-        found.get("training", {}).pop(key, None)
-    return found
+        published.get("training", {}).pop(key, None)
+    return published
 
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:
     plain = Recipe(encoder="", tasks=recipe.tasks, output_dir="")
-    found = asdict(plain)
-    for name, task in found["tasks"].items():
+    defaults = asdict(plain)
+    for name, task in defaults["tasks"].items():
         blank = type(recipe.tasks[name])(head=task["head"], data=DataConfig())
-        found["tasks"][name] = asdict(blank) | {"head": None}
-    return found
+        defaults["tasks"][name] = asdict(blank) | {"head": None}
+    return defaults
 
 
 def _without_defaults(value: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    found = {}
-    for key, own in value.items():
-        if isinstance(own, dict) and isinstance(default.get(key), dict):
-            own = _without_defaults(own, default[key])
-            if not own:
+    changed = {}
+    for key, entry in value.items():
+        if isinstance(entry, dict) and isinstance(default.get(key), dict):
+            entry = _without_defaults(entry, default[key])
+            if not entry:
                 continue
-        elif key in default and own == default[key]:
+        elif key in default and entry == default[key]:
             continue
-        found[key] = list(own) if isinstance(own, tuple) else own
-    return found
+        changed[key] = list(entry) if isinstance(entry, tuple) else entry
+    return changed
 
 
 # ---- the card ----
@@ -200,7 +195,7 @@ def _metadata(
     """The block at the head of the card."""
     results = [
         EvalResult(
-            task_type=HUB_TASKS[model.config.tasks[name].head],
+            task_type=kind_of(model.config.tasks[name]).pipeline_tag,
             task_name=name,
             dataset_type=data.get(name, {}).get("data") or name,
             dataset_name=data.get(name, {}).get("data") or f"{name} (local files)",
@@ -215,7 +210,7 @@ def _metadata(
     ]
     cards = [run["card"] for run in runs]
     sets = sorted({about["data"] for about in data.values() if about["data"]})
-    kinds = {HUB_TASKS[task.head] for task in model.config.tasks.values()}
+    kinds = {kind_of(task).pipeline_tag for task in model.config.tasks.values()}
     return ModelCardData(
         language=sorted({tongue for card in cards for tongue in card["language"]}) or None,
         license=next((card["license"] for card in reversed(cards) if card["license"]), None),
@@ -230,7 +225,7 @@ def _metadata(
 
 
 def _task_row(name: str, task: TaskConfig, scores: dict[str, Any]) -> str:
-    found = ", ".join(
+    shown = ", ".join(
         f"{in_markdown(metric)} {value:.4f}"
         for metric, value in scores.get(name, {}).items()
         if isinstance(value, float)
@@ -238,7 +233,7 @@ def _task_row(name: str, task: TaskConfig, scores: dict[str, Any]) -> str:
     reads = "two texts" if task.pair else "a text"
     adapter = f"`{task.adapter}`" if task.adapter else "-"
     kind = task.problem_type or task.head
-    return f"| `{name}` | {kind} | {reads} | {adapter} | {found or 'not measured'} |\n"
+    return f"| `{name}` | {kind} | {reads} | {adapter} | {shown or 'not measured'} |\n"
 
 
 def _labels(name: str, task: TaskConfig) -> str:
@@ -294,12 +289,12 @@ def _run(run: dict[str, Any]) -> str:
     """One training: time, place, recipe."""
     minutes = f"{run['seconds'] / 60:.1f} minutes" + " since it was resumed" * run["resumed"]
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    place = in_markdown(f"{run['machine']}; {versions}")
+    machine = in_markdown(f"{run['machine']}; {versions}")
     recipe = yaml.safe_dump(run["recipe"], sort_keys=False, width=100, allow_unicode=True)
     lines = [
         f"{', '.join(f'`{name}`' for name in run['tasks'])}: {run['steps']:,} steps, "
         f"{run['epochs']:g} epochs, {minutes} in {run['processes']} process(es) of "
-        f"{run['threads']} thread(s) on {in_markdown(run['device'])} ({place}).",
+        f"{run['threads']} thread(s) on {in_markdown(run['device'])} ({machine}).",
         "The energy was not measured.\n",
         f"{fenced(recipe, 'yaml')}\n",
     ]

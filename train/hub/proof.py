@@ -51,8 +51,8 @@ def fingerprint(model: PolyheadModel) -> dict[str, Any]:
             weights |= adapter_state(model.encoder, adapter)
         with torch.no_grad():
             output = model(**probe, tasks=[name])
-        found = (output.logits or output.embeddings or {})[name]
-        tasks[name] = {"weights": _hash(weights), "logits": _hash({"": found})}
+        values = (output.logits or output.embeddings or {})[name]
+        tasks[name] = {"weights": _hash(weights), "logits": _hash({"": values})}
     made_with = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,

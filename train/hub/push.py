@@ -51,8 +51,8 @@ def push(
         repo: name of the repository, `user/model` or `model`; made when it is not there.
         private: whether only you may see a repository that is made; None: the Hub's default.
         revision: branch; made when it is not there.
-        message: of the commit.
-        token: for the Hub; default the one of `hf auth login`.
+        message: commit message.
+        token: token for the Hub; default the one of `hf auth login`.
         dry_run: upload nothing.
 
     Returns:
@@ -64,16 +64,16 @@ def push(
         HfHubHTTPError: the Hub refuses.
     """
     files = _files_to_push(Path(folder))
-    found = {"repo": repo, "files": files, "commit": None}
+    report = {"repo": repo, "files": files, "commit": None}
     if dry_run:
-        return found
+        return report
     api = HfApi(token=token)
     made = api.create_repo(repo, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(made.repo_id, branch=revision, exist_ok=True)
     card = (Path(folder) / CARD).read_text(encoding="utf-8").replace(THIS_FOLDER, made.repo_id)
-    kept = {*files, ".gitattributes"}  # the Hub's own
-    gone = [n for n in api.list_repo_files(made.repo_id, revision=revision) if n not in kept]
+    current = {*files, ".gitattributes"}  # the Hub's own
+    gone = [n for n in api.list_repo_files(made.repo_id, revision=revision) if n not in current]
     added = [(n, card.encode() if n == CARD else str(Path(folder) / n)) for n in files]
     commit = api.create_commit(
         made.repo_id,
@@ -84,7 +84,7 @@ def push(
         commit_message=message,
         revision=revision,
     )
-    return {**found, "repo": made.repo_id, "commit": commit.oid}
+    return {**report, "repo": made.repo_id, "commit": commit.oid}
 
 
 def _files_to_push(folder: Path) -> dict[str, int]:

@@ -39,7 +39,7 @@ def save_sentence_transformers(
     Args:
         tokenizer: the tokenizer saved there.
         folder: the saved model.
-        tasks: of a Polyhead, for their prompts.
+        tasks: tasks of a Polyhead, for their prompts.
         plain: the folder holds a plain encoder, of this task and hidden size. What there is no
             module for (several layers, a projection) is left out: no file is better than one that
             gives other vectors.

@@ -65,7 +65,7 @@ def onnx_engine(folder: Path, mode: Mode = "exact") -> Engine:
     except tuple(getattr(states, name) for name in UNREADABLE) as error:
         raise ValueError(str(error)) from error
     names = [output.name for output in session.get_outputs()]
-    return lambda given: dict(zip(names, session.run(names, given), strict=True))
+    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def openvino_engine(folder: Path, mode: Mode = "exact") -> Engine:
@@ -79,9 +79,9 @@ def openvino_engine(folder: Path, mode: Mode = "exact") -> Engine:
     compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", options)
     names = [output.get_any_name() for output in compiled.outputs]
 
-    def run(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = compiled.create_infer_request().infer(given)  # compiled(...) is for one thread
-        return {name: found[name] for name in names}
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = compiled.create_infer_request().infer(inputs)  # compiled(...) is for one thread
+        return {name: outputs[name] for name in names}
 
     return run
 
@@ -141,7 +141,7 @@ class ExportedModel(nn.Module):
             raise UserError(str(folder), [str(error).strip().splitlines()[0]]) from error
         if self.about["tasks"] != self.config.task_names:
             raise UserError(str(folder), [f"{FILE} and config.json name other tasks; {AGAIN}"])
-        self.folder, self.low, self.dtype = Path(folder), False, torch.float32
+        self.folder, self.runs_bf16, self.dtype = Path(folder), False, torch.float32
         self.compute = Compute("exact")
         try:
             self.engine = ENGINES[self.about["kind"]](self.folder)
@@ -168,9 +168,9 @@ class ExportedModel(nn.Module):
         Raises:
             ValueError: bf16 is asked of ONNX Runtime.
         """
-        if (mode == "bf16") != self.low:
+        if (mode == "bf16") != self.runs_bf16:
             self.engine = ENGINES[self.about["kind"]](self.folder, mode)
-            self.low = mode == "bf16"
+            self.runs_bf16 = mode == "bf16"
         self.compute = Compute(mode, reason=f"as {self.about['kind']} computes")
         return self.compute
 
@@ -187,52 +187,54 @@ class ExportedModel(nn.Module):
         shell: PolyheadModel = self.__dict__["shell"]
         names = tasks_to_run(shell.task_names, tasks, labels)
         rows = rows_by_task(shell.task_names, names, task_ids, len(input_ids))
-        names = [name for name in names if (own := rows[name]) is None or len(own)]
+        names = [name for name in names if (task_rows := rows[name]) is None or len(task_rows)]
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        given = {
+        inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
         }
-        found = self._outputs(names, rows, given)
+        outputs = self._outputs(names, rows, inputs)
         losses = {}
         for name in labels or {}:
             target = shell._labels_of(name, labels, rows[name], len(input_ids))
-            losses[name] = shell._head(name).loss(found[name], target)  # pyright: ignore
+            losses[name] = shell._head(name).loss(outputs[name], target)  # pyright: ignore
         weights = self.config.tasks
-        embeds = [name for name in found if self.config.tasks[name].head == "embedding"]
+        embeds = [name for name in outputs if self.config.tasks[name].head == "embedding"]
         return PolyheadOutput(
             loss=sum(weights[n].loss_weight * x for n, x in losses.items()) if losses else None,  # pyright: ignore
-            logits={name: found[name] for name in found if name not in embeds} or None,
-            embeddings={name: found[name] for name in embeds} or None,
+            logits={name: outputs[name] for name in outputs if name not in embeds} or None,
+            embeddings={name: outputs[name] for name in embeds} or None,
             losses=losses or None,
         )
 
     def _outputs(
-        self, names: list[str], rows: dict[str, Tensor | None], given: dict[str, Tensor]
+        self, names: list[str], rows: dict[str, Tensor | None], inputs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Outputs of each task's own rows, one run for each adapter among the tasks."""
-        adapters, found = self.about["adapters"], {}
+        adapters, outputs = self.about["adapters"], {}
         for adapter in dict.fromkeys(adapters[name] for name in names):
             group = [name for name in names if adapters[name] == adapter]
-            wanted = [rows[name] for name in group]
-            every = torch.arange(len(given["input_ids"]))
-            taken = every if None in wanted else torch.cat(wanted).unique()  # pyright: ignore
+            group_rows = [rows[name] for name in group]
+            every = torch.arange(len(inputs["input_ids"]))
+            taken = every if None in group_rows else torch.cat(group_rows).unique()  # pyright: ignore
             feed = {
-                name: given[name][taken].numpy() for name in given if name in self.about["inputs"]
+                name: inputs[name][taken].numpy() for name in inputs if name in self.about["inputs"]
             }
             if "task_ids" in self.about["inputs"]:
                 number = self.task_names.index(group[0])
                 feed["task_ids"] = np.full(len(taken), number, dtype=np.int64)
             output = self.engine(feed)
             for name in group:
-                own = rows[name]
+                task_rows = rows[name]
                 values = torch.from_numpy(output[name])
-                found[name] = values if own is None else values[torch.searchsorted(taken, own)]
-        return found
+                outputs[name] = (
+                    values if task_rows is None else values[torch.searchsorted(taken, task_rows)]
+                )
+        return outputs
 
     def count_items(self, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """As `PolyheadModel.count_items`."""

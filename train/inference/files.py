@@ -7,6 +7,7 @@ call goes on after the shards that an earlier one has finished, and several proc
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,16 +19,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.pipeline_polyhead import PolyheadPipeline
-from ..data.checks import is_text
 from ..data.jsonlines import JsonText
 from ..data.loading import reason
 from ..data.source import ENDINGS, ending, open_files
 from ..distributed import Ranks
 from ..errors import UserError
+from ..kinds import kind_of
+from ..kinds.values import is_text
 from .shards import JSON_TEXT, OutputParts, holds_json
 
+logger = logging.getLogger(__name__)
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by a type checker
 SHARD = 2048  # rows
 SIZES = ("batch_tokens", "batch_size")  # smaller ones may go on where memory was short
@@ -65,7 +67,6 @@ def predict_file(
     job: FileJob,
     *,
     ranks: Ranks,
-    notify: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Predict for every row of a file; the output holds its columns and one per task.
@@ -74,7 +75,6 @@ def predict_file(
         pipe: the model and its tokenizer.
         job: what to predict.
         ranks: the processes that share the work.
-        notify: called with how the model computes and what an earlier call has left done.
         progress: called with rows done, as far as this process knows, and rows in all.
 
     Returns:
@@ -88,10 +88,10 @@ def predict_file(
     schema = _schema(rows, answer_features(pipe, job.tasks))
     parts = OutputParts(job.target, _plan(pipe, job, rows), schema)
     ranks.together(parts.claim if ranks.is_first else parts.find)
-    notify(f"compute: {pipe.model.compute.reason}")
+    logger.info(f"compute: {pipe.model.compute.reason}")
     found = parts.finished()
     if found:
-        notify(f"{len(found)} of {parts.count} shards were there")
+        logger.info(f"{len(found)} of {parts.count} shards were there")
     progress(parts.finished_rows(), len(rows))
     table = rows.with_format("arrow")
     for number in range(ranks.rank, parts.count, ranks.count):
@@ -118,21 +118,7 @@ def _schema(rows: datasets.Dataset, answers: datasets.Features) -> pa.Schema:
 
 def answer_features(pipe: PolyheadPipeline, tasks: Iterable[str]) -> datasets.Features:
     """The columns that the pipeline's answers make: the same for every shard, even an empty one."""
-    return datasets.Features({name: _feature(pipe.model.config.tasks[name]) for name in tasks})
-
-
-def _feature(task: TaskConfig) -> Any:
-    score, string, place = (datasets.Value(kind) for kind in ("float64", "string", "int64"))
-    if task.head == "embedding":
-        return datasets.List(datasets.Value("float32"))
-    if task.head == "token_classification":
-        entity = {"entity_group": string, "score": score, "word": string}
-        return datasets.List({**entity, "start": place, "end": place})
-    if task.problem_type == "regression":
-        return {"score": score}
-    label = {"label": string, "score": score}
-    several = task.head == "masked_lm" or task.problem_type == "multi_label_classification"
-    return datasets.List(label) if several else label
+    return datasets.Features({n: kind_of(pipe.model.config.tasks[n]).feature() for n in tasks})
 
 
 def _answered(pipe: PolyheadPipeline, job: FileJob, given: pa.Table, schema: pa.Schema) -> pa.Table:

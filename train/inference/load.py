@@ -48,7 +48,7 @@ def load_tokenizer(path: str | Path, rows: int | None = None) -> PreTrainedToken
 
     Args:
         path: the model.
-        rows: of its token embedding.
+        rows: number of rows of its token embedding.
 
     Raises:
         UserError: there is none, or none that knows words.

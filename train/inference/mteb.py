@@ -43,8 +43,8 @@ class PolyheadEncoder(AbsEncoder):
     ) -> None:
         model, tokenizer = load_any(model_name)
         self.task = model.config.embedding_task(task)
-        place: Any = -1 if isinstance(model, ExportedModel) else device
-        parts: Any = {"model": model, "tokenizer": tokenizer, "device": place}
+        where: Any = -1 if isinstance(model, ExportedModel) else device
+        parts: Any = {"model": model, "tokenizer": tokenizer, "device": where}
         self.pipeline = PolyheadPipeline(**parts)
         about = {"name": f"polyhead/{self.task}", "revision": revision or "local"}
         self.mteb_model_meta = ModelMeta.create_empty(overwrites={**about, "loader": type(self)})
@@ -63,7 +63,7 @@ class PolyheadEncoder(AbsEncoder):
 
         Args:
             inputs: batches with `text`.
-            task_metadata: of MTEB's task; not used.
+            task_metadata: metadata of MTEB's task; not used.
             hf_split: its split; not used.
             hf_subset: its subset; not used.
             prompt_type: documents get the task's second prompt, all else its first.

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..artifacts import put_in_place, read_json, write_json
-from ..data.checks import is_text
 from ..data.loading import reason
 from ..errors import UserError
+from ..kinds.values import is_text
 
 JSON_TEXT = {b"polyhead": b"json"}  # metadata of a column of JSON texts
 GROUP = 16 * 2**20  # bytes of a row group of the joined parquet file
@@ -34,7 +34,7 @@ class OutputParts:
     Args:
         target: the file they will make: .parquet, .csv, .jsonl or .json (lines too).
         plan: what they are made of, as JSON keeps it; `rows` and `shard` (rows of each) at least.
-        schema: of the output.
+        schema: schema of the output.
     """
 
     def __init__(self, target: Path, plan: dict[str, Any], schema: pa.Schema) -> None:
@@ -154,14 +154,14 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     with pq.ParquetWriter(path, schema) as writer:
-        held: list[pa.Table] = []
+        group: list[pa.Table] = []
         for table in tables:
-            held.append(table)
-            if sum(one.nbytes for one in held) >= GROUP:
-                writer.write_table(pa.concat_tables(held))
-                held = []
-        if held:
-            writer.write_table(pa.concat_tables(held))
+            group.append(table)
+            if sum(one.nbytes for one in group) >= GROUP:
+                writer.write_table(pa.concat_tables(group))
+                group = []
+        if group:
+            writer.write_table(pa.concat_tables(group))
 
 
 def _write_lines(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:

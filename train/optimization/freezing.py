@@ -5,18 +5,18 @@ the optimizer from the start, so that a checkpoint of any epoch fits; torch's op
 weights without a gradient as they are, weight decay included.
 """
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
-from transformers.utils import logging
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..recipe.schema import Freeze, OptimizerOptions, Unfreeze
 from .model_parts import Part, model_parts
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 EPSILON = 1e-6  # of an epoch: sums of fractions are not exact
 Scheduled = list[tuple[Part, float | None]]  # each with the epoch it trains from; None: never
 
@@ -46,7 +46,7 @@ def _layer_starts(freeze: Freeze, count: int) -> dict[int, float | None]:
 def schedule_of(parts: list[Part], freeze: Freeze) -> Scheduled:
     """Each part with the epoch from which it trains; None for never."""
     layers = _layer_starts(freeze, layer_count(parts))
-    found: Scheduled = []
+    scheduled: Scheduled = []
     for part in parts:
         start = layers.get(part.layers[0], 0.0) if part.kind == "layer" else 0.0
         if (
@@ -55,8 +55,8 @@ def schedule_of(parts: list[Part], freeze: Freeze) -> Scheduled:
             or (part.kind == "head" and part.name in freeze.heads)
         ):
             start = None
-        found.append((part, start))
-    return found
+        scheduled.append((part, start))
+    return scheduled
 
 
 def checked_schedule(
@@ -130,7 +130,7 @@ class Unfreezing(TrainerCallback):
                 weight.requires_grad_(self._keeps_gradients or layer not in self.frozen)
         joined = [str(layer) for layer in before if layer not in self.frozen]
         if joined:
-            logger.info(f"epoch {epoch:.2f}: layer {', '.join(joined)} trains from here on")
+            logger.debug(f"epoch {epoch:.2f}: layer {', '.join(joined)} trains from here on")
 
     @property
     def frozen_weights(self) -> list[nn.Parameter]:
@@ -154,9 +154,11 @@ class Unfreezing(TrainerCallback):
         Raises:
             ValueError: layers wait, and the model is split over processes (DeepSpeed, FSDP).
         """
-        own = {id(parameter) for parameter in model.parameters()}
-        held = [weight for weights in self._weights.values() for weight in weights]
-        if held and (args.deepspeed_plugin or any(id(weight) not in own for weight in held)):
+        whole = {id(parameter) for parameter in model.parameters()}
+        joining = [weight for weights in self._weights.values() for weight in weights]
+        if joining and (
+            args.deepspeed_plugin or any(id(weight) not in whole for weight in joining)
+        ):
             raise ValueError("freeze.unfreeze: not with DeepSpeed or FSDP; take it out")
         self._keeps_gradients = args.world_size > 1
         self.set_epoch(state.epoch or 0.0)
@@ -188,18 +190,18 @@ def _encoder_faults(
     model_type: str, parts: list[Part], freeze: Freeze, options: OptimizerOptions
 ) -> list[str]:
     count = layer_count(parts)
-    given = {
+    values = {
         "freeze.layers": freeze.layers,
         "freeze.unfreeze": freeze.unfreeze,
         "optimizer.layer_decay": options.layer_decay,
         "freeze.embeddings": freeze.embeddings,
     }
-    named = [key for key, value in given.items() if value]
+    named = [key for key, value in values.items() if value]
     more = [key for key in named if key.startswith("freeze.")]
     if freeze.encoder and more:
         return [f"freeze.encoder: freezes all of the encoder; take out {', '.join(more)}"]
-    held = {"freeze.embeddings"} if any(part.kind == "embeddings" for part in parts) else set()
-    missing = [key for key in named if not count and key not in held]
+    possible = {"freeze.embeddings"} if any(part.kind == "embeddings" for part in parts) else set()
+    missing = [key for key in named if not count and key not in possible]
     if missing:
         why = f"the layers of {model_type} cannot be told apart; take it out"
         return [f"{key}: {why}" for key in missing]
@@ -214,11 +216,11 @@ def _unfreeze_faults(unfreeze: Unfreeze | None, frozen: list[int], count: int) -
         return ["freeze.unfreeze: no layer is frozen; name them in freeze.layers"]
     if unfreeze.layers is None:
         return []
-    key, held = "freeze.unfreeze.layers", _counted(frozen, count)
+    key, frozen_layers = "freeze.unfreeze.layers", _counted(frozen, count)
     if not unfreeze.layers:
         return [f"{key}: names no layer; take it out for all of freeze.layers"]
     faults = _number_faults(key, unfreeze.layers, count)
-    loose = [n for n in unfreeze.layers if -count <= n < count and n % count not in held]
+    loose = [n for n in unfreeze.layers if -count <= n < count and n % count not in frozen_layers]
     if loose:
         faults.append(f"{key}: {_listed(loose)} not frozen; freeze.layers: {_listed(frozen)}")
     return faults

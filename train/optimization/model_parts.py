@@ -26,9 +26,9 @@ class Part:
 
     Args:
         kind: `layers` stands for all layers of an encoder whose layers cannot be told apart.
-        name: of a layer, head or adapter: its number, task or name.
+        name: number of a layer, task of a head, name of an adapter.
         layers: numbers of the encoder's layers that hold its weights.
-        weights: by the name that the model has for them.
+        weights: weights by the name that the model has for them.
     """
 
     kind: Literal["embeddings", "layer", "layers", "above the layers", "head", "adapter"]
@@ -58,7 +58,7 @@ def model_parts(model: PolyheadModel) -> list[Part]:
         middle = [Part("layers", layers=list(layers))]
     else:
         middle = [Part("layer", str(number), [number]) for number in range(len(blocks))]
-    own = [Part("embeddings"), *middle, Part("above the layers")]
+    parts = [Part("embeddings"), *middle, Part("above the layers")]
     adapters = {name: Part("adapter", name) for name in sorted(model.loaded_adapters)}
     inside: dict[int, int] = {}
     for number, block in enumerate(blocks):
@@ -67,7 +67,7 @@ def model_parts(model: PolyheadModel) -> list[Part]:
     readers = _first_readers(encoder, blocks)
     for name, parameter in encoder.named_parameters():
         outside = readers.get(name, len(blocks) + 1)  # read by block n: in the part below it
-        part = own[inside.get(id(parameter), outside - 1) + 1]
+        part = parts[inside.get(id(parameter), outside - 1) + 1]
         for adapter in set(adapters).intersection(name.split(".")):
             adapters[adapter].layers = sorted({*adapters[adapter].layers, *part.layers})
             part = adapters[adapter]
@@ -78,7 +78,7 @@ def model_parts(model: PolyheadModel) -> list[Part]:
         for name, parameter in model.heads[part.name].named_parameters():
             if id(parameter) not in shared:
                 part.weights[f"heads.{part.name}.{name}"] = parameter
-    return [*(part for part in own if part.weights), *heads, *adapters.values()]
+    return [*(part for part in parts if part.weights), *heads, *adapters.values()]
 
 
 def _blocks(encoder: PreTrainedModel) -> list[list[nn.Module]]:
@@ -115,8 +115,8 @@ def _first_readers(encoder: PreTrainedModel, blocks: list[list[nn.Module]]) -> d
     ids = torch.zeros(1, 4, dtype=torch.long, device=encoder.device)
     try:
         with torch.enable_grad():
-            given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            functional_call(encoder, weights, (), given)
+            tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            functional_call(encoder, weights, (), tokens)
     finally:
         for hook in hooks:
             hook.remove()

@@ -4,15 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
-from transformers.utils import logging
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..recipe.schema import Freeze, OptimizerOptions
 from .freezing import EPSILON, checked_schedule, layer_count, misfits, schedule_of, trained_weights
 from .model_parts import Part, model_parts
-
-logger = logging.get_logger(__name__)
-
 
 # ---- learning rates ----
 
@@ -57,7 +53,7 @@ def optimizer_groups(
         model: the model, not wrapped.
         freeze: what does not train.
         options: learning rates of parts of the model.
-        args: for `learning_rate` and `weight_decay`.
+        args: arguments with `learning_rate` and `weight_decay`.
         decay_names: the weights that decay, as `Trainer.get_decay_parameter_names(model)` gives.
 
     Returns:
@@ -78,11 +74,11 @@ def optimizer_groups(
     groups = []
     for part, start in [*reversed(encoder), *scheduled[len(encoder) :]]:
         trained = trained_weights(part, start)
-        for title, value, wanted in (
+        for title, value, decays in (
             (part.title, args.weight_decay, True),
             (f"{part.title}, no decay", 0.0, False),
         ):
-            weights = [w for name, w in trained.items() if (name in decayed) == wanted]
+            weights = [w for name, w in trained.items() if (name in decayed) == decays]
             rate = _rate(part, options, args, count)
             group = {"name": title, "params": weights, "lr": rate, "weight_decay": value}
             groups += [group] if weights else []
@@ -140,7 +136,7 @@ def freeze_faults(
         model: the model, with all its heads and adapters.
         freeze: what does not train.
         options: learning rates of parts of the model.
-        args: with them, layers that would join after the end are found too.
+        args: training arguments; with them, layers that would join after the end are found too.
     """
     parts = model_parts(model)
     faults = misfits(model, parts, freeze, options)
@@ -159,13 +155,13 @@ def freeze_faults(
     }
     if not trains:
         return [*faults, "freeze: nothing is left to train; take something out"]
-    given = {
+    rates = {
         "layer_decay": ("encoder", options.layer_decay),
         "head_lr": ("head", options.head_lr),
         "adapter_lr": ("adapter", options.adapter_lr),
     }
     return faults + [
         f"optimizer.{key}: no weight of any {kind} trains; take it out"
-        for key, (kind, value) in given.items()
+        for key, (kind, value) in rates.items()
         if value is not None and kind not in trains
     ]

@@ -144,15 +144,12 @@ def whole_numbers(training: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def training_arguments(
-    recipe: Recipe, *, evaluates: bool, source: str = "recipe"
-) -> TrainingArguments:
+def training_arguments(recipe: Recipe, *, evaluates: bool) -> TrainingArguments:
     """TrainingArguments of a recipe, with this project's defaults.
 
     Args:
         recipe: the recipe.
         evaluates: some task has a validation split: evaluate and save each epoch, keep the best.
-        source: name of the recipe, for the error.
 
     Raises:
         UserError: a value that TrainingArguments refuses.
@@ -178,7 +175,7 @@ def training_arguments(
     try:
         return TrainingArguments(output_dir=recipe.output_dir, remove_unused_columns=False, **given)
     except REFUSALS as error:
-        raise UserError(source, [f"training: {_words(error)}"]) from error
+        raise UserError(recipe.path, [f"training: {_words(error)}"]) from error
 
 
 def optimizer_faults(args: TrainingArguments) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from ...modeling.checks import check_task_name
 from ...modeling.configuration_polyhead import options_without_effect
 from ..evaluation.metrics import METRICS, metrics_for
+from ..kinds import kind_of
 from .schema import IN_BATCH_LOSSES, TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe, in_batch
 
 
@@ -18,7 +19,7 @@ def task_faults(name: str, task: TaskRecipe) -> list[str]:
         faults.append(f"{key}: {error}")
     try:
         labels = None if task.labels is None else [str(label) for label in task.labels]
-        config = task.task_config(labels or _stand_in_labels(task))
+        config = task.task_config(labels or kind_of(task).stand_in_labels())
     except ValueError as error:
         return [*faults, f"{key}: {error}"]
     faults += [f"{key}.{fault}" for fault in options_without_effect(config)]
@@ -29,7 +30,7 @@ def task_faults(name: str, task: TaskRecipe) -> list[str]:
         faults.append(
             f"{key}.cached: only for embedding losses {', '.join(IN_BATCH_LOSSES)}; take it out"
         )
-    allowed = metrics_for(config, scored=task.data.label is not None)
+    allowed = metrics_for(kind_of(config))
     for metric in task.metrics or []:
         if metric not in (*METRICS, *allowed):
             faults.append(f"{key}.metrics: {metric!r} is unknown; allowed: {', '.join(METRICS)}")
@@ -38,48 +39,22 @@ def task_faults(name: str, task: TaskRecipe) -> list[str]:
     return faults
 
 
-def _stand_in_labels(task: TaskRecipe) -> list[str] | None:
-    """Labels to check a task with before its own are found in the data."""
-    if task.head == "token_classification":
-        return ["O", "B-x", "I-x"] if task.scheme else ["x", "y"]
-    classes = task.head == "sequence_classification" and task.problem_type != "regression"
-    return ["x", "y"] if classes else None
-
-
-def _columns_of(task: TaskRecipe) -> tuple[set[str], set[str]]:
-    """The columns that a task needs beside its text, and those that it can read."""
-    if task.head == "embedding":
-        by_loss = {
-            "contrastive": ({"text", "text_pair"}, {"negative"}),
-            "triplet": ({"text", "text_pair", "negative"}, set()),
-            "margin_mse": ({"text", "text_pair", "negative", "label"}, set()),
-            "mse": ({"text", "label"}, set()),
-        }
-        return by_loss.get(str(task.loss), ({"text", "text_pair", "label"}, set()))
-    return {
-        "sequence_classification": ({"label"}, {"text_pair"}),
-        "token_classification": ({"tokens", "label"}, set()),
-        "masked_lm": (set(), set()),
-    }[task.head]
-
-
 def _column_faults(task: TaskRecipe) -> list[str]:
     data, faults = task.data, []
-    given = {column for column in (*TEXT_COLUMNS, "label") if getattr(data, column) is not None}
-    needed, optional = _columns_of(task)
-    for column in sorted(needed - given):
+    kind = kind_of(task)
+    columns = {name for name in (*TEXT_COLUMNS, "label") if getattr(data, name) is not None}
+    for column in sorted(kind.needed - columns):
         faults.append(f"{column}: missing; {task.head} needs the name of this column")
-    for column in sorted(given - needed - optional - {"text", "tokens"}):
+    for column in sorted(columns - kind.needed - kind.optional - {"text", "tokens"}):
         faults.append(f"{column}: {task.head} does not read it; take it out")
-    if not given & {"text", "tokens"} and "text" not in needed | {"tokens"} & needed:
+    if not columns & {"text", "tokens"} and not kind.needed & {"text", "tokens"}:
         faults.append("text: missing; name the column with the text, or tokens")
-    if {"text_pair", "tokens"} <= given:
+    if {"text_pair", "tokens"} <= columns:
         faults.append("tokens: a pair task reads text and text_pair; take it out")
-    if data.missing_label is not None and (data.label is None or task.loss == "mse"):
+    if data.missing_label is not None and (data.label is None or kind.label_type == "vector"):
         faults.append("missing_label: only beside a label, and not for vectors; take it out")
     if data.label_range is not None:
-        numbers = task.problem_type == "regression" or task.head == "embedding"
-        if not numbers:
+        if kind.label_type != "number":
             faults.append("label_range: only for tasks with numbers as labels")
         elif data.label_range[0] >= data.label_range[1]:
             faults.append(f"label_range: {list(data.label_range)}; write [lowest, highest]")
@@ -97,6 +72,8 @@ def _script_faults(data: DataConfig) -> list[str]:
 
 
 def _file_faults(data: DataConfig) -> list[str]:
+    if data.rows is not None:
+        return []
     if data.path is None and data.data_files is None:
         return ["path: missing; give path, data_files or both"]
     files = data.data_files if isinstance(data.data_files, dict) else {"": data.data_files or []}
@@ -113,9 +90,8 @@ def _file_faults(data: DataConfig) -> list[str]:
     return faults
 
 
-def output_faults(recipe: Recipe) -> list[str]:
+def output_dir_faults(name: str) -> list[str]:
     """An `output_dir` that can be no folder; `~` stands for the home folder."""
-    name = recipe.output_dir
     if not name.strip() or not name.isprintable():
         return [f"output_dir: {name!r:.80} is no name of a folder"]
     try:
@@ -124,7 +100,6 @@ def output_faults(recipe: Recipe) -> list[str]:
         return [f"output_dir: {name}: {error}"]
     if folder.resolve() == Path(folder.anchor or "/").resolve():
         return [f"output_dir: {name} is the root of the disk; name a folder, as runs/mine"]
-    recipe.output_dir = str(folder)
     return []
 
 

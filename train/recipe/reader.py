@@ -9,6 +9,7 @@ import difflib
 import math
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -22,8 +23,9 @@ from ..balancing.methods import balancing_faults
 from ..batches.strategies import sampling_faults, sources_of
 from ..errors import UserError
 from .arguments import training_faults, whole_numbers
-from .checks import output_faults, stopping_faults, task_faults
-from .schema import Recipe, TaskRecipe
+from .checks import output_dir_faults, stopping_faults, task_faults
+from .code import with_names
+from .schema import Recipe, RowsInMemory, TaskRecipe
 from .yaml_text import BYTES, read_yaml
 
 
@@ -47,16 +49,54 @@ def load_recipe(
         UserError: with all faults found.
     """
     source, faults = str(path), []
-    raw = _read(path)
+    raw = _parse(_read(path), source)
     for override in overrides or []:
         _override(raw, override, faults)
     raw = _expand(raw, "", {"RECIPE_DIR": str(Path(path).resolve().parent)}, faults)
+    return build_recipe(raw, source, faults, onto=onto, scored=scored)
+
+
+def parse_recipe(text: str) -> Recipe:
+    """Read and check a recipe that is a text; `${RECIPE_DIR}` is the folder of the process.
+
+    Raises:
+        UserError: with all faults found.
+    """
+    faults: list[str] = []
+    raw = _expand(_parse(text, "recipe"), "", {"RECIPE_DIR": str(Path.cwd())}, faults)
+    return build_recipe(raw, "recipe", faults)
+
+
+def build_recipe(
+    raw: dict[str, Any],
+    source: str,
+    faults: Sequence[str] = (),
+    *,
+    rows: Mapping[str, RowsInMemory] | None = None,
+    onto: PolyheadConfig | None = None,
+    scored: PolyheadConfig | None = None,
+) -> Recipe:
+    """The recipe that plain keys and values say, checked.
+
+    Args:
+        raw: as YAML has them.
+        source: where they come from, for messages.
+        faults: those found so far.
+        rows: by task, rows that are in memory.
+        onto: as of `load_recipe`.
+        scored: as of `load_recipe`.
+
+    Raises:
+        UserError: with all faults found.
+    """
+    faults = list(faults)
     if onto is not None:
         faults += [f"{key}: {why}" for key, why in FROM_MODEL.items() if raw.pop(key, None)]
         raw["encoder"] = str(onto.name_or_path)
     if scored is not None:
         raw.setdefault("encoder", str(scored.name_or_path))
     faults += _number_faults(raw)
+    raw = with_names(raw, faults)
     try:
         recipe = TypeAdapter(Recipe).validate_python(raw)
     except ValidationError as error:
@@ -69,6 +109,7 @@ def load_recipe(
         faults += training_faults(raw.get("training"))
         raise UserError(source, list(dict.fromkeys(faults))) from error
     for name, task in recipe.tasks.items():
+        task.data.rows = (rows or {}).get(name)
         faults += task_faults(name, task)
     taken = (onto.tasks or {}) if onto is not None else {}
     known = (onto.adapters or []) if onto is not None else []
@@ -80,25 +121,34 @@ def load_recipe(
     faults += balancing_faults(recipe, len(sources_of(recipe)))
     faults += stopping_faults(recipe)
     faults += training_faults(recipe.training)
-    faults += output_faults(recipe)
+    faults += output_dir_faults(recipe.output_dir)
     if faults:
         raise UserError(source, list(dict.fromkeys(faults)))
+    recipe.path = source
     recipe.training = whole_numbers(recipe.training)
+    recipe.output_dir = str(Path(recipe.output_dir).expanduser())
     return recipe
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    """The YAML file as it is."""
+def _read(path: str | Path) -> str:
+    """The text of a file."""
     source = str(path)
     try:
         with Path(path).open("rb") as file:
-            text = file.read(BYTES + 1).decode("utf-8")
-        raw = read_yaml(text)
+            return file.read(BYTES + 1).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(source, [f"is not UTF-8 text: {error.reason}"]) from error
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(source, [f"cannot be read: {reason}"]) from error
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    """The keys and values of a YAML text, as they are."""
+    try:
+        raw = read_yaml(text)
+    except ValueError as error:
+        raise UserError(source, [f"cannot be read: {error}"]) from error
     except yaml.YAMLError as error:
         raise UserError(source, [f"is not YAML: {_yaml_fault(error)}"]) from error
     if not isinstance(raw, dict):
@@ -206,7 +256,7 @@ def _known_keys(keys: list[str]) -> list[str]:
         hints = get_type_hints(group)
         name = next((n for n in hints if n.rstrip("_") == key), None)  # none: a number in a list
         group = next(iter(_groups_in(hints[name])), group) if name else group
-    return [f.name.rstrip("_") for f in fields(group)]
+    return [f.name.rstrip("_") for f in fields(group) if f.init]
 
 
 def _groups_in(hint: Any) -> list[type]:

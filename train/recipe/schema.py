@@ -1,7 +1,8 @@
 """The keys of a recipe, as dataclasses; `reader.py` reads the file."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,9 +23,16 @@ from ...modeling.heads import HEADS
 from ...modeling.losses import LOSSES
 from ...modeling.options import TaskOptions
 from ...modeling.pooling import POOL
+from ..lazy import lazy
 
 STRICT = ConfigDict(extra="forbid")
+# Reader and writer, which need most rooms, are asked for when a recipe is read or written.
+_recipe = lazy(
+    __package__ or "",
+    {"load_recipe": "reader", "parse_recipe": "reader", "recipe_text": "writer"},
+)
 TEXT_COLUMNS = ("text", "text_pair", "negative", "tokens")
+SPLITS = ("train", "validation", "test")
 LARGEST = 1e9  # of any number in a recipe
 
 
@@ -62,6 +70,30 @@ HeadName = Annotated[str, _in_table(HEADS)]
 PoolingName = Annotated[str, _in_table(POOL)]
 
 
+class RowsInMemory:
+    """Rows that a caller of Python holds, instead of the name of a place where rows lie.
+
+    Args:
+        data: rows of train, or a dict of rows by split; see `data/memory.py` for the types.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Rows by split."""
+        return dict(self.data) if isinstance(self.data, Mapping) else {"train": self.data}
+
+    @property
+    def identity(self) -> tuple:
+        """The same for the same rows, in whatever dict they are."""
+        return tuple((split, id(part)) for split, part in self.parts.items())
+
+    def __deepcopy__(self, memo: dict) -> "RowsInMemory":
+        return self  # rows are only read
+
+
 @dataclass(config=STRICT, kw_only=True)
 class DataConfig:
     """Where rows come from and which columns a task reads.
@@ -88,6 +120,9 @@ class DataConfig:
             and NaN always do.
         label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
         license: of the data, for the model card.
+
+    Attributes:
+        rows: in their stead, those of a caller of Python; no key of a recipe.
     """
 
     path: str | None = None
@@ -106,6 +141,7 @@ class DataConfig:
     ) = None
     label_range: tuple[Number, Number] | None = None
     license: str | None = None
+    rows: Annotated[Any, Field(exclude=True)] = field(default=None, init=False, repr=False)
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -193,10 +229,11 @@ class Sampling:
     """How rows of the tasks are mixed. Tasks that share their rows count as one here.
 
     Args:
-        strategy: proportional takes each row once an epoch (`epochs` of a task: more or less
-            often). uniform: as many rows of each task. temperature: in proportion to
-            rows^(1 / temperature) (arXiv:1907.05019). weights: in proportion to `weights`.
-            schedule: to weights that change from epoch to epoch. round_robin: tasks take turns.
+        strategy: one of `STRATEGIES`. proportional takes each row once an epoch (`epochs` of a
+            task: more or less often). uniform: as many rows of each task. temperature: in
+            proportion to rows^(1 / temperature) (arXiv:1907.05019). weights: in proportion to
+            `weights`. schedule: to weights that change from epoch to epoch. round_robin: tasks take
+            turns.
             sequential: all batches of one task, then those of the next.
         temperature: 1 is proportional, large values near uniform.
         size_cap: rows beyond this number do not count for a task's share (arXiv:1910.10683).
@@ -216,15 +253,7 @@ class Sampling:
             share an optimizer step, where it would be a false negative of a contrastive loss.
     """
 
-    strategy: Literal[
-        "proportional",
-        "uniform",
-        "temperature",
-        "weights",
-        "schedule",
-        "round_robin",
-        "sequential",
-    ] = "proportional"
+    strategy: str = "proportional"
     temperature: Number | None = Field(default=None, ge=0.1)
     size_cap: Whole | None = Field(default=None, gt=0)
     weights: dict[str, Number] | None = None
@@ -245,7 +274,7 @@ class Balancing:
     The weights come on top of each task's own `loss_weight`.
 
     Args:
-        method: see `balancing/methods.py`, which names the paper of each.
+        method: one of `METHODS`; see `balancing/methods.py`, which names the paper of each.
         learning_rate: of the weights that uncertainty, famo and gradnorm learn.
         temperature: dwa: large values near equal weights.
         alpha: gradnorm: how strongly tasks that learn slowly are favoured.
@@ -254,23 +283,7 @@ class Balancing:
             logged, 0 for never; default 16 times the number of tasks, which costs some 4 %.
     """
 
-    method: Literal[
-        "none",
-        "size",
-        "classes",
-        "random",
-        "uncertainty",
-        "dwa",
-        "geometric",
-        "famo",
-        "gradnorm",
-        "pcgrad",
-        "cagrad",
-        "mgda",
-        "upgrad",
-        "aligned_mtl",
-        "nash_mtl",
-    ] = "none"
+    method: str = "none"
     learning_rate: Number | None = Field(default=None, gt=0)
     temperature: Number | None = Field(default=None, ge=0.01)
     alpha: Number | None = Field(default=None, ge=0)
@@ -381,6 +394,9 @@ class Recipe:
             fastest on this machine for the same numbers; bf16 where that is faster.
         card: for the model card.
         training: fields of TrainingArguments.
+
+    Attributes:
+        path: the file that it was read from, for messages; no key of it.
     """
 
     encoder: str | ScratchEncoder
@@ -397,9 +413,34 @@ class Recipe:
     compute: Mode = "exact"
     card: Card = Field(default_factory=Card)
     training: dict[str, Any] = Field(default_factory=dict)
+    path: Annotated[str, Field(exclude=True)] = field(
+        default="recipe", init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         self.tasks = dict(sorted(self.tasks.items()))
+
+    @classmethod
+    def from_yaml(cls, path_or_text: str | Path) -> "Recipe":
+        """Read and check a recipe.
+
+        Args:
+            path_or_text: name of a YAML file; or, where it has a line break, the text itself.
+
+        Raises:
+            UserError: with all faults found.
+        """
+        if isinstance(path_or_text, str) and "\n" in path_or_text:
+            return _recipe("parse_recipe")(path_or_text)
+        return _recipe("load_recipe")(path_or_text)
+
+    def to_yaml(self) -> str:
+        """The recipe as a text for `from_yaml`; keys at their defaults are left out.
+
+        Raises:
+            UserError: rows of a task are in memory.
+        """
+        return _recipe("recipe_text")(self)
 
 
 @dataclass(config=STRICT, kw_only=True)

@@ -50,13 +50,11 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
     names = sorted(task_names)
 
     def by_task(prefix: str) -> dict[str, list]:
-        found = {name: _series(log_history, f"{prefix}_{name}") for name in names}
-        return {name: points for name, points in found.items() if points}
+        series = {name: _series(log_history, f"{prefix}_{name}") for name in names}
+        return {name: points for name, points in series.items() if points}
 
-    metrics = (*METRICS, "precision", "recall")
-    scores = {
-        name: {m: _series(log_history, f"eval_{name}_{m}") for m in metrics} for name in names
-    }
+    keys = (*METRICS, "precision", "recall")
+    scores = {name: {m: _series(log_history, f"eval_{name}_{m}") for m in keys} for name in names}
     scores.setdefault("macro", {})["macro"] = _series(log_history, "eval_macro")
     losses = {"train": by_task("loss")}
     losses["evaluation"] = {
@@ -64,14 +62,14 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
     }
     return {
         "losses": {
-            name: {kind: found[name] for kind, found in losses.items() if name in found}
+            name: {kind: lines[name] for kind, lines in losses.items() if name in lines}
             for name in names
-            if any(name in found for found in losses.values())
+            if any(name in lines for lines in losses.values())
         },
         "scores": {
-            name: {metric: points for metric, points in found.items() if points}
-            for name, found in scores.items()
-            if any(found.values())
+            name: {metric: points for metric, points in metrics.items() if points}
+            for name, metrics in scores.items()
+            if any(metrics.values())
         },
         "weights": by_task("weight"),
         "rows": by_task("rows"),
@@ -95,12 +93,12 @@ def _series(log_history: list[dict[str, Any]], key: str) -> list[list]:
 
 def _cosines(log_history: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
     """Pairs of tasks by the mean cosine of their gradients; a gradient of 0 has none."""
-    found = []
+    pairs = []
     for one, other in combinations(names, 2):
         points = _series(log_history, f"cosine_{one}-{other}")
         values = [value for _, value in points if value is not None]
         if values:
-            found.append(
+            pairs.append(
                 {
                     "tasks": [one, other],
                     "mean": sum(values) / len(values),
@@ -108,7 +106,7 @@ def _cosines(log_history: list[dict[str, Any]], names: list[str]) -> list[dict[s
                     "compared": len(values),
                 }
             )
-    return sorted(found, key=lambda pair: pair["mean"])
+    return sorted(pairs, key=lambda pair: pair["mean"])
 
 
 def training_plots(
@@ -119,29 +117,29 @@ def training_plots(
     Args:
         log_history: `trainer.state.log_history`.
         task_names: the tasks.
-        folder: of the run.
+        folder: folder of the run.
 
     Returns:
         paths of the pictures.
     """
-    place = Path(folder) / REPORTS
-    place.mkdir(parents=True, exist_ok=True)
-    return draw_training(training_curves(log_history, task_names), place)
+    reports = Path(folder) / REPORTS
+    reports.mkdir(parents=True, exist_ok=True)
+    return draw_training(training_curves(log_history, task_names), reports)
 
 
 def draw_training(curves: dict[str, Any], folder: Path) -> list[Path]:
     """`losses.png`, `scores.png` and `gradients.png`, those for which something was logged.
 
     Args:
-        curves: from `training_curves`.
-        folder: where to write; exists.
+        curves: what `training_curves` gave.
+        folder: folder to write into; exists.
 
     Returns:
         paths of the pictures.
     """
-    wanted = [name for name, keys in NEEDS.items() if any(curves[key] for key in keys)]
+    names = [name for name, keys in NEEDS.items() if any(curves[key] for key in keys)]
     makers = {"losses": _losses, "scores": _scores, "gradients": _gradients}
-    return draw(folder, makers, wanted, curves)
+    return draw(folder, makers, names, curves)
 
 
 def _losses(curves: dict[str, Any]) -> Figure:
@@ -150,13 +148,13 @@ def _losses(curves: dict[str, Any]) -> Figure:
     totals = [key for key in ("rows", "tokens") if curves[key]]
     figure, panels = _grid(len(losses) + bool(weights) + len(totals), "losses by task")
     left = iter(panels)
-    for task, found in losses.items():
+    for task, lines in losses.items():
         axes = next(left)
         axes.set(title=drawn(task), ylabel="loss", xlabel="optimizer step")
-        if "train" in found:
-            _line(axes, _smooth(axes, found["train"]), "tab:blue", "train")
-        if "evaluation" in found:
-            _line(axes, found["evaluation"], "tab:red", "evaluation", marked=True)
+        if "train" in lines:
+            _line(axes, _smooth(axes, lines["train"]), "tab:blue", "train")
+        if "evaluation" in lines:
+            _line(axes, lines["evaluation"], "tab:red", "evaluation", marked=True)
         axes.legend(fontsize=7)
     if weights:
         axes = next(left)

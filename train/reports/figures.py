@@ -57,8 +57,8 @@ def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
     """The pictures of one task, `<task>_<section>.png`.
 
     Args:
-        report: from `task_report.task_report`; a picture for each of its sections in `SECTIONS`.
-        folder: where to write; exists.
+        report: what `task_report.task_report` gave; its sections in `SECTIONS` have pictures.
+        folder: folder to write into; exists.
 
     Returns:
         paths of the pictures.
@@ -69,8 +69,8 @@ def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
     task = report["task"]
     check_task_file(task)
     makers = {f"{task}_{name}": make for name, make in SECTIONS.items()}
-    wanted = [f"{task}_{name}" for name in SECTIONS if _can_be_drawn(report, name)]
-    return draw(folder, makers, wanted, report)
+    names = [f"{task}_{name}" for name in SECTIONS if _can_be_drawn(report, name)]
+    return draw(folder, makers, names, report)
 
 
 def check_task_file(task: str) -> None:
@@ -88,15 +88,15 @@ def _can_be_drawn(report: dict[str, Any], name: str) -> bool:
 
 
 def draw(
-    folder: Path, makers: dict[str, Maker], wanted: Collection[str], found: dict[str, Any]
+    folder: Path, makers: dict[str, Maker], names: Collection[str], values: dict[str, Any]
 ) -> list[Path]:
     """Write pictures in our style; those of a run before are replaced or removed.
 
     Args:
-        folder: where to write; exists.
+        folder: folder to write into; exists.
         makers: name of a picture, `<name>.png`, to what draws it.
-        wanted: those to draw this time.
-        found: what they are drawn from.
+        names: names of the pictures to draw this time.
+        values: what they are drawn from.
 
     Returns:
         paths of the pictures.
@@ -106,9 +106,9 @@ def draw(
         for name, make in makers.items():
             path = folder / f"{name}.png"
             path.unlink(missing_ok=True)
-            if name in wanted:
+            if name in names:
                 with write_aside(path) as aside:
-                    make(found).savefig(aside)
+                    make(values).savefig(aside)
                 paths.append(path)
     return paths
 
@@ -136,13 +136,13 @@ def _heading(report: dict[str, Any], what: str) -> str:
 
 
 def _confusion(report: dict[str, Any]) -> Figure:
-    found = report["confusion"]
-    counts = np.array(found["matrix"], dtype=float)  # (true labels, known labels)
+    confusion = report["confusion"]
+    counts = np.array(confusion["matrix"], dtype=float)  # (true labels, known labels)
     rows, columns = _most_wrong(counts)
     counts = counts[np.ix_(rows, columns)]
-    names = [_short(found["labels"][i]) for i in rows]
+    names = [_short(confusion["labels"][i]) for i in rows]
     names = [
-        f"{name} (not in train)" if i >= len(found["known"]) else name
+        f"{name} (not in train)" if i >= len(confusion["known"]) else name
         for i, name in zip(rows, names, strict=True)
     ]
     few = max(counts.shape) <= NUMBERED
@@ -156,7 +156,7 @@ def _confusion(report: dict[str, Any]) -> Figure:
     bar = figure.colorbar(image, ax=axes, shrink=min(1, 3 / height), aspect=12)
     bar.set_label(f"share of the {_short(report['unit'])} of a true label")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_xticks(range(len(columns)), [_short(found["known"][i]) for i in columns])
+    axes.set_xticks(range(len(columns)), [_short(confusion["known"][i]) for i in columns])
     axes.set_yticks(range(len(rows)), names)
     axes.tick_params(axis="x", rotation=90)
     axes.tick_params(labelsize=size, length=2)
@@ -167,7 +167,7 @@ def _confusion(report: dict[str, Any]) -> Figure:
             color = "white" if shares[i, j] > 0.3 else "black"
             style = {"ha": "center", "va": "center", "fontsize": 7, "color": color}
             axes.text(j, i, _count(float(counts[i, j])), **style)
-    part = "" if len(rows) == len(found["labels"]) else f", the {DRAWN} labels with most errors"
+    part = "" if len(rows) == len(confusion["labels"]) else f", the {DRAWN} labels with most errors"
     axes.set_title(_heading(report, f"confusion{part}"))
     return figure
 
@@ -179,8 +179,8 @@ def _most_wrong(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     right[:known] = counts.diagonal()
     errors = counts.sum(1) - right
     errors[:known] += counts.sum(0) - right[:known]
-    kept = np.sort(np.argsort(-errors, kind="stable")[:DRAWN])
-    return kept, kept[kept < known]
+    chosen = np.sort(np.argsort(-errors, kind="stable")[:DRAWN])
+    return chosen, chosen[chosen < known]
 
 
 def _count(value: float) -> str:
@@ -188,13 +188,13 @@ def _count(value: float) -> str:
 
 
 def _reliability(report: dict[str, Any]) -> Figure:
-    found = report["reliability"]
-    bins = [part for part in found["bins"] if part["count"]]
+    reliability = report["reliability"]
+    bins = [part for part in reliability["bins"] if part["count"]]
     edges, counts, means, right = (
         [part[key] for part in bins] for key in ("low", "count", "confidence", "accuracy")
     )
-    several = found["unit"] == "labels"
-    style: dict[str, Any] = {"width": found["bins"][0]["high"], "align": "edge"}
+    several = reliability["unit"] == "labels"
+    style: dict[str, Any] = {"width": reliability["bins"][0]["high"], "align": "edge"}
     style |= {"edgecolor": "white"}
     figure = Figure(figsize=(4.5, 5.4), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
@@ -205,10 +205,10 @@ def _reliability(report: dict[str, Any]) -> Figure:
     top.set_ylabel(
         "share of labels that are true" if several else "share of answers that are right"
     )
-    top.set_title(_heading(report, f"expected calibration error {found['ece']:.3f}"))
+    top.set_title(_heading(report, f"expected calibration error {reliability['ece']:.3f}"))
     bottom.bar(edges, counts, color="grey", **style)
     bottom.set(xlabel=f"probability of {'a label' if several else 'the answer'}", yscale="log")
-    bottom.set(ylabel=_short(found["unit"]), ylim=(0.7, max(12, 2 * max(counts))))
+    bottom.set(ylabel=_short(reliability["unit"]), ylim=(0.7, max(12, 2 * max(counts))))
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -226,14 +226,16 @@ def _bars(report: dict[str, Any], table: dict[str, dict[str, float]], what: str)
     names = sorted(table, key=lambda name: -table[name]["support"])
     part = f", the {DRAWN} most frequent" if len(names) > DRAWN else ""
     names = names[:DRAWN]
-    places = np.arange(len(names))
+    positions = np.arange(len(names))
     figure = Figure(figsize=(6, 1.5 + 0.2 * len(names)), layout="constrained")
     axes = figure.subplots()
     values = {key: [table[name][key] for name in names] for key in ("f1", "precision", "recall")}
-    axes.barh(places, values["f1"], height=0.7, color="lightsteelblue", label="F1")
-    axes.plot(values["precision"], places, ">", color="tab:blue", markersize=4, label="precision")
-    axes.plot(values["recall"], places, "d", color="tab:red", markersize=4, label="recall")
-    axes.set_yticks(places, [f"{_short(name)} ({table[name]['support']:,})" for name in names])
+    axes.barh(positions, values["f1"], height=0.7, color="lightsteelblue", label="F1")
+    axes.plot(
+        values["precision"], positions, ">", color="tab:blue", markersize=4, label="precision"
+    )
+    axes.plot(values["recall"], positions, "d", color="tab:red", markersize=4, label="recall")
+    axes.set_yticks(positions, [f"{_short(name)} ({table[name]['support']:,})" for name in names])
     axes.set(xlim=(-0.02, 1.02), ylim=(len(names) - 0.4, -0.6), xlabel="score")
     axes.grid(visible=False, axis="y")
     axes.set_title(_heading(report, f"{what} (how many there are){part}"))
@@ -243,28 +245,28 @@ def _bars(report: dict[str, Any], table: dict[str, dict[str, float]], what: str)
 
 def _numbers(report: dict[str, Any]) -> Figure:
     """Predicted against true; then residuals, or the ranks where only the order is learned."""
-    found = report["numbers"]
-    wanted, given = np.array(found["points"]).T
+    numbers = report["numbers"]
+    true, predicted = np.array(numbers["points"]).T
     points: dict[str, Any] = {"markersize": 3, "alpha": 0.3, "markeredgewidth": 0}
     figure = Figure(figsize=(8, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(wanted, given, "o", **points)
+    left.plot(true, predicted, "o", **points)
     left.set(xlabel="true", ylabel="predicted")
-    if "residuals" in found:
-        ends = [min(wanted.min(), given.min()), max(wanted.max(), given.max())]
+    if "residuals" in numbers:
+        ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
         left.plot(ends, ends, "--", color="grey")
         left.set_title("dashed: predicted = true")
-        right.hist(given - wanted, bins=30, color="lightsteelblue")
+        right.hist(predicted - true, bins=30, color="lightsteelblue")
         right.axvline(0, color="grey", linestyle="--")
-        mean, root = (found["residuals"][key] for key in ("mean", "root_mean_square"))
+        mean, root = (numbers["residuals"][key] for key in ("mean", "root_mean_square"))
         right.set(xlabel="residual: predicted - true", ylabel="rows")
         right.set_title(f"mean {mean:+.3f}, root mean square {root:.3f}")
     else:
         left.set(ylabel="predicted: cosine", title="values")
-        ranks = [rankdata(values) / len(values) for values in (wanted, given)]
+        ranks = [rankdata(values) / len(values) for values in (true, predicted)]
         right.plot(*ranks, "o", **points)
         right.set(xlabel="true: rank", ylabel="predicted: rank", title="ranks, as shares of all")
-    shown = f", {len(given):,} of them drawn" if len(given) < report["labelled"] else ""
+    shown = f", {len(predicted):,} of them drawn" if len(predicted) < report["labelled"] else ""
     figure.suptitle(_heading(report, "predicted and true numbers") + shown)
     return figure
 

@@ -36,9 +36,9 @@ def report(run_folder: str | Path) -> dict[str, Any]:
     """
     run = Path(run_folder)
     scores = _read_scores(run)
-    place = run / REPORTS
+    reports_folder = run / REPORTS
     tasks = scores.get("tasks", {})
-    paths = {task: place / f"{task}.json" for task in tasks}
+    paths = {task: reports_folder / f"{task}.json" for task in tasks}
     reports = {task: _read_report(path) for task, path in paths.items() if path.is_file()}
     history = _read_history(run)
     losses = {key for line in history for key in line if key.startswith("loss_")}
@@ -47,26 +47,28 @@ def report(run_folder: str | Path) -> dict[str, Any]:
         curves = training_curves(history, sorted(logged | set(tasks)))
     except ValueError as error:
         raise UserError(str(run / HISTORY), [str(error)]) from error
-    place.mkdir(exist_ok=True)
-    pictures = {task: draw_report(found, place) for task, found in reports.items()}
+    reports_folder.mkdir(exist_ok=True)
+    pictures = {
+        task: draw_report(task_report, reports_folder) for task, task_report in reports.items()
+    }
     if history:
-        drawn = draw_training(curves, place)
+        drawn = draw_training(curves, reports_folder)
     else:  # those that were drawn right after training
-        drawn = [path for name in NEEDS if (path := place / f"{name}.png").is_file()]
+        drawn = [path for name in NEEDS if (path := reports_folder / f"{name}.png").is_file()]
     parts = [
         _scores_part(scores),
         "".join(f'<a href="#{in_html(task)}">{in_html(task)}</a> ' for task in reports),
         _training_part(curves, drawn),
-        *(_task_part(found, pictures[task]) for task, found in reports.items()),
+        *(_task_part(task_report, pictures[task]) for task, task_report in reports.items()),
     ]
     name = in_html(run.resolve().name)
     page = PAGE_FRAME.format(title=name, body="\n".join(parts))
-    write_text(place / PAGE, page)
+    write_text(reports_folder / PAGE, page)
     return {
         "scores": scores,
         "tasks": reports,
         "training": curves,
-        "page": str(place / PAGE),
+        "page": str(reports_folder / PAGE),
     }
 
 
@@ -156,19 +158,19 @@ def _training_part(curves: dict[str, Any], pictures: list[Path]) -> str:
     return "\n".join([*parts, *map(_picture, pictures)])
 
 
-def _task_part(found: dict[str, Any], pictures: list[Path]) -> str:
-    task = in_html(found["task"])
+def _task_part(task_report: dict[str, Any], pictures: list[Path]) -> str:
+    task = in_html(task_report["task"])
     parts = [f'<h2 id="{task}">{task}</h2>']
-    facts = [found["kind"], f"{found['rows']:,} rows of {found['split']}"]
-    if "labelled" in found:
-        facts.append(f"{found['labelled']:,} {found['unit']} with a label")
-    if found.get("reliability", {}).get("ece") is not None:
-        facts.append(f"expected calibration error {found['reliability']['ece']:.4f}")
+    facts = [task_report["kind"], f"{task_report['rows']:,} rows of {task_report['split']}"]
+    if "labelled" in task_report:
+        facts.append(f"{task_report['labelled']:,} {task_report['unit']} with a label")
+    if task_report.get("reliability", {}).get("ece") is not None:
+        facts.append(f"expected calibration error {task_report['reliability']['ece']:.4f}")
     parts.append(f"<p>{in_html('; '.join(facts))}</p>")
     names = ("precision", "recall", "f1", "support")
     tables = {
-        "Entities by type": found.get("entities", {}),
-        "Labels": found.get("labels", found.get("confusion", {})).get("per_label", {}),
+        "Entities by type": task_report.get("entities", {}),
+        "Labels": task_report.get("labels", task_report.get("confusion", {})).get("per_label", {}),
     }
     for title, table in tables.items():
         worst = sorted(table, key=lambda name: table[name]["f1"])
@@ -177,7 +179,7 @@ def _task_part(found: dict[str, Any], pictures: list[Path]) -> str:
             title, rows = f"The {SHOWN} labels with the lowest F1 of {len(rows)}", rows[:SHOWN]
         parts.append(_table(title, ("name", *names), rows))
     keys = ("true", "predicted", "count", "share")
-    confused = found.get("confusion", {}).get("confused", [])
+    confused = task_report.get("confusion", {}).get("confused", [])
     rows = [(*(pair[key] for key in keys[:3]), f"{pair['share']:.0%}") for pair in confused]
     header = ("true", "predicted", "rows", "of the true")
     parts.append(_table("Worst confusions", header, rows[:SHOWN]))

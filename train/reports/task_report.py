@@ -7,201 +7,17 @@ Everything is counted from what scoring sees anyway: no second pass over the dat
 (`RUN/reports/<task>.json`), and its pictures are drawn from that JSON alone: `page.py` draws
 them anew without model or data.
 
-Shapes: `N` rows, `L` labels of the model, `U` labels that only the references have, `W` words, `g`
-texts of a group, `D` width of an embedding.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from sklearn import metrics as sklearn_metrics
-from sklearn.preprocessing import MultiLabelBinarizer
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ..artifacts import REPORTS, write_json
-from ..evaluation.scoring import EvalSplit, answers
+from ..evaluation.scoring import EvalSplit, as_tensor
 from .figures import check_task_file, draw_report
-
-BINS = 15
-CONFUSED = 20  # pairs of labels
-POINTS = 1000  # of a scatter plot
-
-
-# ---- counts ----
-
-
-def confusion(labels: Sequence[str], given: Sequence[str], wanted: Sequence[str]) -> dict[str, Any]:
-    """Which label is taken for which.
-
-    Args:
-        labels: those that the model knows.
-        given: the model's answers.
-        wanted: true labels; one that is not among `labels` gets a row of its own.
-
-    Returns:
-        `matrix`, L + U rows of L counts: true labels (`labels`) by predicted ones (`known`);
-        `per_label` with precision, recall, f1, support; `confused`, the pairs with most errors.
-    """
-    known = list(labels)
-    names = known + sorted(set(wanted) - set(known))
-    matrix = np.zeros((len(names), len(names)), dtype=int)
-    if len(wanted):  # scikit-learn refuses empty lists
-        matrix = sklearn_metrics.confusion_matrix(wanted, given, labels=names)
-    support = matrix.sum(1)
-    errors = matrix - np.diag(matrix.diagonal())
-    order = np.argsort(-errors, axis=None, kind="stable")[:CONFUSED]
-    pairs = [np.unravel_index(place, errors.shape) for place in order]
-    return {
-        "labels": names,
-        "known": known,
-        "matrix": matrix[:, : len(known)].tolist(),
-        "per_label": _per_label(names, wanted, given, names),
-        "confused": [
-            {
-                "true": names[i],
-                "predicted": names[j],
-                "count": int(errors[i, j]),
-                "share": float(errors[i, j] / support[i]),
-            }
-            for i, j in pairs
-            if errors[i, j]
-        ],
-    }
-
-
-def multi_label_confusion(
-    labels: Sequence[str], given: Sequence[list[str]], wanted: Sequence[list[str]]
-) -> dict[str, Any]:
-    """How often each label is rightly and wrongly set and left out.
-
-    Args:
-        labels: those that the model knows.
-        given: the labels that the model set, for each row.
-        wanted: the true ones; one that is not among `labels` is counted as missed.
-
-    Returns:
-        `labels`, `known`, and `per_label` with precision, recall, f1, support and the counts
-        true_positive, false_positive, false_negative, true_negative.
-    """
-    known = list(labels)
-    names = known + sorted({label for row in wanted for label in row} - set(known))
-    binary = MultiLabelBinarizer(classes=names)
-    true, found = binary.fit_transform(wanted), binary.fit_transform(given)
-    per_label = _per_label(names, true, found, list(range(len(names))))
-    counts = np.zeros((len(names), 2, 2), dtype=int)
-    if len(wanted):
-        counts = sklearn_metrics.multilabel_confusion_matrix(true, found)
-    kinds = ("true_negative", "false_positive", "false_negative", "true_positive")
-    for name, table in zip(names, counts, strict=True):
-        per_label[name] |= dict(zip(kinds, table.flatten().tolist(), strict=True))
-    return {"labels": names, "known": known, "per_label": per_label}
-
-
-def _per_label(
-    names: list[str], wanted: Any, given: Any, labels: list
-) -> dict[str, dict[str, float]]:
-    """Precision, recall, f1 and support by name, of what stands for it in `labels`."""
-    values: Any = np.zeros((4, len(names)))
-    if len(wanted):
-        values = sklearn_metrics.precision_recall_fscore_support(
-            wanted,
-            given,
-            labels=labels,
-            zero_division=0.0,  # pyright: ignore[reportArgumentType]
-        )
-    *parts, support = (row.tolist() for row in values)
-    return {
-        name: {"precision": p, "recall": r, "f1": f, "support": int(count)}
-        for name, p, r, f, count in zip(names, *parts, support, strict=True)
-    }
-
-
-def reliability(probabilities: np.ndarray, wanted: Any) -> dict[str, Any]:
-    """Expected calibration error over 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599).
-
-    The mean, over all answers, of the distance between the confidence of their bin and the share
-    of them that is right.
-
-    Args:
-        probabilities: (N, L).
-        wanted: (N,) ids, -1 for a label that the model does not know: the answer is wrong,
-            confidence is the top probability. Or (N, L) of 0 and 1 for several labels a row: each
-            label of each row counts, whatever the threshold; confidence is its probability, and
-            accuracy the share of them that is true.
-
-    Returns:
-        `ece` (None without rows), `unit` (answers or labels), `count`, `not_finite` (rows left out,
-        whose probabilities are no numbers), and `bins` with low, high, count, confidence, accuracy.
-    """
-    probabilities, wanted = np.asarray(probabilities, dtype=float), np.asarray(wanted, dtype=int)
-    several = wanted.ndim == 2
-    finite = np.isfinite(probabilities).all(1)
-    probabilities, wanted = probabilities[finite], wanted[finite]
-    if several:
-        confidence, right = probabilities.flatten(), wanted.flatten()
-    else:
-        confidence = probabilities.max(1, initial=0.0)
-        right = (probabilities.argmax(1) == wanted) if len(wanted) else wanted
-    edges = np.linspace(0, 1, BINS + 1)
-    places = np.digitize(confidence, edges[1:-1], right=True)  # bins (low, high], as in the paper
-    bins, error = [], 0.0
-    for number in range(BINS):
-        inside = places == number
-        part = {"low": float(edges[number]), "high": float(edges[number + 1])}
-        part |= {"count": int(inside.sum()), "confidence": None, "accuracy": None}
-        if part["count"]:
-            part["confidence"] = float(confidence[inside].mean())
-            part["accuracy"] = float(right[inside].mean())
-            error += part["count"] * abs(part["confidence"] - part["accuracy"])
-        bins.append(part)
-    return {
-        "ece": error / len(confidence) if len(confidence) else None,
-        "unit": "labels" if several else "answers",
-        "count": len(confidence),
-        "not_finite": int((~finite).sum()),
-        "bins": bins,
-    }
-
-
-def compare_numbers(
-    given: Sequence[float], wanted: Sequence[float], *, same_scale: bool = True
-) -> dict[str, Any]:
-    """Predicted numbers against true ones.
-
-    Args:
-        given: predictions, or cosines of pairs.
-        wanted: true numbers, scaled as the model learns them.
-        same_scale: a prediction is meant to equal the true number; False where only their order is
-            learned, as CoSENT does.
-
-    Returns:
-        `points`, [true, predicted] of at most 1,000 rows spread evenly; `not_finite`, rows left
-        out, whose predictions are no numbers; and on the same scale `residuals` of predicted -
-        true: mean, mean_absolute, root_mean_square, and percentiles.
-    """
-    pairs = np.array([wanted, given], dtype=float).T
-    finite = np.isfinite(pairs).all(1)
-    pairs = pairs[finite]
-    kept = np.unique(np.linspace(0, len(pairs) - 1, min(POINTS, len(pairs))).astype(int))
-    found: dict[str, Any] = {
-        "points": pairs[kept].tolist(),
-        "not_finite": int((~finite).sum()),
-    }
-    if same_scale and len(pairs):
-        error = pairs[:, 1] - pairs[:, 0]
-        found["residuals"] = {
-            "mean": float(error.mean()),
-            "mean_absolute": float(np.abs(error).mean()),
-            "root_mean_square": float(np.sqrt((error**2).mean())),
-            "percentiles": {str(q): float(np.percentile(error, q)) for q in (5, 25, 50, 75, 95)},
-        }
-    return found
-
-
-# ---- one task ----
 
 
 def task_report(
@@ -224,6 +40,7 @@ def task_report(
         JSON-ready: the scores, how many rows or words have a label, and, as the task has them, the
         sections `confusion`, `labels` (multi-label), `reliability`, `entities`, `numbers`.
     """
+    kind, rows = part.of_task(task, config)
     report: dict[str, Any] = {
         "task": task,
         "kind": config.problem_type or config.head,
@@ -231,35 +48,11 @@ def task_report(
         "rows": len(part.source.splits[part.split]),
         "scores": {name: value for name, value in scores.items() if name != "per_type"},
     }
-    unscored = part.source.tasks[task].data.label is None
-    if config.head == "masked_lm" or config.loss == "mse" or unscored:
+    if kind.scores_itself:
         return report
-    found = answers(task, config, part, predictions)
-    given, wanted, values = found.given, found.wanted, found.values
-    labels = config.labels or []
-    report |= {"labelled": len(wanted), "unit": "rows"}
-    if config.problem_type == "regression" or config.head == "embedding":
-        exact = config.head != "embedding" or config.loss in ("cosine_mse", "margin_mse")
-        return report | {"numbers": compare_numbers(given, wanted, same_scale=exact)}
-    if config.problem_type == "multi_label_classification":
-        report["labels"] = multi_label_confusion(labels, given, wanted)
-        true: Any = MultiLabelBinarizer(classes=report["labels"]["labels"]).fit_transform(wanted)
-        unknown = true.shape[1] - len(labels)  # the model gives them no probability
-        probabilities = np.pad(values.sigmoid().numpy(), ((0, 0), (0, unknown)))
-        return report | {"reliability": reliability(probabilities, true)}
-    wanted_tags = wanted
-    if config.head == "token_classification":
-        wanted_tags = found.unit_tags
-        given, wanted = ([tag for row in side for tag in row] for side in (given, wanted))
-        values = torch.cat([torch.zeros(0, len(labels)), *values])
-        report |= {"labelled": len(wanted), "unit": "words"}
-    if config.scheme is None:
-        report["confusion"] = confusion(labels, given, wanted)
-    if "per_type" in scores:
-        report["entities"] = scores["per_type"]
-    ids = {label: i for i, label in enumerate(labels)}
-    wanted_ids = [ids.get(label, -1) for label in wanted_tags]
-    return report | {"reliability": reliability(values.softmax(-1).numpy(), wanted_ids)}
+    answers = kind.answers(rows, as_tensor(predictions))
+    report |= {"labelled": len(answers.references), "unit": "rows"}
+    return report | kind.report(answers, scores)
 
 
 def write_reports(folder: str | Path, reports: dict[str, dict[str, Any]]) -> list[Path]:

@@ -11,8 +11,9 @@ from transformers.trainer_callback import ExportableState
 from ..balancing.base import Balancer
 from ..batches.collator import MultiTaskCollator
 from ..batches.sampler import MultiTaskBatchSampler
-from ..evaluation.metrics import default_metrics, main_metric
+from ..evaluation.metrics import main_metric
 from ..evaluation.scoring import EvalSplit
+from ..kinds import kind_of
 from ..recipe.schema import Stopping
 from .meters import TaskCounters
 
@@ -179,7 +180,7 @@ def stopping_callbacks(
     """What ends the training, of all tasks or of one; empty where nothing does before its time.
 
     Args:
-        stopping: of the recipe.
+        stopping: the recipe's options.
         splits: validation rows by source.
         sampler: draws the rows.
         collator: leaves out the labels, and knows the tasks.
@@ -196,7 +197,7 @@ def stopping_callbacks(
     metrics = {}
     for split in splits.values():
         for name, recipe in split.source.tasks.items():
-            usual = default_metrics(collator.configs[name], scored=recipe.data.label is not None)
+            usual = kind_of(collator.configs[name]).scored_as(recipe).default_metrics
             metrics[name] = main_metric(recipe.metrics or usual)
     return [TaskStopping(stopping, metrics, sampler, collator)]
 

@@ -142,11 +142,11 @@ class AtomicCheckpoints(Trainer):
         broken when this one resumed. Time stamps, which Trainer goes by, do not survive a copy.
         """
         standing = [path for _, path in _checkpoints(folder.parent)]
-        kept = {folder, Path(self.state.best_model_checkpoint or folder)} & set(standing)
+        protected = {folder, Path(self.state.best_model_checkpoint or folder)} & set(standing)
         later = standing[standing.index(folder) + 1 :]
-        others = [path for path in [*later, *standing] if path not in kept]
+        others = [path for path in [*later, *standing] if path not in protected]
         limit = self.args.save_total_limit or 0
-        surplus = len(standing) - max(limit, len(kept)) if limit > 0 else 0
+        surplus = len(standing) - max(limit, len(protected)) if limit > 0 else 0
         for path in list(dict.fromkeys(others))[: max(surplus, 0)]:
             put_away(path)
 

@@ -16,6 +16,7 @@ from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from ..batches.collator import MultiTaskCollator, model_inputs
 from ..data.dataset import MultiTaskDataset
 from ..evaluation.scoring import EvalSplit, macro, score
+from ..kinds import kind_of
 from ..reports.task_report import task_report
 from .meters import LossMeter
 
@@ -95,8 +96,8 @@ class EvaluationLoop:
         """Loss and predictions by task: one entry per example, in the batch's order.
 
         Args:
-            outputs: of the model, for a batch.
-            inputs: as `inputs_of` gave them.
+            outputs: the model's outputs for a batch.
+            inputs: what `inputs_of` gave.
             rows: (examples,), the batch's own.
 
         Returns:
@@ -108,9 +109,8 @@ class EvaluationLoop:
             self.meter.add(name, loss * units[name], units[name])
         values: dict[str, Tensor] = {}
         for name, logits in (outputs.logits or {}).items():
-            if model.config.tasks[name].head == "masked_lm":
-                logits = _mask_hits(logits, inputs["labels"][name])
-            values[name] = self._spread(name, logits.float(), inputs, count)
+            kept = kind_of(model.config.tasks[name]).kept(logits, inputs["labels"][name])
+            values[name] = self._spread(name, kept.float(), inputs, count)
         for name, vectors in (outputs.embeddings or {}).items():
             values[name] = vectors.float().view(count, -1, vectors.shape[-1])
         for name in self._tasks:  # no rows: all are windows after the first
@@ -141,7 +141,7 @@ class EvaluationLoop:
     def _spread(self, name: str, values: Tensor, inputs: dict[str, Any], rows: int) -> Tensor:
         """Values of the task's own rows to one entry per row: NaN for windows it does not read."""
         number = self.model.task_names.index(name)
-        reads = (inputs["task_ids"] == number).any(1)
+        reads = (inputs["task_ids"] == number).any(1).view(rows, -1)[:, 0]  # by example
         if bool(reads.all()):
             return values
         spread = values.new_full((rows, *values.shape[1:]), float("nan"))
@@ -163,10 +163,3 @@ def metrics_of(
     metrics[f"{prefix}_loss"] = sum(losses.values())
     metrics[f"{prefix}_macro"] = macro(scores)
     return metrics
-
-
-def _mask_hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N, T, V) logits -> (N, 2): masked tokens found, masked tokens."""
-    masked = labels != IGNORE
-    hits = (logits.argmax(-1) == labels) & masked
-    return torch.stack([hits.sum(1), masked.sum(1)], dim=1)

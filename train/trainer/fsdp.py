@@ -31,7 +31,7 @@ def prepare_sharding(
         model: the model, not sharded yet.
         plugin: accelerate's options of FSDP.
         multitask: sampling, balancing, what trains.
-        args: for torch_compile.
+        args: arguments with torch_compile.
 
     Raises:
         ValueError: with all that does not fit.
@@ -131,7 +131,7 @@ def idle_parameters(model: PolyheadModel, idle: list[str]) -> list[nn.Parameter]
 
 
 @contextmanager
-def own_class(model: PolyheadModel) -> Iterator[None]:
+def unsharded_class(model: PolyheadModel) -> Iterator[None]:
     """FSDP2 gives a module a class of its own, whose name and code would be saved for ours."""
     sharded, model.__class__ = model.__class__, PolyheadModel
     try:

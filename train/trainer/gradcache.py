@@ -27,7 +27,7 @@ def loss_over_ranks(
     """The task's loss over the rows of all ranks; these ranks' values add up to it.
 
     Args:
-        head: of the task.
+        head: head of the task.
         embeddings: (N, D) of this rank; (0, 0) where it has none.
         labels: (G,) of this rank.
         num_items: groups in the whole optimizer step.
@@ -67,8 +67,8 @@ class CachedBatch:
 
     Args:
         random: state of the random numbers before its forward pass, for the same dropout again.
-        gradients: by task, (N, D), of the step's loss with respect to its embeddings.
-        values: by task, its share of that loss.
+        gradients: (N, D) by task, of the step's loss with respect to its embeddings.
+        values: share of that loss by task.
     """
 
     random: tuple[Tensor, tuple[list[int], list[Tensor]]]
@@ -101,7 +101,7 @@ def cache_step(
     Args:
         batches: the micro-batches, with their `labels`.
         forward: a micro-batch to the model's output, in training mode; no graph is kept.
-        heads: of the cached tasks that have rows in the step, on any rank.
+        heads: heads of the cached tasks that have rows in the step, on any rank.
         num_items: groups of each in the whole step.
         accelerator: knows the ranks. All of them have to call this.
     """

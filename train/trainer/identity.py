@@ -84,8 +84,8 @@ def identity_of(
     """What a checkpoint of a training is made of.
 
     Args:
-        model: what is trained.
-        args: of the trainer.
+        model: the model to be trained.
+        args: the trainer's arguments.
         multitask: sampling, balancing, what trains, when to stop.
         rows: tokenized rows by source and split.
         origin: what tells the encoder's first weights.
@@ -126,7 +126,7 @@ def check_resume(folder: str | Path, identity: dict[str, Any]) -> list[str]:
 
     Args:
         folder: the checkpoint.
-        identity: from `identity_of`.
+        identity: what `identity_of` gave.
 
     Returns:
         lines that say what is not as it was, but may be so.

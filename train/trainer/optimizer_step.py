@@ -45,16 +45,16 @@ class StepState:
 
     Args:
         number: optimizer steps done before.
-        epoch: of the training, fractions included.
+        epoch: epoch of the training, fractions included.
         num_items: labelled units by task, over micro-batches and ranks.
         present: the tasks with any, on all ranks.
         idle: the tasks without rows, on all ranks.
         batches: its micro-batches, where balancing reads them again.
-        weights: of the losses; None until the losses are known.
+        weights: weights of the losses; None until the losses are known.
         sums: losses of this rank's micro-batches so far.
-        gradients: of the tasks, for balancing.
-        sketches: of the tasks' gradients, to be compared where balancing reads none or others.
-        cached: of each micro-batch, where tasks are compared over all of them.
+        gradients: gradients of the tasks, for balancing.
+        sketches: sketches of the tasks' gradients, to compare where balancing reads none or others.
+        cached: what is cached of each micro-batch, where a loss compares all of them.
         position: the micro-batch that comes next.
     """
 
@@ -80,9 +80,9 @@ class OptimizerStep:
         model: the model, without what accelerate wraps around it.
         accelerator: knows the ranks.
         balancer: weighs the tasks, or combines their gradients.
-        comparison: of the tasks' gradients.
+        comparison: comparison of the tasks' gradients.
         unfreezing: knows the layers that wait.
-        counters: of rows, tokens and skipped losses.
+        counters: counters of rows, tokens and skipped losses.
         sigterm: is told whether a rank has got the signal.
         multitask: which tasks are cached, what a loss that is not finite does.
         sources: source name to its tasks, as the collator counts them.
@@ -114,7 +114,7 @@ class OptimizerStep:
         Args:
             batches: this rank's micro-batches, as the collator made them.
             number: optimizer steps done before.
-            epoch: of the training, fractions included.
+            epoch: epoch of the training, fractions included.
 
         Returns:
             Labelled units by task, over micro-batches and ranks: scalars, on the CPU.
@@ -210,7 +210,7 @@ class OptimizerStep:
         """Weighted sum of the tasks' losses, each over its units in the whole optimizer step.
 
         Args:
-            outputs: of the model, for the next micro-batch and the step's `num_items`.
+            outputs: the model's outputs for the next micro-batch and the step's `num_items`.
             batch: the micro-batch, on the device.
 
         Returns:

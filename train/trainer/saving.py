@@ -1,21 +1,21 @@
 """What the Trainer saves, loads and pushes: the folder that users load."""
 
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import logging
 
 from ...modeling.adapters import load_adapter
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..hub.folder import save_folder
 from ..hub.push import HUB_ERRORS, push
 from .checkpoints import AtomicCheckpoints
-from .fsdp import own_class
+from .fsdp import unsharded_class
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class FolderCheckpoints(AtomicCheckpoints):
@@ -50,7 +50,7 @@ class FolderCheckpoints(AtomicCheckpoints):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """A checkpoint is the folder that users load; the trainer's state is added to it."""
         if self.args.should_save:
-            with own_class(self.model_for_tasks):
+            with unsharded_class(self.model_for_tasks):
                 save_folder(
                     self.model_for_tasks,
                     self.processing_class,  # pyright: ignore[reportArgumentType]
@@ -70,7 +70,7 @@ class FolderCheckpoints(AtomicCheckpoints):
         """Upload the folder that users load, as it is now; what `push` gives, on the first rank.
 
         Args:
-            commit_message: of the commit.
+            commit_message: commit message.
             blocking: not used; it returns when the commit is made.
             token: instead of `args.hub_token`.
             revision: branch instead of `args.hub_revision`.

@@ -95,7 +95,9 @@ class MultiTaskTrainer(FolderCheckpoints):
         multitask: MultiTaskArguments | None = None,
         origin: str | None = None,
     ) -> None:
-        _check_arguments(args)
+        if faults := argument_faults(args):
+            raise ValueError(f"TrainingArguments: {'; '.join(faults)}")
+        args.ddp_find_unused_parameters = True  # a head or adapter may have no rows on a rank
         self.multitask = multitask or MultiTaskArguments()
         self.origin = origin
         self.sources = sources
@@ -370,19 +372,16 @@ class MultiTaskTrainer(FolderCheckpoints):
         return self.evaluation.run(splits, prefix, reports=reports)
 
 
-def _check_arguments(args: TrainingArguments) -> None:
-    """Check what does not fit several tasks; `ddp_find_unused_parameters` is switched on.
-
-    Raises:
-        ValueError: something does not fit.
-    """
+def argument_faults(args: TrainingArguments) -> list[str]:
+    """What of TrainingArguments does not fit several tasks."""
+    faults = []
     if args.remove_unused_columns:
-        raise ValueError("TrainingArguments: set remove_unused_columns=False")
+        faults.append("set remove_unused_columns=False")
     if args.label_smoothing_factor:
-        raise ValueError("TrainingArguments: label_smoothing_factor does not fit several tasks")
+        faults.append("label_smoothing_factor does not fit several tasks")
     if args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
-        raise ValueError("TrainingArguments: hub_strategy is end or every_save here")
+        faults.append("hub_strategy is end or every_save here")
     checkpointing: Any = args.activation_checkpointing_kwargs or {}
     if args.world_size > 1 and checkpointing.get("use_reentrant"):
-        raise ValueError("TrainingArguments: several ranks need use_reentrant=False")
-    args.ddp_find_unused_parameters = True  # a head or adapter may have no rows on a rank
+        faults.append("several ranks need use_reentrant=False")
+    return faults

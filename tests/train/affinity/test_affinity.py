@@ -25,8 +25,8 @@ from polyhead.train.batches.collator import model_inputs
 from polyhead.train.commands import training as run
 from polyhead.train.commands.setup import prepare
 from polyhead.train.errors import UserError
+from polyhead.train.optimization.freezing import apply_freeze
 from polyhead.train.recipe import load_recipe
-from polyhead.train.recipe.arguments import training_arguments
 from torch import nn
 from torch.testing import assert_close
 from train_helpers import (
@@ -96,13 +96,10 @@ def folder_of(recipe: Path) -> Path:
 
 def measured(recipe: Path, steps: int) -> dict[str, Any]:
     """The short run without its picture."""
-    found = prepare(recipe)
-    assert not tool._faults(found, args_of(found), full=False)  # freezes, too
-    return measure(found, args_of(found), steps=steps)
-
-
-def args_of(found: run.Prepared) -> Any:
-    return training_arguments(found.recipe, evaluates=False)
+    run = prepare(recipe)
+    apply_freeze(run.model, run.recipe.freeze)
+    assert not tool._faults(run, full=False)
+    return measure(run, steps=steps)
 
 
 def cosine_of(result: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -200,8 +197,9 @@ def toys(recipe_of) -> dict[str, Any]:
     found = prepare(recipe_of("near twin same other", freeze__heads=["same", "other"]))
     heads = found.model.heads
     heads["other"].load_state_dict(heads["same"].state_dict())
-    assert not tool._faults(found, args_of(found), full=False)
-    return measure(found, args_of(found), steps=30)
+    apply_freeze(found.model, found.recipe.freeze)
+    assert not tool._faults(found, full=False)
+    return measure(found, steps=30)
 
 
 class TestMeasure:
@@ -261,7 +259,7 @@ class TestMeasure:
         for count in (1, 6):
             monkeypatch.setattr(tool, "MEASUREMENTS", count)
             found = prepare(recipe_of("intent slots near"))
-            assert measure(found, args_of(found), steps=6)["measurements"] == count
+            assert measure(found, steps=6)["measurements"] == count
             weights.append(found.model.state_dict())
         first = prepare(recipe_of("intent slots near")).model.state_dict()
         for name, value in weights[0].items():
@@ -274,7 +272,7 @@ class TestMeasure:
         result = measured(recipe, 1)
         found = prepare(recipe)
         model = found.model.eval()
-        fed = model_inputs(next(iter(tool._batches(found, args_of(found), size=8, steps=1))))
+        fed = model_inputs(next(iter(tool._batches(found, size=8, steps=1))))
         names = ["intent", "near", "slots"]
         cosines, gains = compare_tasks(
             lambda: [model(**fed).losses[name] for name in names],
@@ -300,7 +298,7 @@ class TestMeasure:
         path = write_rows(recipe.parent / "few.jsonl", rows)
         overrides = [f"tasks.{name}.data.data_files.train={path}" for name in ("intent", "slots")]
         found = prepare(recipe, overrides)
-        result = measure(found, args_of(found), steps=12)
+        result = measure(found, steps=12)
         missing = 12 - cosine_of(result, "intent", "slots")["compared"]
         assert 0 < missing < 12
         assert gain_of(result, "intent", "slots")["compared"] == 12 - missing
@@ -346,7 +344,7 @@ class TestMeasure:
         with torch.no_grad():
             next(found.model.heads["slots"].parameters()).fill_(math.nan)
         with pytest.raises(UserError, match="loss of task slots is nan in step 1; lower"):
-            measure(found, args_of(found), steps=2)
+            measure(found, steps=2)
 
 
 class TestFaults:
@@ -592,7 +590,7 @@ class TestFull:
         recipe, result = both
         started = []
         monkeypatch.setattr(
-            affinity_runs, "train", lambda path, notify: started.append(path.parent.name)
+            affinity_runs, "train", lambda path, **_: started.append(path.parent.name)
         )
         again = affinity(recipe, steps=2, full=True)
         assert not started
@@ -603,7 +601,7 @@ class TestFull:
         recipe, result = both
         started = []
 
-        def train(path: Path, notify: Any, overwrite: bool) -> None:
+        def train(path: Path, *, overwrite: bool) -> None:
             folder = path.parent
             started.append(folder.name)
             assert not (folder / "scores.json").exists()

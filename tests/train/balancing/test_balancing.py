@@ -54,7 +54,7 @@ def play(balancer: Balancer, steps: range, *, point: Tensor | None = None, targe
     The third task of three is absent from every third step.
     """
     point = torch.zeros(2, dtype=torch.float64) if point is None else point
-    found = []
+    logs = []
     for step in steps:
         there = {n: t for n, t in targets.items() if n != "c" or step % 3}
         point.requires_grad_()
@@ -65,7 +65,7 @@ def play(balancer: Balancer, steps: range, *, point: Tensor | None = None, targe
             direction = balancer.combine(gradients, list(there), step)
         else:
             direction = gradients.new_tensor([weights[name] for name in there]) @ gradients
-        found.append(balancer.log())
+        logs.append(balancer.log())
         point = point.detach() - 0.1 * direction
         balancer.after_step(
             step,
@@ -74,7 +74,7 @@ def play(balancer: Balancer, steps: range, *, point: Tensor | None = None, targe
             losses_after=numbers(losses_at(point, there)),
             gradients=gradients,
         )
-    return found, point
+    return logs, point
 
 
 # ---- weights known before the step ----
@@ -172,13 +172,13 @@ def test_dwa_by_hand():
     balancer = balancer_of("dwa", temperature=0.5)
     # mean losses of three epochs of two steps: a 4, 2, 1; b 1, 1, 1.5
     a, b = [5.0, 3.0, 2.5, 1.5, 1.0, 1.0], [1.0, 1.0, 0.5, 1.5, 1.0, 2.0]
-    found = []
+    weights = []
     for step in range(6):
-        found.append(balancer.weights(step)["a"])
+        weights.append(balancer.weights(step)["a"])
         balancer.after_step(step, {"a": a[step], "b": b[step]}, epoch=step // 2)
     # from the second step of epoch 2 on: ratios 2 / 4 and 1 / 1
     one, two = math.exp(0.5 / 0.5), math.exp(1 / 0.5)
-    assert found == pytest.approx([1, 1, 1, 1, 1, 2 * one / (one + two)])
+    assert weights == pytest.approx([1, 1, 1, 1, 1, 2 * one / (one + two)])
     balancer.after_step(6, {"a": 1.0, "b": 1.0}, epoch=3)  # ratios 1 / 2 and 1.5 / 1
     one, two = math.exp(0.5 / 0.5), math.exp(1.5 / 0.5)
     assert balancer.weights(7)["b"] == pytest.approx(2 * two / (one + two))
@@ -208,12 +208,12 @@ def test_gradnorm_moves_the_first_step_towards_equal_lengths():
 
 @pytest.mark.parametrize("alpha", [0.0, 1.5])
 def test_gradnorm_equals_the_algorithm_of_the_paper(alpha):
-    found, _ = play(balancer_of("gradnorm", alpha=alpha, learning_rate=0.05), range(20))
+    logs, _ = play(balancer_of("gradnorm", alpha=alpha, learning_rate=0.05), range(20))
     # Algorithm 1, the gradient of L_grad by autograd
     w = torch.ones(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([w], lr=0.05)
     point, first = torch.zeros(2, dtype=torch.float64), None
-    for weights in found:
+    for weights in logs:
         assert list(weights.values()) == pytest.approx(w.tolist())
         point.requires_grad_()
         losses = torch.stack(list(losses_at(point).values()))
@@ -266,8 +266,8 @@ def test_geometric_by_hand():
 def test_geometric_has_the_gradient_of_k_times_the_geometric_mean():
     losses = torch.tensor([0.3, 1.7, 5.0], dtype=torch.float64, requires_grad=True)
     (3 * scalarization.GeometricMean()(losses)).backward()
-    found = balancer_of("geometric", "abc").weights(0, numbers(dict(zip("abc", losses))))  # noqa: B905
-    assert list(found.values()) == pytest.approx(losses.grad.tolist())  # pyright: ignore
+    weights = balancer_of("geometric", "abc").weights(0, numbers(dict(zip("abc", losses))))  # noqa: B905
+    assert list(weights.values()) == pytest.approx(losses.grad.tolist())  # pyright: ignore
 
 
 def test_famo_by_hand():
@@ -282,17 +282,17 @@ def test_famo_by_hand():
 
 
 def test_famo_equals_the_algorithm_of_the_paper():
-    found, last = play(balancer_of("famo"), range(20))
+    logs, last = play(balancer_of("famo"), range(20))
     xi = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([xi], lr=0.025, weight_decay=0.001)
     point = torch.zeros(2, dtype=torch.float64)
-    for weights in found:
+    for weights in logs:
         point.requires_grad_()
         before = torch.stack(list(losses_at(point).values())) + 1e-8
         z = torch.softmax(xi, 0)
         c = 1 / (z / before).sum().detach()
-        own = 2 * c * (z.detach() * before.log()).sum()  # K times the paper's
-        step = torch.autograd.grad(own, point)[0]
+        objective = 2 * c * (z.detach() * before.log()).sum()  # K times the paper's
+        step = torch.autograd.grad(objective, point)[0]
         assert list(weights.values()) == pytest.approx((2 * c * z / before).tolist())
         point = (point - 0.1 * step).detach()
         after = torch.stack(list(losses_at(point).values())) + 1e-8
@@ -316,24 +316,28 @@ def test_pcgrad_by_hand():
 
 def test_mgda_by_hand():
     # between (-1, 0) and (1, -2) the shortest is a quarter of the way: (-0.5, -0.5); times K
-    found = balancer_of("mgda").combine(JACOBIAN, ["a", "b"], 0)
-    assert_close(found, torch.tensor([-1.0, -1.0]))
+    combined = balancer_of("mgda").combine(JACOBIAN, ["a", "b"], 0)
+    assert_close(combined, torch.tensor([-1.0, -1.0]))
 
 
 def test_upgrad_of_two_tasks_is_pcgrad():
-    found = balancer_of("upgrad").combine(JACOBIAN, ["a", "b"], 0)
-    assert_close(found, torch.tensor([-0.8, -2.4]), atol=1e-3, rtol=0)  # it adds 1e-4 to products
+    combined = balancer_of("upgrad").combine(JACOBIAN, ["a", "b"], 0)
+    assert_close(
+        combined, torch.tensor([-0.8, -2.4]), atol=1e-3, rtol=0
+    )  # it adds 1e-4 to products
 
 
 def test_aligned_mtl_shortens_orthogonal_gradients_to_the_least():
-    found = balancer_of("aligned_mtl").combine(torch.diag(torch.tensor([3.0, 4.0])), ["a", "b"], 0)
-    assert_close(found, torch.tensor([3.0, 3.0]))
+    combined = balancer_of("aligned_mtl").combine(
+        torch.diag(torch.tensor([3.0, 4.0])), ["a", "b"], 0
+    )
+    assert_close(combined, torch.tensor([3.0, 3.0]))
 
 
 def test_nash_mtl_makes_orthogonal_gradients_equally_long():
     # products 9 and 16, their norm sqrt(337): w_i^2 |g_i|^2 = sqrt(337)
-    found = balancer_of("nash_mtl").combine(torch.diag(torch.tensor([3.0, 4.0])), ["a", "b"], 0)
-    assert_close(found, torch.full((2,), 337**0.25), rtol=1e-4, atol=0)  # 1e-4 on the diagonal
+    combined = balancer_of("nash_mtl").combine(torch.diag(torch.tensor([3.0, 4.0])), ["a", "b"], 0)
+    assert_close(combined, torch.full((2,), 337**0.25), rtol=1e-4, atol=0)  # 1e-4 on the diagonal
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3, 1e-6])
@@ -341,15 +345,15 @@ def test_nash_mtl_solves_the_bargaining_problem(scale):
     # the product of each weight with its gain, w_i (g_i . sum_j w_j g_j), is the same for all
     gradients = torch.randn(4, 9, generator=torch.manual_seed(0)) * scale
     gradients[2] *= 300
-    found = balancer_of("nash_mtl", "abcd").combine(gradients, list("abcd"), 0)
-    weights = torch.linalg.lstsq(gradients.double().T, found.double()).solution
-    gains = weights * (gradients.double() @ found.double())
+    combined = balancer_of("nash_mtl", "abcd").combine(gradients, list("abcd"), 0)
+    weights = torch.linalg.lstsq(gradients.double().T, combined.double()).solution
+    gains = weights * (gradients.double() @ combined.double())
     assert_close(gains, gains.mean().expand(4), rtol=0.01, atol=0)  # 1e-4 on the diagonal
 
 
 def test_cagrad_without_a_radius_is_the_sum():
-    found = balancer_of("cagrad", c=0.0).combine(JACOBIAN, ["a", "b"], 0)
-    assert_close(found, torch.tensor([0.0, -2.0]))
+    combined = balancer_of("cagrad", c=0.0).combine(JACOBIAN, ["a", "b"], 0)
+    assert_close(combined, torch.tensor([0.0, -2.0]))
 
 
 REFERENCES = {  # torchjd's on the whole matrix, and what brings it to our scale for K = 4
@@ -372,22 +376,24 @@ def test_torchjd_on_the_whole_matrix(method):
             seed = np.random.SeedSequence([7, step]).generate_state(1)[0]
             torch.manual_seed(int(seed))  # the order of pcgrad
             expected = kind(**options)(gradients) * scale
-        found = balancer.combine(gradients, list("abcd"), step)
-        assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        combined = balancer.combine(gradients, list("abcd"), step)
+        assert_close(combined, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pcgrad_is_a_function_of_seed_and_step_and_leaves_chance_alone():
     gradients = torch.randn(5, 3, generator=torch.manual_seed(1))
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    found = [balancer_of("pcgrad", "abcde").combine(gradients, list("abcde"), s) for s in range(6)]
+    combined = [
+        balancer_of("pcgrad", "abcde").combine(gradients, list("abcde"), s) for s in range(6)
+    ]
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(99)
     again = [balancer_of("pcgrad", "abcde").combine(gradients, list("abcde"), s) for s in range(6)]
-    assert all(torch.equal(one, two) for one, two in zip(found, again, strict=True))
-    assert len({tuple(vector.tolist()) for vector in found}) > 1
+    assert all(torch.equal(one, two) for one, two in zip(combined, again, strict=True))
+    assert len({tuple(vector.tolist()) for vector in combined}) > 1
     other = balancer_of("pcgrad", "abcde", seed=8)
-    assert not torch.equal(other.combine(gradients, list("abcde"), 0), found[0])
+    assert not torch.equal(other.combine(gradients, list("abcde"), 0), combined[0])
 
 
 @pytest.mark.parametrize("method", WEIGHTINGS)
@@ -427,11 +433,11 @@ THREE = {"a": (1.0, 0.0), "b": (-1.0, 2.0), "c": (3.0, 1.0)}
 @pytest.mark.parametrize("method", METHODS)
 def test_the_order_of_tasks_changes_nothing(method):
     rows = {"a": 5, "b": 10, "c": 30}
-    found, point = play(balancer_of(method, "abc", rows), range(8), targets=THREE)
+    logs, point = play(balancer_of(method, "abc", rows), range(8), targets=THREE)
     turned = {name: THREE[name] for name in "cab"}
     other, same = play(balancer_of(method, "cab", rows), range(8), targets=turned)
-    assert other == [pytest.approx(weights, rel=1e-5) for weights in found]
-    assert [list(weights) for weights in other] == [list(weights) for weights in found]
+    assert other == [pytest.approx(weights, rel=1e-5) for weights in logs]
+    assert [list(weights) for weights in other] == [list(weights) for weights in logs]
     assert_close(same, point, rtol=1e-5, atol=1e-6)
 
 
@@ -444,8 +450,8 @@ def test_equal_tasks_train_as_without_balancing(method):
 
 
 def test_equal_tasks_have_equal_weights_by_uncertainty():
-    found, _ = play(balancer_of("uncertainty"), range(8), targets=dict.fromkeys("ab", (1.0, -2.0)))
-    assert found[-1]["weight_a"] == found[-1]["weight_b"] != 1.0
+    logs, _ = play(balancer_of("uncertainty"), range(8), targets=dict.fromkeys("ab", (1.0, -2.0)))
+    assert logs[-1]["weight_a"] == logs[-1]["weight_b"] != 1.0
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -457,8 +463,8 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(method):
     second = balancer_of(method, "abc")
     second.load_state_dict(json.loads(saved))
     assert json.dumps(second.state_dict(), sort_keys=True) == saved
-    found, _ = play(second, range(7, 11), point=point, targets=THREE)
-    assert found == whole[7:]
+    logs, _ = play(second, range(7, 11), point=point, targets=THREE)
+    assert logs == whole[7:]
 
 
 @pytest.mark.parametrize("method", LEARNING)
@@ -508,8 +514,8 @@ def test_a_task_with_loss_weight_0_has_no_say(method):
     rows = {"a": 5, "b": 10, "idle": 1000}
     tasks = {"idle": idle, **dict.fromkeys("ab", REGRESSION)}
     two, three = (
-        make_balancer(Balancing(method=method), own, rows, 7)  # pyright: ignore
-        for own in (dict.fromkeys("ab", REGRESSION), tasks)
+        make_balancer(Balancing(method=method), configs, rows, 7)  # pyright: ignore
+        for configs in (dict.fromkeys("ab", REGRESSION), tasks)
     )
     gradients = torch.cat([JACOBIAN, torch.zeros(1, 2)])
     for step in range(8):
@@ -626,8 +632,8 @@ def test_what_does_not_fit_gradients_of_tasks_is_told_all_at_once():
 
 def test_gradnorm_needs_whole_gradients_on_shared_weights_but_no_full_precision():
     sections = {"training": {"fp16": True, "fsdp": "full_shard"}, "freeze": Freeze(encoder=True)}
-    found = balancing_faults(recipe_of("gradnorm", **sections), 2)
-    assert [fault.partition(":")[0] for fault in found] == ["training.fsdp", "freeze.encoder"]
+    faults = balancing_faults(recipe_of("gradnorm", **sections), 2)
+    assert [fault.partition(":")[0] for fault in faults] == ["training.fsdp", "freeze.encoder"]
     assert balancing_faults(recipe_of("famo", **sections), 2) == []
 
 
@@ -635,8 +641,8 @@ def test_a_shared_adapter_on_a_frozen_encoder_is_something_to_share():
     frozen = {"freeze": Freeze(encoder=True)}
     shared = recipe_of("pcgrad", adapters=({"r": 4}, "t0"), **frozen)
     assert balancing_faults(shared, 2) == []
-    own = recipe_of("pcgrad", adapters=({"r": 4}, {"r": 4}), **frozen)
-    assert len(balancing_faults(own, 2)) == 1
+    separate = recipe_of("pcgrad", adapters=({"r": 4}, {"r": 4}), **frozen)
+    assert len(balancing_faults(separate, 2)) == 1
     named = recipe_of("pcgrad", adapters=({"r": 4, "name": "x"}, {"r": 4, "name": "x"}), **frozen)
     assert balancing_faults(named, 2) == []
 

@@ -18,6 +18,7 @@ from polyhead.modeling import PolyheadModel, PolyheadPipeline, modeling_polyhead
 from polyhead.train.commands import setup as preparation
 from polyhead.train.commands import training as run
 from polyhead.train.commands.inspection import inspect_recipe
+from polyhead.train.commands.scoring import evaluate
 from polyhead.train.evaluation.scoring import macro
 from polyhead.train.hub import save_folder
 from polyhead.train.trainer import MultiTaskTrainer
@@ -395,7 +396,7 @@ class TestResume:
     """`training.resume_from_checkpoint=true` through the whole run."""
 
     @pytest.fixture
-    def started(self, trained, tmp_path, monkeypatch):
+    def started(self, trained, tmp_path, monkeypatch, caplog):
         """(resume) -> (checkpoint that training got, folder of the model)."""
         recipe = recipe_of(trained.folder / "tokenizer")
         del recipe["tasks"]["words"]
@@ -405,7 +406,8 @@ class TestResume:
         write_splits(tmp_path, "pairs", pairs)
         path = write_recipe(tmp_path / "recipe.yaml", recipe)
         got = []
-        usual, self.told = MultiTaskTrainer.train, (told := [])
+        usual = MultiTaskTrainer.train
+        caplog.set_level("INFO", logger="polyhead")
 
         def train(self, resume_from_checkpoint=None):
             got.append(resume_from_checkpoint)
@@ -416,13 +418,13 @@ class TestResume:
         def start(output, resume=None):
             overrides = [f"output_dir={tmp_path / output}"]
             overrides += ["training.resume_from_checkpoint=true"] if resume else []
-            run.train(path, overrides, notify=told.append)
+            run.train(path, overrides)
             return got[-1], tmp_path / output
 
         return start
 
     @pytest.mark.slow
-    def test_a_broken_checkpoint_gives_way_to_the_one_before(self, started):
+    def test_a_broken_checkpoint_gives_way_to_the_one_before(self, started, caplog):
         got, whole = started("whole", resume=True)
         assert got is None  # there was none: it starts
         before = (whole / "model" / "model.safetensors").read_bytes()
@@ -431,7 +433,9 @@ class TestResume:
         weights.write_bytes(weights.read_bytes()[:500])
         got, _ = started("whole", resume=True)
         assert got == str(whole / "checkpoint-4")
-        assert any("checkpoint-6" in x and "resumed from checkpoint-4" in x for x in self.told)
+        assert any(
+            "checkpoint-6" in x and "resumed from checkpoint-4" in x for x in caplog.messages
+        )
         assert (whole / "model" / "model.safetensors").read_bytes() == before
 
 
@@ -449,7 +453,7 @@ class TestEvaluate:
 
     def test_it_writes_nothing(self, trained, tmp_path):
         output = tmp_path / "elsewhere"
-        run.evaluate(trained.model, trained.recipe, [f"output_dir={output}"])
+        evaluate(trained.model, trained.recipe, [f"output_dir={output}"])
         assert not output.exists()
 
     def test_another_split_may_be_asked_for(self, trained, capsys):
@@ -786,7 +790,7 @@ class TestInspect:
 
 
 def run_inspect(path):
-    return inspect_recipe(preparation.prepare(path), str(path))
+    return inspect_recipe(preparation.prepare(path))
 
 
 # ---- the folder, for others ----

@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from polyhead.train.data.label_values import number_of
-from polyhead.train.data.labels import labels_in
 from polyhead.train.data.loading import unseen_labels
 from polyhead.train.data.tokenization import tokenize
 from polyhead.train.errors import UserError
+from polyhead.train.kinds.values import labels_in, number_of
 from train_helpers import (
     MULTI,
     SEQUENCE,

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 from polyhead.train.data.loading import unseen_labels
-from polyhead.train.data.tags import tags_in
+from polyhead.train.kinds.tokens import tags_in
 from train_helpers import (
     private_cache,  # noqa: F401
     sources_of,

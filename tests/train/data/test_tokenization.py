@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from polyhead.train.data.dataset import MultiTaskDataset
-from polyhead.train.data.tokenization import first_tokens_of, tokenize
+from polyhead.train.data.tokenization import tokenize
+from polyhead.train.kinds.tokens import first_tokens_of
 from tokenizers import pre_tokenizers
 from train_helpers import (
     messages,

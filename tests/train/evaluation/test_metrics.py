@@ -15,11 +15,10 @@ from polyhead.train.evaluation.metrics import (
     METRICS,
     EntityF1,
     compute,
-    default_metrics,
     main_metric,
-    metrics_for,
 )
 from polyhead.train.evaluation.scoring import EvalSplit, macro, score
+from polyhead.train.kinds import kind_of
 from scipy import stats
 from seqeval import scheme as seqeval_schemes
 from seqeval.metrics import classification_report
@@ -42,6 +41,7 @@ NUMBER = TaskConfig(**SEQUENCE, problem_type="regression")
 TAGGED = TaskConfig(head="token_classification", labels=["O", "B-x", "I-x"])
 PLAIN = TaskConfig(head="token_classification", labels=["NOUN", "VERB"])
 NEAR = TaskConfig(head="embedding")
+GROUPS = TaskConfig(head="embedding", loss="contrastive")
 WORDS = TaskConfig(head="masked_lm")
 PREFIXES = {"iob1": ("IOB1", "BI"), "iob2": ("IOB2", "BI"), "bioes": ("IOBES", "BIES")}
 
@@ -197,21 +197,22 @@ class TestNumbers:
 
 class TestChoice:
     @pytest.mark.parametrize(
-        ("config", "scored", "fitting", "usual"),
+        ("config", "fitting", "usual"),
         [
-            (SINGLE, True, "accuracy f1_macro f1_micro mcc", "accuracy f1_macro"),
-            (MULTI, True, "f1_micro f1_macro", "f1_micro f1_macro"),
-            (NUMBER, True, "pearson spearman mse", "pearson spearman mse"),
-            (TAGGED, True, "entity_f1 token_accuracy", "entity_f1"),
-            (PLAIN, True, "token_accuracy", "token_accuracy"),
-            (NEAR, True, "spearman pearson", "spearman pearson"),
-            (NEAR, False, "accuracy", "accuracy"),
-            (WORDS, False, "token_accuracy", "token_accuracy"),
+            (SINGLE, "accuracy f1_macro f1_micro mcc", "accuracy f1_macro"),
+            (MULTI, "f1_micro f1_macro", "f1_micro f1_macro"),
+            (NUMBER, "pearson spearman mse", "pearson spearman mse"),
+            (TAGGED, "entity_f1 token_accuracy", "entity_f1"),
+            (PLAIN, "token_accuracy", "token_accuracy"),
+            (NEAR, "spearman pearson", "spearman pearson"),
+            (GROUPS, "accuracy", "accuracy"),
+            (WORDS, "token_accuracy", "token_accuracy"),
         ],
     )
-    def test_a_task_has_its_metrics(self, config, scored, fitting, usual):
-        assert metrics_for(config, scored=scored) == tuple(fitting.split())
-        assert default_metrics(config, scored=scored) == usual.split()
+    def test_a_task_has_its_metrics(self, config, fitting, usual):
+        kind = kind_of(config)
+        assert kind.metrics == tuple(fitting.split())
+        assert kind.default_metrics == tuple(usual.split())
 
     @pytest.mark.parametrize("name", METRICS)
     def test_a_metric_stands_under_its_name_and_tells_what_it_is(self, name):

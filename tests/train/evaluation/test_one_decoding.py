@@ -8,7 +8,7 @@ import torch
 from polyhead.modeling import PolyheadPipeline, TaskConfig
 from polyhead.modeling.decoding import word_tags
 from polyhead.modeling.windows import joined_words
-from polyhead.train.commands.training import evaluate
+from polyhead.train.commands.scoring import evaluate
 from polyhead.train.data.loading import Source
 from polyhead.train.errors import UserError
 from polyhead.train.evaluation.scoring import eval_splits

@@ -127,8 +127,8 @@ class TestReadAdapter:
     def test_options_by_the_name_of_a_module_in_the_whole_model(
         self, plain_adapter, make_model, batch_of
     ):
-        place = "bert.encoder.layer.0.attention.self.query"
-        config = peft.LoraConfig(target_modules=["query"], alpha_pattern={place: 64}, **LORA)
+        module = "bert.encoder.layer.0.attention.self.query"
+        config = peft.LoraConfig(target_modules=["query"], alpha_pattern={module: 64}, **LORA)
         encoder, path = plain_adapter("bert", config, AutoModelForSequenceClassification)
         model = attached(make_model("bert", {"extra": embedding()}), path)
         assert_same_states(model, encoder, batch_of(model, LENGTHS))
@@ -192,7 +192,7 @@ class TestRefusedAdapters:
         assert refused(path) == f"adapter path {path}: its type is {kind}; allowed: lora, ia3"
 
     @pytest.mark.parametrize(
-        ("config", "auto", "kind", "place"),
+        ("config", "auto", "kind", "module"),
         [
             ({"target_modules": ["pooler.dense"]}, AutoModel, "bert", "pooler.dense"),
             (
@@ -216,9 +216,9 @@ class TestRefusedAdapters:
         ],
         ids=["pooler", "classifier", "another encoder", "embeddings"],
     )
-    def test_a_module_that_is_not_here(self, refused, plain_adapter, config, auto, kind, place):
+    def test_a_module_that_is_not_here(self, refused, plain_adapter, config, auto, kind, module):
         _, path = plain_adapter("bert", peft.LoraConfig(**config), auto)
-        expected = f"adapter path {path}: the encoder has no linear layer {place}"
+        expected = f"adapter path {path}: the encoder has no linear layer {module}"
         assert refused(path, kind) == expected
 
     def test_another_rank_than_the_config_says(self, refused, plain_adapter):
@@ -291,9 +291,9 @@ class TestMergedEncoder:
                     parameter.add_(torch.randn(parameter.shape) * 0.3)
             batch = batch_of(model.eval(), LENGTHS)
             expected = model(**batch, tasks=["first"]).last_hidden_state
-            found = merged_encoder(model, "first")(**batch).last_hidden_state
+            states = merged_encoder(model, "first")(**batch).last_hidden_state
         real = batch["attention_mask"].bool()
-        assert (found[real] - expected[real]).abs().max() <= 1e-4
+        assert (states[real] - expected[real]).abs().max() <= 1e-4
 
 
 # ---- a task as a plain model ----
@@ -330,7 +330,7 @@ def exported(make_model, tokenizer_of, batch_of, tmp_path):
 @torch.no_grad()
 def assert_logits(auto, folder, batch, expected):
     model, info = auto.from_pretrained(folder, output_loading_info=True)
-    assert {name: list(found) for name, found in info.items() if found} == {}
+    assert {name: list(keys) for name, keys in info.items() if keys} == {}
     logits = model(**batch).logits
     assert logits.shape == expected.shape
     real = batch["attention_mask"].bool() if logits.dim() == 3 else slice(None)
@@ -383,11 +383,11 @@ pipe = pipeline("token-classification", model=model, tokenizer=tokenizer)
 assert {found["entity"] for found in pipe("book the train to Paris")} <= {"B-city", "I-city"}
 """
         subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ})
-        found = torch.load(tmp_path / "logits.pt")
+        logits = torch.load(tmp_path / "logits.pt")
         with torch.no_grad():
             expected = model.eval()(**batch).logits["slots"]
         real = batch["attention_mask"].bool()
-        assert (found[real] - expected[real]).abs().max() <= 1e-4
+        assert (logits[real] - expected[real]).abs().max() <= 1e-4
 
 
 class TestSequenceClassification:
@@ -440,9 +440,9 @@ class TestEmbedding:
     def test_token_states_are_the_tasks(self, kind, name, exported):
         expected, folder, batch = exported(kind, embedding(), name)
         with torch.no_grad():
-            found = AutoModel.from_pretrained(folder)(**batch).last_hidden_state
+            states = AutoModel.from_pretrained(folder)(**batch).last_hidden_state
         real = batch["attention_mask"].bool()
-        assert (found[real] - expected.last_hidden_state[real]).abs().max() <= 1e-4
+        assert (states[real] - expected.last_hidden_state[real]).abs().max() <= 1e-4
 
     @pytest.mark.parametrize(
         "options", [{}, {"pooling": "cls", "normalize": False}], ids=["mean", "cls"]
@@ -455,8 +455,8 @@ class TestEmbedding:
         expected, folder, batch = exported("bert", task, "BertModel")
         encoder = library.SentenceTransformer(str(folder), device="cpu")
         with torch.no_grad():
-            found = encoder(dict(batch))["sentence_embedding"]
-        assert (found - expected.embeddings["chosen"]).abs().max() <= 1e-4
+            embedded = encoder(dict(batch))["sentence_embedding"]
+        assert (embedded - expected.embeddings["chosen"]).abs().max() <= 1e-4
         vectors = encoder.encode(["Book a table in Paris.", "go"])  # by the tokenizer beside it
         assert vectors.shape == (2, 32)
 

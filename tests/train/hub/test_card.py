@@ -21,16 +21,16 @@ LIMITS = "The messages are made up; nobody was asked."
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer_of):
     """The model of a recipe that says what the card is to say."""
-    place = tmp_path_factory.mktemp("card")
-    write_splits(place, "messages", messages)
-    write_splits(place, "pairs", pairs)
-    tokenizer_of("wordpiece").save_pretrained(place / "tokenizer")
-    recipe = recipe_of(place / "tokenizer")
+    root = tmp_path_factory.mktemp("card")
+    write_splits(root, "messages", messages)
+    write_splits(root, "pairs", pairs)
+    tokenizer_of("wordpiece").save_pretrained(root / "tokenizer")
+    recipe = recipe_of(root / "tokenizer")
     recipe["card"] = {"language": ["en"], "license": "apache-2.0", "limits": LIMITS}
     recipe["tasks"]["intent"]["data"] |= {"license": "cc0-1.0", "data_files": files_of("messages")}
     recipe["balancing"] = {"gradient_steps": 1}
-    run.train(write_recipe(place / "recipe.yaml", recipe))
-    return place / "out" / "model"
+    run.train(write_recipe(root / "recipe.yaml", recipe))
+    return root / "out" / "model"
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def test_metadata_is_what_the_run_says(card, folder):
         for metric, value in values.items()
         if isinstance(value, float)
     }
-    found = {(r.task_name, r.metric_type): r.metric_value for r in card.data.eval_results}
-    assert found == expected
+    results = {(r.task_name, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert results == expected
     assert {r.dataset_split for r in card.data.eval_results} == {"test"}
 
 
@@ -74,9 +74,9 @@ def test_text_names_tasks_scores_labels_data_and_limits(card, folder):
 
 
 def test_pictures_are_in_the_folder(card, folder):
-    found = re.findall(r"!\[[^]]*\]\(([^)]*)\)", card.text)
-    assert "plots/intent_confusion.png" in found
-    assert sorted(found) == sorted(f"plots/{path.name}" for path in (folder / "plots").iterdir())
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", card.text)
+    assert "plots/intent_confusion.png" in pictures
+    assert sorted(pictures) == sorted(f"plots/{path.name}" for path in (folder / "plots").iterdir())
 
 
 def test_recipe_holds_what_was_set_and_no_place_of_this_machine(card, folder):

@@ -52,8 +52,8 @@ save_file({name: value.clone().contiguous() for name, value in tensors.items()},
 
 @pytest.fixture
 def hub():
-    with hub_stand_in.running() as found:
-        yield found
+    with hub_stand_in.running() as stand_in:
+        yield stand_in
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ def run(hub, tmp_path):
         if token is not None:
             env["HF_TOKEN"] = token
         command = [sys.executable, *map(str, arguments)]
-        found = subprocess.run(
+        process = subprocess.run(
             command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
         )
-        assert (found.returncode == 0) == ok, found.stderr
-        return found
+        assert (process.returncode == 0) == ok, process.stderr
+        return process
 
     return call
 
@@ -87,12 +87,12 @@ def saved(make_model, tokenizer_of, tmp_path):
 
 def files_of(folder, repo=None):
     """Content by path; with the name of a repository, as it is pushed there."""
-    found = {
+    files = {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
     }
     if repo is not None:
-        found["README.md"] = found["README.md"].replace(b"path/to/this/folder", repo.encode())
-    return found
+        files["README.md"] = files["README.md"].replace(b"path/to/this/folder", repo.encode())
+    return files
 
 
 def pushed(hub):
@@ -121,21 +121,21 @@ def test_pushed_it_is_loaded_by_a_stranger_as_it_was(hub, run, saved, tmp_path):
     assert len(repository.commits) == 2  # empty, and all files at once
     assert len(hub.uploads) == 1  # the weights
     run("-c", STRANGER, REPO, sha, TEXT, tmp_path / "found", "st", cache="stranger")
-    found = load_file(tmp_path / "found")
+    tensors = load_file(tmp_path / "found")
     from transformers import AutoTokenizer
 
     tokens = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
     with torch.no_grad():
         output = model(**tokens)
     expected = {**output.logits, **output.embeddings}
-    assert {name: list(value.shape) for name, value in found.items() if name in expected} == {
+    assert {name: list(value.shape) for name, value in tensors.items() if name in expected} == {
         name: list(value.shape) for name, value in expected.items()
     }
     for name, value in expected.items():
-        assert (found[name] - value).abs().max() <= 1e-6, name
-    assert (found["view"] - expected["slots"]).abs().max() <= 1e-6
+        assert (tensors[name] - value).abs().max() <= 1e-6, name
+    assert (tensors["view"] - expected["slots"]).abs().max() <= 1e-6
     for name in ("pipe", "st"):
-        assert (found[name] - expected["near"][0]).abs().max() <= 1e-6, name
+        assert (tensors[name] - expected["near"][0]).abs().max() <= 1e-6, name
 
 
 @pytest.mark.slow
@@ -148,9 +148,9 @@ def test_a_second_push_leaves_the_pinned_revision_and_deletes_what_is_gone(
     model.remove_task("slots")  # and its adapter
     save_folder(model, tokenizer_of("wordpiece"), tmp_path / "second")
     code = tmp_path / "second" / "modeling_polyhead.py"
-    place = "    def __init__(self, config: PolyheadConfig) -> None:\n"
-    assert place in code.read_text()
-    code.write_text(code.read_text().replace(place, f"    says = 7\n\n{place}", 1))
+    init = "    def __init__(self, config: PolyheadConfig) -> None:\n"
+    assert init in code.read_text()
+    code.write_text(code.read_text().replace(init, f"    says = 7\n\n{init}", 1))
     push(run, tmp_path / "second")
     second, after = pushed(hub)
     assert second != first
@@ -166,9 +166,9 @@ def test_a_second_push_leaves_the_pinned_revision_and_deletes_what_is_gone(
             )
         )
         run("-c", script, REPO, revision, TEXT, tmp_path / out, "no", cache="stranger")
-        found = load_file(tmp_path / out)
-        assert int(found["says"]) == says
-        assert ("slots" in found) == (says == 0)
+        tensors = load_file(tmp_path / out)
+        assert int(tensors["says"]) == says
+        assert ("slots" in tensors) == (says == 0)
 
 
 @pytest.mark.slow
@@ -188,10 +188,10 @@ def test_a_push_that_was_cut_off_sends_no_large_file_twice(hub, run, saved):
 @pytest.mark.slow
 def test_what_the_hub_refuses_is_one_message(hub, run, saved):
     _, folder = saved
-    found = push(run, folder, token="hf_wrong", ok=False)
-    assert found.returncode == 2
-    assert found.stderr.startswith("push: 1 fault\n")
-    assert "Traceback" not in found.stderr
+    process = push(run, folder, token="hf_wrong", ok=False)
+    assert process.returncode == 2
+    assert process.stderr.startswith("push: 1 fault\n")
+    assert "Traceback" not in process.stderr
     assert hub.repositories == {}
 
 
@@ -202,8 +202,8 @@ def test_a_branch_and_a_public_repository(hub, run, saved):
     repository = hub.repositories[REPO]
     assert not repository.private
     assert repository.commits[repository.branches["main"]] == {}
-    found = repository.commits[repository.branches["trial"]]
-    assert {path: content for path, (content, _) in found.items()} == files_of(folder, REPO)
+    files = repository.commits[repository.branches["trial"]]
+    assert {path: content for path, (content, _) in files.items()} == files_of(folder, REPO)
 
 
 class TestDryRun:
@@ -212,13 +212,13 @@ class TestDryRun:
         for name in ("optimizer.pt", "trainer_state.json", "rng_state_0.pth", ".DS_Store"):
             (folder / name).write_bytes(b"state")
         assert run_cli("push", folder, REPO, "--dry-run", "--json") == 0
-        found = json.loads(capsys.readouterr().out)
-        assert found["commit"] is None
-        own = files_of(folder)
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["commit"] is None
+        files = files_of(folder)
         for name in ("optimizer.pt", "trainer_state.json", "rng_state_0.pth", ".DS_Store"):
-            del own[name]
-        assert found["files"] == {name: len(value) for name, value in own.items()}
-        assert "adapters/slots/adapter_model.safetensors" in own
+            del files[name]
+        assert printed["files"] == {name: len(value) for name, value in files.items()}
+        assert "adapters/slots/adapter_model.safetensors" in files
         assert hub.requests == []
 
     @pytest.mark.parametrize(

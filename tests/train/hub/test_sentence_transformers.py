@@ -69,22 +69,22 @@ class TestEncode:
         pipe, folder = saved(tasks, {"near": LORA, "topic": LORA})
         model = load(folder)
         for task in ("near", "topic"):
-            found = model.encode(TEXTS, task=task)
-            np.testing.assert_allclose(found, vectors(pipe, task), rtol=0, atol=1e-6)
+            encoded = model.encode(TEXTS, task=task)
+            np.testing.assert_allclose(encoded, vectors(pipe, task), rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize("task", [None, "intent", "query", "nope"])
     def test_raises_without_an_embedding_task_where_there_are_several(self, task, saved):
         intent = TaskConfig(head="sequence_classification", labels=["a", "b"])
         _, folder = saved({"near": embedding(), "topic": embedding(), "intent": intent})
-        given = {} if task is None else {"task": task}
+        options = {} if task is None else {"task": task}
         with pytest.raises(ValueError, match="embedding tasks of this model: near, topic"):
-            load(folder).encode(TEXTS, **given)
+            load(folder).encode(TEXTS, **options)
 
     def test_its_queries_and_documents_are_those_of_the_only_task(self, saved):
         pipe, folder = saved({"near": embedding()})
         model, expected = load(folder), vectors(pipe, "near")
-        for found in (model.encode_query(TEXTS), model.encode_document(TEXTS)):
-            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+        for encoded in (model.encode_query(TEXTS), model.encode_document(TEXTS)):
+            np.testing.assert_allclose(encoded, expected, rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize("pooling", ["mean", "cls", "mean_last_4"])
     def test_of_a_model_without_embeddings_gives_the_pooled_encoder(self, pooling, saved):
@@ -111,18 +111,18 @@ class TestFolder:
         assert sorted(after) == sorted(before)
         assert [name for name in before if not torch.equal(before[name], after[name])] == []
         assert again.config.tasks == pipe.model.config.tasks
-        found = load(tmp_path / "again").encode(TEXTS, task="topic")
-        np.testing.assert_allclose(found, vectors(pipe, "topic"), rtol=0, atol=1e-6)
+        encoded = load(tmp_path / "again").encode(TEXTS, task="topic")
+        np.testing.assert_allclose(encoded, vectors(pipe, "topic"), rtol=0, atol=1e-6)
 
     def test_its_evaluators_run(self, saved):
         pipe, folder = saved({"near": embedding()})
         others = [*TEXTS[1:], TEXTS[0]]
         evaluator = EmbeddingSimilarityEvaluator(TEXTS, others, [0.1, 0.9, 0.3])
-        found = evaluator(load(folder))
+        scores = evaluator(load(folder))
         one, two = np.array(vectors(pipe, "near")), np.array([a["near"] for a in pipe(others)])
         ranks = (one * two).sum(1).argsort().argsort() - np.array([0, 2, 1])
         expected = 1 - 6 * (ranks**2).sum() / (3 * 8)  # Spearman of three without ties
-        assert found["spearman_cosine"] == pytest.approx(expected)
+        assert scores["spearman_cosine"] == pytest.approx(expected)
 
     def test_of_a_plain_export_holds_its_own_modules(self, saved, tmp_path):
         from polyhead.train.export.plain import export_hf

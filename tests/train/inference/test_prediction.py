@@ -66,18 +66,18 @@ def pipe(model, tokenizer_of) -> PolyheadPipeline:
 @pytest.fixture
 def shards(monkeypatch) -> SimpleNamespace:
     """Shards of a few rows; counts the pipeline's calls, and lets one of them fail."""
-    found = SimpleNamespace(calls=0, fails_at=None)
+    state = SimpleNamespace(calls=0, fails_at=None)
     usual = PolyheadPipeline.__call__
 
     def call(self, *arguments, **options):
-        found.calls += 1
-        if found.calls == found.fails_at:
+        state.calls += 1
+        if state.calls == state.fails_at:
             raise KeyboardInterrupt
         return usual(self, *arguments, **options)
 
     monkeypatch.setattr(prediction, "SHARD", SHARD)
     monkeypatch.setattr(PolyheadPipeline, "__call__", call)
-    return found
+    return state
 
 
 def rows_of(count: int) -> list[dict]:
@@ -121,20 +121,20 @@ def parts_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.parts")
 
 
-def assert_alike(found, expected) -> None:
+def assert_alike(actual, expected) -> None:
     """The same but for rounding: other texts shared the batches."""
     if isinstance(expected, dict):
-        assert list(found) == list(expected)
+        assert list(actual) == list(expected)
         for key, value in expected.items():
-            assert_alike(found[key], value)
+            assert_alike(actual[key], value)
     elif isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
             assert_alike(one, other)
     elif isinstance(expected, (float, np.ndarray)):
-        assert found == pytest.approx(expected, abs=1e-5)
+        assert actual == pytest.approx(expected, abs=1e-5)
     else:
-        assert found == expected
+        assert actual == expected
 
 
 # ---- what is written ----
@@ -178,11 +178,11 @@ def test_the_files_of_a_folder_are_read_in_name_order(model, shards, table, tmp_
 def test_embeddings_are_32_bit_columns(model, pipe, shards, table, tmp_path):
     source, target = write(table, tmp_path / "in.parquet"), tmp_path / "out.parquet"
     assert run_cli("embed", model, "--input", source, "--output", target) == 0
-    found = pq.read_table(target)
-    assert found.column_names == ["text", "more", "id", "near"]
-    assert found.schema.field("near").type == pa.list_(pa.float32())
+    written = pq.read_table(target)
+    assert written.column_names == ["text", "more", "id", "near"]
+    assert written.schema.field("near").type == pa.list_(pa.float32())
     expected = [one["near"] for one in pipe(table["text"].to_pylist(), ["near"])]
-    np.testing.assert_allclose(np.stack(found["near"].to_numpy()), np.stack(expected), atol=1e-5)
+    np.testing.assert_allclose(np.stack(written["near"].to_numpy()), np.stack(expected), atol=1e-5)
 
 
 def test_a_shard_without_entities_has_the_schema_of_others(model, shards, table, tmp_path):
@@ -195,12 +195,12 @@ def test_a_shard_without_entities_has_the_schema_of_others(model, shards, table,
     assert len(schemas) == SHARDS - 1
     assert all(schema.equals(schemas[0], check_metadata=True) for schema in schemas)
     assert predict(model, source, target) == 0
-    found = datasets.Dataset.from_parquet(str(target), cache_dir=str(tmp_path / "cache"))
-    place, score = datasets.Value("int64"), datasets.Value("float64")
+    written = datasets.Dataset.from_parquet(str(target), cache_dir=str(tmp_path / "cache"))
+    position, score = datasets.Value("int64"), datasets.Value("float64")
     entity = {"entity_group": datasets.Value("string"), "score": score}
-    entity |= {"word": datasets.Value("string"), "start": place, "end": place}
-    assert found.features["slots"] == datasets.List(entity)
-    assert [found[i]["slots"] for i in range(SHARD, 2 * SHARD)] == [[]] * SHARD
+    entity |= {"word": datasets.Value("string"), "start": position, "end": position}
+    assert written.features["slots"] == datasets.List(entity)
+    assert [written[i]["slots"] for i in range(SHARD, 2 * SHARD)] == [[]] * SHARD
 
 
 def test_csv_keeps_line_ends_quotes_missing_values_and_dates(model, shards, tmp_path):
@@ -215,8 +215,8 @@ def test_csv_keeps_line_ends_quotes_missing_values_and_dates(model, shards, tmp_
     assert predict(model, source, target, "--tasks", "urgency") == 0
     options = pyarrow.csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
     parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    found = pyarrow.csv.read_csv(target, parse_options=parsing, convert_options=options)
-    assert found.drop(["urgency"]).to_pydict() == pa.table(columns).to_pydict()
+    written = pyarrow.csv.read_csv(target, parse_options=parsing, convert_options=options)
+    assert written.drop(["urgency"]).to_pydict() == pa.table(columns).to_pydict()
 
 
 # ---- an interrupted call ----
@@ -333,8 +333,8 @@ def test_an_output_must_not_change_the_input(model, table, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
     source = write(table, folder / "a.parquet")
-    for given, target in ((source, source), (folder, folder / "b.parquet")):
-        assert predict(model, given, target) == 2
+    for inputs, target in ((source, source), (folder, folder / "b.parquet")):
+        assert predict(model, inputs, target) == 2
         assert f"--output: {target} would change" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["a.parquet"]
 
@@ -355,9 +355,9 @@ def test_folders_without_files_and_folders_as_output_are_refused(
 # ---- processes ----
 
 
-def environment(folder: Path, **own: str) -> dict[str, str]:
-    own |= {"HF_DATASETS_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **own}
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    variables |= {"HF_DATASETS_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **variables}
 
 
 @pytest.fixture
@@ -376,23 +376,23 @@ def test_a_killed_process_is_resumed_to_the_same_file(model, table, tmp_path, sh
     assert predict(model, source, whole) == 0
     files = ["--input", str(source), "--output", str(target)]
     command = [sys.executable, "-c", SMALL_SHARDS, "predict", str(model), *files]
-    kept = 0
-    for wanted in (3, 20):
+    finished = 0
+    for count in (3, 20):
         process = subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.DEVNULL)
         end = time.monotonic() + 120
-        while len(list(parts_of(target).glob("*.parquet"))) < wanted:
+        while len(list(parts_of(target).glob("*.parquet"))) < count:
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         now = len(list(parts_of(target).glob("*.parquet")))
-        assert kept < now < 40
+        assert finished < now < 40
         assert not target.exists()
-        kept = now
+        finished = now
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"{kept} of 40 shards were there" in done.stderr
+    assert f"{finished} of 40 shards were there" in done.stderr
     assert target.read_bytes() == whole.read_bytes()
 
 
@@ -416,12 +416,12 @@ def test_two_processes_of_torchrun_write_the_file_of_one(model, many, tmp_path):
 def start_rank(rank: int, port: int, arguments: list[str], folder: Path) -> subprocess.Popen:
     """One of two processes, started without torchrun, which keeps exit codes to itself."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    own = {key: str(value) for key, value in numbers.items()}
-    own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables = {key: str(value) for key, value in numbers.items()}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-c", SMALL_SHARDS, "predict", *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, env=environment(folder, **own), stdout=pipe, stderr=pipe, text=True
+        command, env=environment(folder, **variables), stdout=pipe, stderr=pipe, text=True
     )
 
 

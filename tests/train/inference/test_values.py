@@ -58,9 +58,9 @@ def test_cells_come_out_as_they_are(kind, model, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction, "SHARD", 3)
     source, target = write(tmp_path / f"in.{kind}", ROWS), tmp_path / f"out.{kind}"
     assert predict(model, source, target) == 0
-    found = cells(target)
-    assert [row[:-1] for row in found] == [NAMES, *ROWS]
-    assert all(json.loads(row[-1])["label"] in ("x", "y") for row in found[1:])
+    rows = cells(target)
+    assert [row[:-1] for row in rows] == [NAMES, *ROWS]
+    assert all(json.loads(row[-1])["label"] in ("x", "y") for row in rows[1:])
 
 
 def test_embed_passes_cells_on_too(model, tmp_path):
@@ -92,8 +92,8 @@ def test_json_values_come_out_as_they_are(model, tmp_path, monkeypatch):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     assert predict(model, source, target) == 0
-    found = [json.loads(line) for line in target.read_text("utf-8").splitlines()]
-    assert repr([{k: v for k, v in row.items() if k != "mood"} for row in found]) == repr(rows)
+    written = [json.loads(line) for line in target.read_text("utf-8").splitlines()]
+    assert repr([{k: v for k, v in row.items() if k != "mood"} for row in written]) == repr(rows)
 
 
 def test_mixed_json_values_in_csv_and_parquet(model, tmp_path):
@@ -101,8 +101,8 @@ def test_mixed_json_values_in_csv_and_parquet(model, tmp_path):
     rows = [{"v": value, "text": "a"} for value in ("x", 2**70, 1.5, None, {"k": [1, "é"]})]
     source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     assert predict(model, source, tmp_path / "out.csv") == 0
-    found = [row[0] for row in cells(tmp_path / "out.csv")[1:]]
-    assert found == ["x", str(2**70), "1.5", "", '{"k": [1, "é"]}']
+    column = [row[0] for row in cells(tmp_path / "out.csv")[1:]]
+    assert column == ["x", str(2**70), "1.5", "", '{"k": [1, "é"]}']
     assert predict(model, source, tmp_path / "out.parquet") == 0
     texts = pq.read_table(tmp_path / "out.parquet")["v"].to_pylist()
     assert texts == ['"x"', str(2**70), "1.5", None, '{"k": [1, "é"]}']

@@ -72,8 +72,8 @@ def groups(model, freeze=NONE, options=PLAIN, args=None) -> list[dict]:
     return optimizer_groups(model, freeze, options, args or arguments(), names)
 
 
-def rates(found: list[dict]) -> dict[str, float]:
-    return {group["name"]: group["lr"] for group in found if "no decay" not in group["name"]}
+def rates(made: list[dict]) -> dict[str, float]:
+    return {group["name"]: group["lr"] for group in made if "no decay" not in group["name"]}
 
 
 def titles(model) -> dict[str, str]:
@@ -96,11 +96,11 @@ class TestParts:
         model = make_model(kind, TASKS)
         below, above = BELOW[kind]
         for name, title in titles(model).items():
-            own = name.removeprefix("encoder.")
-            numbers = re.findall(r"(?:layers?|albert_layer_groups)\.(\d+)\.", own)
-            if any(own.startswith(f"{prefix}.") for prefix in below):
+            inner = name.removeprefix("encoder.")
+            numbers = re.findall(r"(?:layers?|albert_layer_groups)\.(\d+)\.", inner)
+            if any(inner.startswith(f"{prefix}.") for prefix in below):
                 assert title == "embeddings", name
-            elif any(own.startswith(f"{prefix}.") for prefix in above):
+            elif any(inner.startswith(f"{prefix}.") for prefix in above):
                 assert title == "above the layers", name
             elif name.startswith("heads."):
                 assert title == f"head {name.split('.')[1]}"
@@ -110,14 +110,14 @@ class TestParts:
     def test_each_weight_is_in_one_part(self, kind, make_model):
         model = make_model(kind, {**TASKS, "words": WORDS})
         attach_adapters(model, {"intent": {"r": 2}, "slots": None, "words": None})
-        held = [id(p) for part in model_parts(model) for p in part.weights.values()]
-        assert sorted(held) == sorted(id(p) for p in model.parameters())
+        ids = [id(p) for part in model_parts(model) for p in part.weights.values()]
+        assert sorted(ids) == sorted(id(p) for p in model.parameters())
 
     def test_parts_come_from_the_bottom_up(self, make_model):
         model = make_model("llama", {"second": INTENT, "first": SLOTS})
         attach_adapters(model, {"second": {"r": 2, "layers": [1]}, "first": {"r": 2}})
-        found = {part.title: part.layers for part in model_parts(model)}
-        assert list(found.items()) == [
+        layers = {part.title: part.layers for part in model_parts(model)}
+        assert list(layers.items()) == [
             ("embeddings", []),
             ("layer 0", [0]),
             ("layer 1", [1]),
@@ -129,28 +129,28 @@ class TestParts:
         ]
 
     def test_layers_that_share_their_weights_are_one_part(self, make_model):
-        found = model_parts(make_model("albert", {}))
-        assert [(p.title, p.layers) for p in found] == [("embeddings", []), ("layers", [0, 1])]
+        parts = model_parts(make_model("albert", {}))
+        assert [(p.title, p.layers) for p in parts] == [("embeddings", []), ("layers", [0, 1])]
 
     def test_a_convolution_between_layers_belongs_to_the_layer_below_it(self):
         options = {"conv_kernel_size": 3, "conv_act": "gelu", "norm_rel_ebd": "layer_norm"}
-        found = titles(random_model(tiny_encoder_config("deberta-v2", **options)))
-        assert found["encoder.encoder.conv.conv.weight"] == "layer 0"
-        assert found["encoder.encoder.LayerNorm.weight"] == "embeddings"
+        title_of = titles(random_model(tiny_encoder_config("deberta-v2", **options)))
+        assert title_of["encoder.encoder.conv.conv.weight"] == "layer 0"
+        assert title_of["encoder.encoder.LayerNorm.weight"] == "embeddings"
 
     def test_parallel_lists_of_sublayers_are_one_list_of_layers(self):
         config = AutoConfig.for_model("xlm", vocab_size=99, emb_dim=32, n_layers=3, n_heads=4)
-        found = titles(random_model(config))
+        title_of = titles(random_model(config))
         for name in ("attentions.2.q_lin.weight", "ffns.2.lin1.bias", "layer_norm2.2.weight"):
-            assert found[f"encoder.{name}"] == "layer 2"
-        assert found["encoder.layer_norm_emb.bias"] == "embeddings"
+            assert title_of[f"encoder.{name}"] == "layer 2"
+        assert title_of["encoder.layer_norm_emb.bias"] == "embeddings"
 
     def test_layers_whose_forward_is_called_without_hooks_are_found(self):
-        found = titles(
+        title_of = titles(
             random_model(AutoConfig.for_model("squeezebert", **SIZES, embedding_size=32))
         )
-        assert found["encoder.embeddings.word_embeddings.weight"] == "embeddings"
-        assert found["encoder.pooler.dense.weight"] == "above the layers"
+        assert title_of["encoder.embeddings.word_embeddings.weight"] == "embeddings"
+        assert title_of["encoder.pooler.dense.weight"] == "above the layers"
 
     def test_an_encoder_of_one_layer_has_it(self, make_model):
         assert "layer 0" in titles(make_model("bert", {}, num_hidden_layers=1)).values()
@@ -255,17 +255,17 @@ class TestFaults:
             "freeze.unfreeze.every: layer 0 would join at epoch 1.5; the last ends at",
         )
         assert freeze_faults(six, freeze, PLAIN, arguments(num_train_epochs=1.6)) == []
-        found = freeze_faults(six, freeze, PLAIN, arguments(num_train_epochs=1.5))
-        assert found == [f"{fault} 1.5"]
-        found = freeze_faults(six, freeze, PLAIN, arguments(max_steps=1, num_train_epochs=1))
-        assert found == []
+        faults = freeze_faults(six, freeze, PLAIN, arguments(num_train_epochs=1.5))
+        assert faults == [f"{fault} 1.5"]
+        faults = freeze_faults(six, freeze, PLAIN, arguments(max_steps=1, num_train_epochs=1))
+        assert faults == []
 
     def test_layers_that_cannot_be_told_apart(self, make_model):
         model = make_model("albert", TASKS)
         why = "the layers of albert cannot be told apart; take it out"
-        found = freeze_faults(model, staged(layers=[0]), OptimizerOptions(layer_decay=0.9))
+        faults = freeze_faults(model, staged(layers=[0]), OptimizerOptions(layer_decay=0.9))
         keys = ("freeze.layers", "freeze.unfreeze", "optimizer.layer_decay")
-        assert found == [f"{key}: {why}" for key in keys]
+        assert faults == [f"{key}: {why}" for key in keys]
         other = Freeze(embeddings=True, heads=["slots"])
         assert freeze_faults(model, other, OptimizerOptions(head_lr=1.0)) == []
         assert freeze_faults(model, Freeze(encoder=True), PLAIN) == []
@@ -277,8 +277,8 @@ class TestFaults:
 
     def test_a_head_without_weights_has_no_rate(self, make_model):
         model = make_model("bert", {"near": TaskConfig(head="embedding")})
-        found = freeze_faults(model, NONE, OptimizerOptions(head_lr=1e-3))
-        assert found == ["optimizer.head_lr: no weight of any head trains; take it out"]
+        faults = freeze_faults(model, NONE, OptimizerOptions(head_lr=1e-3))
+        assert faults == ["optimizer.head_lr: no weight of any head trains; take it out"]
 
     def test_what_is_refused_changes_nothing(self, six):
         wrong = Freeze(layers=[0, 6], embeddings=True)
@@ -368,15 +368,15 @@ class TestSchedule:
     def test_a_resumed_run_goes_on_where_it_was(self, twelve, epoch):
         freeze = staged(layers=self.LOW, joining=[4, 5, 6, 7], embeddings=True)
         apply_freeze(twelve, freeze)
-        whole, found = Unfreezing(twelve, freeze), []
+        whole, states = Unfreezing(twelve, freeze), []
         for step in range(int(epoch * 10) + 1):
             whole.set_epoch(step / 10)
-        found.append((whole.frozen, [p.requires_grad for p in twelve.parameters()]))
+        states.append((whole.frozen, [p.requires_grad for p in twelve.parameters()]))
         twelve.encoder.encoder.layer[4:].requires_grad_()
         resumed, state = Unfreezing(twelve, freeze), TrainerState(epoch=epoch)
         resumed.on_train_begin(arguments(), state, None, model=twelve)
-        found.append((resumed.frozen, [p.requires_grad for p in twelve.parameters()]))
-        assert found[0] == found[1]
+        states.append((resumed.frozen, [p.requires_grad for p in twelve.parameters()]))
+        assert states[0] == states[1]
         assert whole.frozen == whole.waiting(epoch)
 
     def test_an_adapter_trains_in_a_layer_that_waits(self, six):
@@ -401,9 +401,9 @@ class TestSchedule:
         batch = batch_of(six, [5, 4])
         six(**batch, labels={"slots": batch["input_ids"] % 3}).loss.backward()
         schedule.on_pre_optimizer_step(arguments(), None, None)
-        kept = {place(name) for name, p in six.named_parameters() if p.grad is not None}
+        parts = {part_of(name) for name, p in six.named_parameters() if p.grad is not None}
         layers = {f"layer {n}" for n in (0, 2, 3, 4, 5)}
-        assert kept == layers | {"encoder.embeddings", "heads.slots"}
+        assert parts == layers | {"encoder.embeddings", "heads.slots"}
         assert [id(w) for w in schedule.frozen_weights] == [
             id(w) for w in six.encoder.encoder.layer[1].parameters()
         ]
@@ -420,8 +420,8 @@ class TestGroups:
         model = make_model("llama", TASKS, num_hidden_layers=3)
         attach_adapters(model, {"intent": {"r": 2}, "slots": None})
         options = OptimizerOptions(layer_decay=0.5, head_lr=0.25, adapter_lr=0.125)
-        found = groups(model, options=options, args=arguments(learning_rate=1.0))
-        assert [(group["name"], group["lr"], group["weight_decay"]) for group in found] == [
+        made = groups(model, options=options, args=arguments(learning_rate=1.0))
+        assert [(group["name"], group["lr"], group["weight_decay"]) for group in made] == [
             ("above the layers, no decay", 1.0, 0.0),
             ("layer 2", 1.0, 0.1),
             ("layer 2, no decay", 1.0, 0.0),
@@ -439,8 +439,8 @@ class TestGroups:
 
     def test_heads_and_adapters_have_the_usual_rate_unless_told(self, six):
         attach_adapters(six, {"intent": {"r": 2}, "slots": None})
-        found = rates(groups(six, options=OptimizerOptions(layer_decay=0.5)))
-        assert found["head slots"] == found["adapter intent"] == found["layer 5"] == 1e-3
+        rate_of = rates(groups(six, options=OptimizerOptions(layer_decay=0.5)))
+        assert rate_of["head slots"] == rate_of["adapter intent"] == rate_of["layer 5"] == 1e-3
 
     def test_without_options_each_weight_has_the_rate_and_decay_of_hf(self, kind, make_model):
         model = make_model(kind, {**TASKS, "words": WORDS})
@@ -451,16 +451,16 @@ class TestGroups:
             if kind == "albert" and options is not PLAIN:
                 continue
             ours = groups(model, Freeze(embeddings=True, heads=["slots"]), options)
-            kept = [
+            decays = [
                 sorted((id(w), g["lr"], g["weight_decay"]) for g in each for w in g["params"])
                 for each in (ours, theirs.param_groups)
             ]
-            assert kept[0] == kept[1]
+            assert decays[0] == decays[1]
 
     def test_a_tied_weight_is_in_one_group(self, make_model):
         model = make_model("electra", {"words": WORDS, **TASKS})
-        held = [id(w) for group in groups(model) for w in group["params"]]
-        assert sorted(held) == sorted(id(p) for p in model.parameters())
+        ids = [id(w) for group in groups(model) for w in group["params"]]
+        assert sorted(ids) == sorted(id(p) for p in model.parameters())
 
     def test_layers_that_join_later_are_there_and_frozen_ones_are_not(self, six):
         freeze = staged(joining=[1], embeddings=True, heads=["slots"])
@@ -473,14 +473,14 @@ class TestGroups:
         assert rates(groups(six, freeze, OptimizerOptions(layer_decay=0.5)))["layer 1"] == 1e-3 / 16
 
     def test_the_order_of_tasks_changes_nothing(self, make_model):
-        found = []
+        tables = []
         for names in (["intent", "slots"], ["slots", "intent"]):
             model = make_model("bert", {name: TASKS[name] for name in names})
             attach_adapters(model, {name: {"r": 2} for name in names})
             owner = {id(p): n for n, p in model.named_parameters()}
             made = groups(model)
-            found.append([(g["name"], [owner[id(w)] for w in g["params"]]) for g in made])
-        assert found[0] == found[1]
+            tables.append([(g["name"], [owner[id(w)] for w in g["params"]]) for g in made])
+        assert tables[0] == tables[1]
 
     def test_schedulers_scale_the_rate_of_each_group(self, six):
         made = groups(six, options=OptimizerOptions(layer_decay=0.5, head_lr=0.01))
@@ -555,15 +555,15 @@ class Changes(TrainerCallback):
 
     def on_step_begin(self, *_, **__):
         named = list(self.model.named_parameters())
-        self.training.append({place(name) for name, p in named if p.requires_grad})
+        self.training.append({part_of(name) for name, p in named if p.requires_grad})
         self.before = {name: p.detach().clone() for name, p in named}
 
     def on_step_end(self, *_, **__):
         named, before = self.model.named_parameters(), self.before
-        self.moved.append({place(name) for name, p in named if not torch.equal(p, before[name])})
+        self.moved.append({part_of(name) for name, p in named if not torch.equal(p, before[name])})
 
 
-def place(name: str) -> str:
+def part_of(name: str) -> str:
     """Of a weight of BERT with adapters, by its name."""
     if "lora_" in name:
         return "adapter"
@@ -609,8 +609,8 @@ def make_trainer(
         unfreezing = trainer.optimizer_step.unfreezing
         begin = unfreezing.on_train_begin
 
-        def keep_gradients(args, state, control, **given):
-            begin(args, state, control, **given)
+        def keep_gradients(args, state, control, **rest):
+            begin(args, state, control, **rest)
             unfreezing._keeps_gradients = True
             unfreezing.set_epoch(state.epoch)
 
@@ -635,14 +635,14 @@ RESUMED = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """(micro-batches of a step, gradients kept as under DDP) -> trainer after training."""
-    found = {}
+    trainers = {}
     for key in itertools.product((1, 3), (False, True)):
         options = {"size": 3 // key[0], "accumulation": key[0], "keeps": key[1]}
         folder = tmp_path_factory.mktemp("run")
         made = make_trainer(folder, freeze=SCHEDULE, max_grad_norm=0.5, **options)
         made[0].train()
-        found[key] = made
-    return found
+        trainers[key] = made
+    return trainers
 
 
 @pytest.fixture(scope="module")
@@ -676,8 +676,8 @@ class TestTraining:
         before = weights(trainer)
         trainer.train()
         still = {name for name, value in weights(trainer).items() if value.equal(before[name])}
-        assert {place(name) for name in before if name not in still} == moving | {"adapter"}
-        assert not {place(name) for name in still} & moving
+        assert {part_of(name) for name in before if name not in still} == moving | {"adapter"}
+        assert not {part_of(name) for name in still} & moving
 
     def test_layers_join_exactly_at_their_epoch(self, runs):
         for _, changes in runs.values():
@@ -691,21 +691,21 @@ class TestTraining:
 
     @pytest.mark.parametrize("accumulation", [1, 3])
     def test_throwing_gradients_away_is_the_same_as_not_making_them(self, runs, accumulation):
-        found = []
+        results = []
         for keeps in (False, True):
             trainer, _ = runs[accumulation, keeps]
             norms = [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]
-            found.append((weights(trainer), norms))
-        assert len(found[0][1]) == 8
-        assert min(found[0][1]) > 0.5  # clipped, or the norm would not matter
-        assert_close(found[0], found[1], rtol=0, atol=0)
+            results.append((weights(trainer), norms))
+        assert len(results[0][1]) == 8
+        assert min(results[0][1]) > 0.5  # clipped, or the norm would not matter
+        assert_close(results[0], results[1], rtol=0, atol=0)
 
     @pytest.mark.parametrize("step", [1, 2, 5])
     def test_a_resumed_run_ends_with_the_same_weights(self, whole, tmp_path, step):
-        resumed, found = make_trainer(tmp_path, **RESUMED)
+        resumed, watched = make_trainer(tmp_path, **RESUMED)
         checkpoint = Path(whole[0].args.output_dir) / f"checkpoint-{step}"
         resumed.train(resume_from_checkpoint=str(checkpoint))
-        assert found.moved == whole[1].moved[step:]
+        assert watched.moved == whole[1].moved[step:]
         assert_close(weights(resumed), weights(whole[0]), rtol=0, atol=0)
 
     def test_the_rate_that_is_logged_is_the_recipes(self, tmp_path):
@@ -713,8 +713,8 @@ class TestTraining:
         trainer, _ = make_trainer(tmp_path, rates=options, max_steps=1)
         trainer.train()
         assert trainer.state.log_history[0]["learning_rate"] == 1e-2
-        held = rates(trainer.optimizer.param_groups)
-        assert (held["layer 0"], held["head intent"]) == (1e-2 / 8, 0.1)
+        rate_of = rates(trainer.optimizer.param_groups)
+        assert (rate_of["layer 0"], rate_of["head intent"]) == (1e-2 / 8, 0.1)
 
 
 # ---- two processes ----
@@ -745,7 +745,7 @@ def test_two_processes_train_as_one_does(tmp_path, accumulation):
         port = free.getsockname()[1]
     options |= {"size": 2 // accumulation, "accumulation": accumulation}
     torch.multiprocessing.spawn(train_rank, (tmp_path, port, options), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    assert_close(found[0][0], found[1][0], rtol=0, atol=0)
-    assert_close(found[0][0], weights(one), rtol=0, atol=1e-5)
-    assert found[0][1] == found[1][1] == steps
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    assert_close(results[0][0], results[1][0], rtol=0, atol=0)
+    assert_close(results[0][0], weights(one), rtol=0, atol=1e-5)
+    assert results[0][1] == results[1][1] == steps

@@ -14,18 +14,17 @@ from PIL import Image
 from polyhead.train.data.tokenization import tokenize
 from polyhead.train.errors import UserError
 from polyhead.train.evaluation.scoring import EvalSplit, score
-from polyhead.train.reports import curves, page
-from polyhead.train.reports import figures as plots
-from polyhead.train.reports.curves import training_curves, training_plots
-from polyhead.train.reports.page import report
-from polyhead.train.reports.task_report import (
+from polyhead.train.kinds.counting import (
     compare_numbers,
     confusion,
     multi_label_confusion,
     reliability,
-    task_report,
-    write_reports,
 )
+from polyhead.train.reports import curves, page
+from polyhead.train.reports import figures as plots
+from polyhead.train.reports.curves import training_curves, training_plots
+from polyhead.train.reports.page import report
+from polyhead.train.reports.task_report import task_report, write_reports
 from sklearn import metrics as sklearn_metrics
 from sklearn.preprocessing import MultiLabelBinarizer
 from train_helpers import (
@@ -53,65 +52,65 @@ def row_of(precision, recall, f1, support):
 
 class TestConfusion:
     def test_rows_are_true_and_columns_predicted(self):
-        found = confusion(["a", "b"], ["a", "b", "b", "b"], ["a", "a", "a", "b"])
-        assert found["matrix"] == [[1, 2], [0, 1]]
-        assert found["per_label"] == {
+        table = confusion(["a", "b"], ["a", "b", "b", "b"], ["a", "a", "a", "b"])
+        assert table["matrix"] == [[1, 2], [0, 1]]
+        assert table["per_label"] == {
             "a": row_of(1.0, pytest.approx(1 / 3), 0.5, 3),
             "b": row_of(pytest.approx(1 / 3), 1.0, 0.5, 1),
         }
         pair = {"true": "a", "predicted": "b", "count": 2, "share": pytest.approx(2 / 3)}
-        assert found["confused"] == [pair]
+        assert table["confused"] == [pair]
 
     def test_a_label_unseen_in_training_has_its_own_row(self):
-        found = confusion(["b", "a"], ["a", "a", "b"], ["new", "a", "b"])
-        assert found["labels"] == ["b", "a", "new"]
-        assert found["known"] == ["b", "a"]
-        assert found["matrix"] == [[1, 0], [0, 1], [0, 1]]
-        assert found["per_label"]["new"] == row_of(0.0, 0.0, 0.0, 1)
-        assert found["confused"] == [{"true": "new", "predicted": "a", "count": 1, "share": 1.0}]
+        table = confusion(["b", "a"], ["a", "a", "b"], ["new", "a", "b"])
+        assert table["labels"] == ["b", "a", "new"]
+        assert table["known"] == ["b", "a"]
+        assert table["matrix"] == [[1, 0], [0, 1], [0, 1]]
+        assert table["per_label"]["new"] == row_of(0.0, 0.0, 0.0, 1)
+        assert table["confused"] == [{"true": "new", "predicted": "a", "count": 1, "share": 1.0}]
 
     @given(PAIRS)
     def test_it_equals_scikit_learn(self, pairs):
-        answers, wanted = map(list, zip(*pairs, strict=True))
-        found = confusion(LABELS, answers, wanted)
-        names = found["labels"]
-        expected = sklearn_metrics.confusion_matrix(wanted, answers, labels=names)
-        assert found["matrix"] == expected[:, :3].tolist()
+        answers, true = map(list, zip(*pairs, strict=True))
+        table = confusion(LABELS, answers, true)
+        names = table["labels"]
+        expected = sklearn_metrics.confusion_matrix(true, answers, labels=names)
+        assert table["matrix"] == expected[:, :3].tolist()
         rows = sklearn_metrics.classification_report(
-            wanted, answers, labels=names, output_dict=True, zero_division=0
+            true, answers, labels=names, output_dict=True, zero_division=0
         )
         for name in names:
             *three, support = rows[name].values()
-            assert found["per_label"][name] == pytest.approx(row_of(*three, support))
+            assert table["per_label"][name] == pytest.approx(row_of(*three, support))
 
     def test_no_rows_are_no_counts(self):
-        found = confusion(["a", "b"], [], [])
-        assert found["matrix"] == [[0, 0], [0, 0]]
-        assert found["per_label"] == dict.fromkeys("ab", row_of(0.0, 0.0, 0.0, 0))
-        assert found["confused"] == []
+        table = confusion(["a", "b"], [], [])
+        assert table["matrix"] == [[0, 0], [0, 0]]
+        assert table["per_label"] == dict.fromkeys("ab", row_of(0.0, 0.0, 0.0, 0))
+        assert table["confused"] == []
 
     def test_one_class_only(self):
-        found = confusion(["a", "b"], ["a", "a"], ["a", "a"])
-        assert found["matrix"] == [[2, 0], [0, 0]]
-        assert found["per_label"]["a"] == row_of(1.0, 1.0, 1.0, 2)
-        assert found["confused"] == []
+        table = confusion(["a", "b"], ["a", "a"], ["a", "a"])
+        assert table["matrix"] == [[2, 0], [0, 0]]
+        assert table["per_label"]["a"] == row_of(1.0, 1.0, 1.0, 2)
+        assert table["confused"] == []
 
     def test_of_many_pairs_the_20_most_confused_are_listed(self):
         labels = [f"l{i}" for i in range(77)]
-        wanted = [labels[i] for i in range(30) for _ in range(i + 1)]
-        found = confusion(labels, ["l76"] * len(wanted), wanted)["confused"]
-        assert [(pair["true"], pair["count"]) for pair in found] == [
+        true = [labels[i] for i in range(30) for _ in range(i + 1)]
+        confused = confusion(labels, ["l76"] * len(true), true)["confused"]
+        assert [(pair["true"], pair["count"]) for pair in confused] == [
             (f"l{i}", i + 1) for i in range(29, 9, -1)
         ]
 
 
 class TestMultiLabel:
     def test_each_label_has_its_four_counts(self):
-        found = multi_label_confusion(["a", "b"], [["a"], ["a", "b"], []], [["a"], ["b"], ["b"]])
+        table = multi_label_confusion(["a", "b"], [["a"], ["a", "b"], []], [["a"], ["b"], ["b"]])
         keys = ("true_positive", "false_positive", "false_negative", "true_negative")
-        counts = {name: [row[key] for key in keys] for name, row in found["per_label"].items()}
+        counts = {name: [row[key] for key in keys] for name, row in table["per_label"].items()}
         assert counts == {"a": [1, 1, 0, 1], "b": [1, 0, 1, 1]}
-        assert {k: found["per_label"]["b"][k] for k in ("precision", "recall", "support")} == {
+        assert {k: table["per_label"]["b"][k] for k in ("precision", "recall", "support")} == {
             "precision": 1.0,
             "recall": 0.5,
             "support": 2,
@@ -119,14 +118,14 @@ class TestMultiLabel:
 
     @given(st.lists(st.tuples(st.sets(st.sampled_from("abc")), st.sets(st.sampled_from("abcd")))))
     def test_it_equals_scikit_learn_and_an_unseen_label_is_missed(self, pairs):
-        answers, wanted = ([sorted(pair[i]) for pair in pairs] for i in (0, 1))
-        found = multi_label_confusion(LABELS, answers, wanted)
-        names = found["labels"]
-        assert names == [*LABELS, *["d"] * any("d" in row for row in wanted)]
+        answers, gold = ([sorted(pair[i]) for pair in pairs] for i in (0, 1))
+        table = multi_label_confusion(LABELS, answers, gold)
+        names = table["labels"]
+        assert names == [*LABELS, *["d"] * any("d" in row for row in gold)]
         binary = MultiLabelBinarizer(classes=names)
-        true, given_ = binary.fit_transform(wanted), binary.fit_transform(answers)
+        true, predicted = binary.fit_transform(gold), binary.fit_transform(answers)
         for i, name in enumerate(names):
-            row, y, p = found["per_label"][name], true[:, i], given_[:, i]
+            row, y, p = table["per_label"][name], true[:, i], predicted[:, i]
             assert row["true_positive"] == sum(y & p)
             assert row["false_negative"] == sum(y & ~p & 1)
             assert sum(row[key] for key in row if "_" in key) == len(pairs)
@@ -134,62 +133,66 @@ class TestMultiLabel:
                 f1 = sklearn_metrics.f1_score(y, p, zero_division=0)
                 assert row["f1"] == pytest.approx(f1)
         if "d" in names:
-            assert found["per_label"]["d"]["recall"] == 0.0
+            assert table["per_label"]["d"]["recall"] == 0.0
 
 
 class TestReliability:
     def test_five_rows_by_hand(self):
         # bin 9, (0.6, 0.667]: 0.62 right, 0.62 of an unknown label; bin 13: 0.9 right, 0.9 wrong
         probabilities = [[0.62, 0.38], [0.62, 0.38], [0.9, 0.1], [0.1, 0.9], [1.0, 0.0]]
-        found = reliability(np.array(probabilities), [0, -1, 0, 0, 0])
-        assert found["ece"] == pytest.approx((2 * 0.12 + 2 * 0.4 + 0) / 5)
-        full = {i: part for i, part in enumerate(found["bins"]) if part["count"]}
+        calibration = reliability(np.array(probabilities), [0, -1, 0, 0, 0])
+        assert calibration["ece"] == pytest.approx((2 * 0.12 + 2 * 0.4 + 0) / 5)
+        full = {i: part for i, part in enumerate(calibration["bins"]) if part["count"]}
         shown = {i: (p["count"], p["confidence"], p["accuracy"]) for i, p in full.items()}
         assert shown == {
             9: (2, pytest.approx(0.62), 0.5),
             13: (2, pytest.approx(0.9), 0.5),
             14: (1, 1.0, 1.0),
         }
-        assert (found["count"], found["unit"], len(found["bins"])) == (5, "answers", 15)
+        assert (calibration["count"], calibration["unit"], len(calibration["bins"])) == (
+            5,
+            "answers",
+            15,
+        )
 
     def test_a_bin_holds_its_upper_edge(self):
-        found = reliability(np.array([[0.0, 0.2, 1.0]]), [[0, 0, 1]])
-        assert [i for i, part in enumerate(found["bins"]) if part["count"]] == [0, 2, 14]
+        calibration = reliability(np.array([[0.0, 0.2, 1.0]]), [[0, 0, 1]])
+        assert [i for i, part in enumerate(calibration["bins"]) if part["count"]] == [0, 2, 14]
 
     def test_of_several_labels_a_row_each_counts(self):
-        found = reliability(np.array([[0.9, 0.1], [0.9, 0.3]]), [[1, 0], [0, 1]])
+        calibration = reliability(np.array([[0.9, 0.1], [0.9, 0.3]]), [[1, 0], [0, 1]])
         # 0.9 twice, half of them true; 0.1, not true; 0.3, true
-        assert found["ece"] == pytest.approx((2 * 0.4 + 0.1 + 0.7) / 4)
-        assert (found["count"], found["unit"]) == (4, "labels")
+        assert calibration["ece"] == pytest.approx((2 * 0.4 + 0.1 + 0.7) / 4)
+        assert (calibration["count"], calibration["unit"]) == (4, "labels")
 
     @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
     def test_it_equals_the_sum_over_bins(self, rows):
-        found = reliability(np.array([[p] for p, _ in rows]), [[int(hit)] for _, hit in rows])
+        calibration = reliability(np.array([[p] for p, _ in rows]), [[int(hit)] for _, hit in rows])
         error = 0.0
         for low in range(15):
             inside = [(p, hit) for p, hit in rows if low / 15 < p <= (low + 1) / 15]
             inside += [(p, hit) for p, hit in rows if p == 0 == low]
             error += abs(sum(p - hit for p, hit in inside))
-        assert found["ece"] == pytest.approx(error / len(rows))
+        assert calibration["ece"] == pytest.approx(error / len(rows))
 
     def test_without_rows_there_is_no_error(self):
-        found = reliability(np.zeros((0, 3)), [])
-        assert (found["ece"], found["count"]) == (None, 0)
+        calibration = reliability(np.zeros((0, 3)), [])
+        assert (calibration["ece"], calibration["count"]) == (None, 0)
 
     def test_rows_whose_probabilities_are_no_numbers_are_counted_apart(self):
-        found = reliability(np.array([[np.nan, np.nan], [0.0, 1.0]]), [0, 0])
-        assert (found["ece"], found["count"], found["not_finite"]) == (1.0, 1, 1)
+        calibration = reliability(np.array([[np.nan, np.nan], [0.0, 1.0]]), [0, 0])
+        assert (calibration["ece"], calibration["count"], calibration["not_finite"]) == (1.0, 1, 1)
 
 
 class TestNumbers:
     def test_residuals_by_hand(self):
-        found = compare_numbers([0.0, 1.0, 5.0], [1.0, 1.0, 2.0])
-        residuals = found["residuals"]
+        numbers = compare_numbers([0.0, 1.0, 5.0], [1.0, 1.0, 2.0])
+        residuals = numbers["residuals"]
         assert residuals["mean"] == pytest.approx(2 / 3)
         assert residuals["mean_absolute"] == pytest.approx(4 / 3)
         assert residuals["root_mean_square"] == pytest.approx((10 / 3) ** 0.5)
         assert residuals["percentiles"]["50"] == 0.0
-        assert found["points"] == [[1.0, 0.0], [1.0, 1.0], [2.0, 5.0]]
+        assert numbers["points"] == [[1.0, 0.0], [1.0, 1.0], [2.0, 5.0]]
 
     def test_where_only_the_order_is_learned_there_are_no_residuals(self):
         assert "residuals" not in compare_numbers([0.1], [5.0], same_scale=False)
@@ -199,8 +202,8 @@ class TestNumbers:
         assert (len(points), points[0], points[-1]) == (1000, [0.0, 0.0], [4999.0, 4999.0])
 
     def test_predictions_that_are_no_numbers_are_counted_apart(self):
-        found = compare_numbers([float("nan"), 1.0], [1.0, 1.0])
-        assert (found["points"], found["not_finite"]) == ([[1.0, 1.0]], 1)
+        numbers = compare_numbers([float("nan"), 1.0], [1.0, 1.0])
+        assert (numbers["points"], numbers["not_finite"]) == ([[1.0, 1.0]], 1)
 
     def test_no_rows(self):
         assert compare_numbers([], []) == {"points": [], "not_finite": 0}
@@ -221,9 +224,9 @@ def report_of(tmp_path, tokenizer_of):
         part, config = EvalSplit(source, "test", rows), source.configs["one"]
         values = np.array([values[row] for row in rows["row"]], dtype=np.float32)
         scores = score("one", config, part, values)
-        found = task_report("one", config, part, values, scores)
-        assert json.loads(json.dumps(found, allow_nan=False)) == found
-        return scores, found
+        made = task_report("one", config, part, values, scores)
+        assert json.loads(json.dumps(made, allow_nan=False)) == made
+        return scores, made
 
     return make
 
@@ -233,65 +236,65 @@ class TestTaskReport:
         lines = [{"text": "a " * n, "label": x} for n, x in [(1, "a"), (3, "new"), (2, None)]]
         train = [{"text": "x", "label": x} for x in "ab"]
         values = [[9, -9], [9, -9], [-9, 9]]
-        scores, found = report_of(lines, values, train, **SEQUENCE)
-        assert (found["rows"], found["labelled"], found["unit"]) == (3, 2, "rows")
-        assert found["confusion"]["matrix"] == [[1, 0], [0, 0], [1, 0]]
-        assert found["scores"]["accuracy"] == scores["accuracy"] == 0.5
-        assert found["reliability"]["ece"] == pytest.approx(0.5)  # sure twice, right once
+        scores, made = report_of(lines, values, train, **SEQUENCE)
+        assert (made["rows"], made["labelled"], made["unit"]) == (3, 2, "rows")
+        assert made["confusion"]["matrix"] == [[1, 0], [0, 0], [1, 0]]
+        assert made["scores"]["accuracy"] == scores["accuracy"] == 0.5
+        assert made["reliability"]["ece"] == pytest.approx(0.5)  # sure twice, right once
 
     def test_several_labels_with_one_unknown(self, report_of):
         lines = [{"text": "a", "label": ["a", "new"]}, {"text": "b b", "label": []}]
         train = [{"text": "x", "label": ["a", "b"]}]
-        scores, found = report_of(lines, [[99, -99], [99, -99]], train, **MULTI)
-        assert found["labels"]["per_label"]["new"]["false_negative"] == 1
-        hits = sum(row["true_positive"] for row in found["labels"]["per_label"].values())
+        scores, made = report_of(lines, [[99, -99], [99, -99]], train, **MULTI)
+        assert made["labels"]["per_label"]["new"]["false_negative"] == 1
+        hits = sum(row["true_positive"] for row in made["labels"]["per_label"].values())
         assert scores["f1_micro"] == pytest.approx(2 * hits / 4)
         # of 6 decisions two are wrong for certain: a of row 1, new of row 0
-        assert found["reliability"]["ece"] == pytest.approx(2 / 6)
-        assert found["reliability"]["count"] == 6
+        assert made["reliability"]["ece"] == pytest.approx(2 / 6)
+        assert made["reliability"]["count"] == 6
 
     def test_words_have_a_confusion_where_tags_stand_alone(self, report_of):
         rows = [(["now", "now"], ["N", "V"]), (["now"], ["V"])]
         lines = [{"tokens": words, "label": tags} for words, tags in rows]
         tokens = {"head": "token_classification", "text": None, "tokens": "tokens"}
         values = np.full((2, 12, 2), [9, -9])  # N everywhere
-        scores, found = report_of(lines, values, **tokens)
-        assert (found["labelled"], found["unit"]) == (3, "words")
-        assert found["confusion"]["matrix"] == [[1, 0], [2, 0]]
+        scores, made = report_of(lines, values, **tokens)
+        assert (made["labelled"], made["unit"]) == (3, "words")
+        assert made["confusion"]["matrix"] == [[1, 0], [2, 0]]
         assert scores["token_accuracy"] == pytest.approx(1 / 3)
-        assert found["reliability"]["ece"] == pytest.approx(2 / 3)
-        assert "entities" not in found
+        assert made["reliability"]["ece"] == pytest.approx(2 / 3)
+        assert "entities" not in made
 
     def test_entities_have_the_table_of_the_metric(self, report_of):
         lines = [{"tokens": ["now", "now"], "label": ["B-x", "O"]}]
         tokens = {"head": "token_classification", "text": None, "tokens": "tokens"}
-        scores, found = report_of(lines, np.zeros((1, 12, 2)), **tokens)
-        assert found["entities"] == scores["per_type"]
-        assert found["reliability"]["count"] == 2
-        assert "confusion" not in found
-        assert "per_type" not in found["scores"]
+        scores, made = report_of(lines, np.zeros((1, 12, 2)), **tokens)
+        assert made["entities"] == scores["per_type"]
+        assert made["reliability"]["count"] == 2
+        assert "confusion" not in made
+        assert "per_type" not in made["scores"]
 
     def test_numbers_are_compared_as_the_model_learns_them(self, report_of):
         numbers = [0, 4, None, float("nan"), 2]
         lines = [{"text": "a " * n, "label": x} for n, x in enumerate(numbers, start=1)]
         options = {"problem_type": "regression", "label_range": (0.0, 4.0)}
         values = [[0.0], [1.0], [9.0], [9.0], [1.0]]
-        scores, found = report_of(lines, values, **SEQUENCE, **options)
-        assert sorted(found["numbers"]["points"]) == [[0.0, 0.0], [0.5, 1.0], [1.0, 1.0]]
-        square = found["numbers"]["residuals"]["root_mean_square"] ** 2
+        scores, made = report_of(lines, values, **SEQUENCE, **options)
+        assert sorted(made["numbers"]["points"]) == [[0.0, 0.0], [0.5, 1.0], [1.0, 1.0]]
+        square = made["numbers"]["residuals"]["root_mean_square"] ** 2
         assert square == pytest.approx(scores["mse"])
 
     @pytest.mark.parametrize(("loss", "exact"), [("cosent", False), ("cosine_mse", True)])
     def test_scored_pairs(self, report_of, loss, exact):
         lines = [{"text": "a", "more": "b", "label": x} for x in (0.0, 0.5, 1.0)]
         groups = [[[1, 0], [0, 1]], [[1, 0], [0, 2]], [[1, 1], [1, 1]]]
-        _, found = report_of(lines, groups, head="embedding", text_pair="more", loss=loss)
-        assert np.allclose(sorted(found["numbers"]["points"]), [[0, 0], [0.5, 0], [1, 1]])
-        assert ("residuals" in found["numbers"]) == exact
+        _, made = report_of(lines, groups, head="embedding", text_pair="more", loss=loss)
+        assert np.allclose(sorted(made["numbers"]["points"]), [[0, 0], [0.5, 0], [1, 1]])
+        assert ("residuals" in made["numbers"]) == exact
 
     def test_tasks_without_labels_have_their_scores_alone(self, report_of):
-        found = report_of([{"text": "a"}] * 2, [[1, 2], [0, 2]], head="masked_lm", label=None)[1]
-        assert found == {
+        made = report_of([{"text": "a"}] * 2, [[1, 2], [0, 2]], head="masked_lm", label=None)[1]
+        assert made == {
             "task": "one",
             "kind": "masked_lm",
             "split": "test",
@@ -299,27 +302,27 @@ class TestTaskReport:
             "scores": {"token_accuracy": 0.25},
         }
         options = {"head": "embedding", "text_pair": "more", "loss": "contrastive", "label": None}
-        found = report_of([{"text": "a", "more": "b"}], [[[1, 0], [1, 0]]], **options)[1]
-        assert found["scores"] == {"accuracy": 1.0}
-        assert "numbers" not in found
+        made = report_of([{"text": "a", "more": "b"}], [[[1, 0], [1, 0]]], **options)[1]
+        assert made["scores"] == {"accuracy": 1.0}
+        assert "numbers" not in made
 
 
 # ---- pictures ----
 
 
-def classes(name, labels, wanted, answers, **options):
+def classes(name, labels, true, answers, **options):
     """A report of single labels; all probability on the answer."""
     probabilities = [[float(label == answer) for label in labels] for answer in answers]
-    ids = [labels.index(x) if x in labels else -1 for x in wanted]
+    ids = [labels.index(x) if x in labels else -1 for x in true]
     return {
         "task": name,
         "kind": "single_label_classification",
         "split": "test",
-        "rows": len(wanted),
+        "rows": len(true),
         "scores": {"accuracy": 0.5},
-        "labelled": len(wanted),
+        "labelled": len(true),
         "unit": "rows",
-        "confusion": confusion(labels, answers, wanted),
+        "confusion": confusion(labels, answers, true),
         "reliability": reliability(np.array(probabilities).reshape(-1, len(labels)), ids),
         **options,
     }
@@ -345,9 +348,9 @@ TASKS = ["c", "a_b", "a"]
 
 class TestCurves:
     def test_the_log_by_task(self):
-        found = training_curves(HISTORY, TASKS)
-        cosines = found.pop("cosines")
-        assert found == {
+        by_task = training_curves(HISTORY, TASKS)
+        cosines = by_task.pop("cosines")
+        assert by_task == {
             "losses": {
                 "a": {"train": [[1, 2.0], [2, None]], "evaluation": [[3, 1.5]]},
                 "a_b": {"train": [[1, 1.0]]},
@@ -370,8 +373,8 @@ class TestCurves:
 
     def test_a_task_may_be_called_macro(self):
         log = [{"step": 1, "eval_macro_accuracy": 0.5, "eval_macro": 0.7}]
-        found = training_curves(log, ["macro"])["scores"]
-        assert found == {"macro": {"accuracy": [[1, 0.5]], "macro": [[1, 0.7]]}}
+        scores = training_curves(log, ["macro"])["scores"]
+        assert scores == {"macro": {"accuracy": [[1, 0.5]], "macro": [[1, 0.7]]}}
 
     def test_only_what_was_logged_is_drawn(self, tmp_path):
         assert training_plots([{"step": 1, "loss": 1.0}], ["a"], tmp_path) == []
@@ -420,8 +423,8 @@ def run(tmp_path_factory) -> Path:
     }
     del reports["a_b"]["confusion"]
     write_reports(folder, reports)
-    scores = {task: found["scores"] for task, found in reports.items()}
-    splits = {task: found["split"] for task, found in reports.items()}
+    scores = {task: of_task["scores"] for task, of_task in reports.items()}
+    splits = {task: of_task["split"] for task, of_task in reports.items()}
     write_json(folder / "scores.json", {"tasks": scores, "macro": 0.5, "splits": splits})
     write_json(folder / "log_history.json", HISTORY)
     return folder
@@ -435,8 +438,8 @@ def write_json(path: Path, value) -> None:
 class TestPictures:
     def test_every_section_has_a_picture_that_opens(self, run):
         training_plots(HISTORY, TASKS, run)
-        found = {path.stem: Image.open(path) for path in (run / "reports").glob("*.png")}
-        assert set(found) == {
+        pictures = {path.stem: Image.open(path) for path in (run / "reports").glob("*.png")}
+        assert set(pictures) == {
             "a_confusion",
             "a_reliability",
             "a_b_reliability",
@@ -447,7 +450,7 @@ class TestPictures:
             "scores",
             "gradients",
         }
-        for picture in found.values():
+        for picture in pictures.values():
             picture.load()
             assert 300 < picture.width < 1600
             assert 150 < picture.height < 1600
@@ -462,8 +465,8 @@ class TestPictures:
 
     def test_of_too_many_labels_those_with_most_errors_are_drawn(self, monkeypatch):
         monkeypatch.setattr(plots, "DRAWN", 3)
-        found = classes("one", list("abcde"), list("abcdefbb"), list("aadeeeaa"))
-        axes = plots._confusion(found).axes[0]
+        many = classes("one", list("abcde"), list("abcdefbb"), list("aadeeeaa"))
+        axes = plots._confusion(many).axes[0]
         # errors as true or predicted: a 3, b 3, c 1, d 2, e 2, f (unseen) 1
         assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b", "d"]
         assert "the 3 labels with most errors" in axes.get_title()
@@ -494,8 +497,10 @@ class TestPictures:
 
     def test_a_model_whose_probabilities_are_no_numbers_has_no_calibration(self, tmp_path):
         broken = reliability(np.full((2, 2), np.nan), [0, 1])
-        found = classes("one", ["a", "b"], ["a"], ["a"], reliability=broken)
-        assert [path.name for path in plots.draw_report(found, tmp_path)] == ["one_confusion.png"]
+        broken_report = classes("one", ["a", "b"], ["a"], ["a"], reliability=broken)
+        assert [path.name for path in plots.draw_report(broken_report, tmp_path)] == [
+            "one_confusion.png"
+        ]
 
     def test_the_users_own_style_neither_matters_nor_changes(self, tmp_path):
         one = classes("one", ["a", "b"], ["a"], ["a"], reliability={})
@@ -527,35 +532,35 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def found(run):
+def contents(run):
     return report(run)
 
 
 class TestReport:
-    def test_it_gives_all_tables(self, run, found):
-        assert list(found) == ["scores", "tasks", "training", "page"]
-        assert found["scores"] == json.loads((run / "scores.json").read_text())
+    def test_it_gives_all_tables(self, run, contents):
+        assert list(contents) == ["scores", "tasks", "training", "page"]
+        assert contents["scores"] == json.loads((run / "scores.json").read_text())
         for name in ("a", "a_b", "c"):
-            assert found["tasks"][name] == json.loads((run / f"reports/{name}.json").read_text())
-        assert found["training"] == training_curves(HISTORY, TASKS)
-        assert json.loads(json.dumps(found, allow_nan=False)) == found
+            assert contents["tasks"][name] == json.loads((run / f"reports/{name}.json").read_text())
+        assert contents["training"] == training_curves(HISTORY, TASKS)
+        assert json.loads(json.dumps(contents, allow_nan=False)) == contents
 
-    def test_the_page_holds_every_picture_and_needs_nothing_else(self, run, found):
-        page = Page(Path(found["page"]))
+    def test_the_page_holds_every_picture_and_needs_nothing_else(self, run, contents):
+        page = Page(Path(contents["page"]))
         pictures = [link for link in page.links if link.startswith("data:image/png;base64,iVBOR")]
         assert len(pictures) == len(list((run / "reports").glob("*.png"))) == 9
         assert [link for link in page.links if link not in pictures] == ["#a", "#a_b", "#c"]
         assert "script" not in page.tags
         assert "link" not in page.tags
 
-    def test_labels_and_names_are_text(self, found):
-        page = Page(Path(found["page"]))
+    def test_labels_and_names_are_text(self, contents):
+        page = Page(Path(contents["page"]))
         assert "b" not in page.tags
         assert "i" not in page.tags
         assert {"<b>bold</b>", "<i>", "$x$ and $y^2$", "first & best"} <= set(page.text)
 
-    def test_it_tells_what_a_person_wants_to_know(self, found):
-        text = " ".join(Page(Path(found["page"])).text)
+    def test_it_tells_what_a_person_wants_to_know(self, contents):
+        text = " ".join(Page(Path(contents["page"])).text)
         assert "1 of 2 pairs of tasks pull apart on average." in text
         assert re.search(r"a\s+c\s+-0.3000\s+100%\s+2", text)
         assert "expected calibration error 0.4000" in text  # sure of five, right thrice
@@ -587,7 +592,7 @@ class TestReport:
         assert report(tmp_path)["tasks"] == {}
 
     @pytest.mark.parametrize(
-        ("files", "place", "message"),
+        ("files", "folder", "message"),
         [
             ({}, "none", "there is no such folder; type: polyhead report RUN"),
             ({}, "", "has no scores.json, which a finished run leaves; type: polyhead report RUN"),
@@ -609,11 +614,11 @@ class TestReport:
             ),
         ],
     )
-    def test_a_folder_of_no_run_is_refused(self, tmp_path, files, place, message):
+    def test_a_folder_of_no_run_is_refused(self, tmp_path, files, folder, message):
         for name, value in files.items():
             write_json(tmp_path / name, value)
         with pytest.raises(UserError, match=re.escape(message)):
-            report(tmp_path / place)
+            report(tmp_path / folder)
         assert not list(tmp_path.rglob("reports"))
 
     def test_a_file_that_is_no_json_is_named(self, tmp_path):
@@ -631,8 +636,8 @@ NASTY += ["\u202eabc", "\x1b[2J", "\ud83d", "😀", "名", "../../x", "{b} {0}",
 def nasty_report(name):
     wrong = NASTY[1:] + NASTY[:1]
     table = {text: row_of(0.5, 0.25, 1 / 3, 7) for text in NASTY}
-    found = classes(name, NASTY, NASTY, wrong, entities=table)
-    return {**found, "labels": multi_label_confusion(NASTY, [[x] for x in wrong], [[]] * 16)}
+    nasty = classes(name, NASTY, NASTY, wrong, entities=table)
+    return {**nasty, "labels": multi_label_confusion(NASTY, [[x] for x in wrong], [[]] * 16)}
 
 
 def renamed(value, names):
@@ -655,9 +660,9 @@ class TestNastyNames:
             (tmp_path / "plain", {text: f"l{i}" for i, text in enumerate(NASTY)}),
             (tmp_path / "<i> & [/x]", {}),
         ):
-            found = renamed(nasty_report("one"), names)
-            scores = {"tasks": {"one": found["scores"]}, "macro": 0.5, "splits": {"one": "<b>"}}
-            write_json(folder / "reports/one.json", found)
+            nasty = renamed(nasty_report("one"), names)
+            scores = {"tasks": {"one": nasty["scores"]}, "macro": 0.5, "splits": {"one": "<b>"}}
+            write_json(folder / "reports/one.json", nasty)
             write_json(folder / "scores.json", scores)
             write_json(folder / "log_history.json", HISTORY)
             report(folder)
@@ -670,9 +675,9 @@ class TestNastyNames:
     def test_every_picture_opens(self, tmp_path):
         write_reports(tmp_path, {"one": nasty_report("one")})
         names = {"one_confusion", "one_labels", "one_reliability", "one_entities"}
-        found = {path.stem: Image.open(path) for path in (tmp_path / "reports").glob("*.png")}
-        assert set(found) == names
-        for picture in found.values():
+        pictures = {path.stem: Image.open(path) for path in (tmp_path / "reports").glob("*.png")}
+        assert set(pictures) == names
+        for picture in pictures.values():
             picture.load()
             assert picture.width < 2000
 
@@ -690,9 +695,9 @@ class TestDamagedFiles:
     @pytest.fixture
     def run_of(self, tmp_path):
         def make(**files):
-            found = classes("one", ["x", "y"], ["x"], ["y"])
+            whole = classes("one", ["x", "y"], ["x"], ["y"])
             scores = {"tasks": {"one": {"f1": 0.5}}, "macro": 0.5, "splits": {"one": "test"}}
-            usual = {"scores": scores, "reports/one": found, "log_history": []}
+            usual = {"scores": scores, "reports/one": whole, "log_history": []}
             for name, value in (usual | files).items():
                 write_json(tmp_path / "run" / f"{name}.json", value)
             return tmp_path / "run"
@@ -739,13 +744,13 @@ class TestDamagedFiles:
         ],
     )
     def test_a_report_with_one_value_exchanged(self, run_of, key, value):
-        found = classes("one", ["x", "y"], ["x"], ["y"])
+        damaged = classes("one", ["x", "y"], ["x"], ["y"])
         *parents, last = key.split(".")
-        part = found
+        part = damaged
         for parent in parents:
             part = part[parent]
         part[last] = value
-        run = run_of(**{"reports/one": found})
+        run = run_of(**{"reports/one": damaged})
         before = {path for path in run.parents[1].rglob("*") if "current" not in path.name}
         with pytest.raises(UserError, match=r"reports/one.json: \d fault"):
             report(run)
@@ -754,10 +759,10 @@ class TestDamagedFiles:
 
     @pytest.mark.parametrize("key", ["task", "kind", "split", "rows", "labelled", "unit"])
     def test_a_report_without_a_key(self, run_of, key):
-        found = classes("one", ["x", "y"], ["x"], ["y"])
-        del found[key]
+        damaged = classes("one", ["x", "y"], ["x"], ["y"])
+        del damaged[key]
         with pytest.raises(UserError, match=r"reports/one.json: 1 fault"):
-            report(run_of(**{"reports/one": found}))
+            report(run_of(**{"reports/one": damaged}))
 
     @pytest.mark.parametrize(
         "scores",
@@ -791,10 +796,10 @@ class TestDamagedFiles:
     @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "", "a\x00", "A", "."])
     def test_a_report_of_no_task_is_not_written(self, tmp_path, name):
         folder = tmp_path / "deep" / "run"
-        found = classes("one", ["x", "y"], ["x"], ["y"])
-        for reports in ({name: found}, {"one": {**found, "task": name}}):
+        whole = classes("one", ["x", "y"], ["x"], ["y"])
+        for reports in ({name: whole}, {"one": {**whole, "task": name}}):
             with pytest.raises(ValueError, match="a task is named by"):
                 write_reports(folder, reports)
         with pytest.raises(ValueError, match="a task is named by"):
-            plots.draw_report({**found, "task": name}, tmp_path)
+            plots.draw_report({**whole, "task": name}, tmp_path)
         assert list(tmp_path.iterdir()) == []

@@ -115,8 +115,8 @@ def scores(monkeypatch) -> Callable[..., None]:
     """(values) -> the macro scores that the evaluations to come give."""
 
     def give(*values):
-        found = iter(values)
-        monkeypatch.setattr(scoring, "macro", lambda scores: next(found))
+        remaining = iter(values)
+        monkeypatch.setattr(scoring, "macro", lambda scores: next(remaining))
 
     return give
 
@@ -196,10 +196,10 @@ class TestLatestIntact:
         assert latest_intact(standing) == str(standing / "checkpoint-9")
 
     @pytest.mark.parametrize("name", NEEDED)
-    @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
-    def test_one_with_a_file_cut_short_is_passed_over(self, standing, name, kept):
+    @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+    def test_one_with_a_file_cut_short_is_passed_over(self, standing, name, share):
         file = standing / "checkpoint-10" / name
-        file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+        file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
         assert latest_intact(standing) == str(standing / "checkpoint-9")
 
     def test_every_shard_of_the_weights_is_needed(self, standing):
@@ -229,16 +229,16 @@ def full(*_: Any, **__: Any) -> None:
 
 
 class TestSaving:
-    @pytest.mark.parametrize("place", ["torch.save", "safetensors", "trainer_state.json"])
+    @pytest.mark.parametrize("writer", ["torch.save", "safetensors", "trainer_state.json"])
     def test_a_full_disk_is_one_message_and_leaves_the_checkpoint_before(
-        self, build, folder, monkeypatch, place
+        self, build, folder, monkeypatch, writer
     ):
         trainer = build(save_total_limit=1)
         target, name = {
             "torch.save": (torch, "save"),
             "safetensors": (trainer.model, "save_pretrained"),
             "trainer_state.json": (checkpoints, "put_in_place"),
-        }[place]
+        }[writer]
         trainer.add_callback(AtStep(3, lambda: monkeypatch.setattr(target, name, full)))
         with pytest.raises(UserError) as raised:
             trainer.train()
@@ -312,15 +312,15 @@ class TestSaving:
 
 class TestDeleting:
     @pytest.mark.parametrize(
-        ("limit", "kept"),
+        ("limit", "expected"),
         [(None, [1, 2, 3, 4]), (2, [2, 4]), (3, [2, 3, 4])],
     )
-    def test_the_best_and_the_newest_stay(self, build, folder, scores, limit, kept):
+    def test_the_best_and_the_newest_stay(self, build, folder, scores, limit, expected):
         scores(0.5, 0.9, 0.1, 0.2)
         trainer = build(evaluates=True, max_steps=4, save_total_limit=limit)
         trainer.train()
-        found = sorted(int(name.rpartition("-")[2]) for name in names(folder))
-        assert found == kept
+        steps = sorted(int(name.rpartition("-")[2]) for name in names(folder))
+        assert steps == expected
 
     def test_the_best_is_named_by_its_place(self, build, folder, scores):
         scores(0.5, 0.9, 0.1)
@@ -363,15 +363,15 @@ class TestResuming:
         assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
 
     def test_neither_does_one_that_had_stopped_early(self, build, folder, scores):
-        found = []
+        results = []
         for resume in (False, True):
             scores(0.9, 0.8)
             trainer = build(evaluates=True, load_best_model_at_end=True)
             trainer.add_callback(EarlyStoppingCallback(1))
             trainer.train(resume_from_checkpoint=latest_intact(folder) if resume else None)
             assert trainer.state.global_step == 2
-            found.append(weights(trainer))
-        assert_close(found[1], found[0], rtol=0, atol=0)
+            results.append(weights(trainer))
+        assert_close(results[1], results[0], rtol=0, atol=0)
 
     def test_more_steps_may_be_asked_for(self, build, folder):
         build(max_steps=3).train()
@@ -384,8 +384,8 @@ class TestResuming:
         trainer = build(evaluates=True, max_steps=3, load_best_model_at_end=True)
         trainer.add_callback(EarlyStoppingCallback(5))
         trainer.train(resume_from_checkpoint=latest_intact(folder))
-        kept = state_of(folder / "checkpoint-3")["stateful_callbacks"]
-        assert "EarlyStoppingCallback" in kept
+        callbacks = state_of(folder / "checkpoint-3")["stateful_callbacks"]
+        assert "EarlyStoppingCallback" in callbacks
 
 
 @pytest.fixture(autouse=True)
@@ -531,10 +531,10 @@ class TestLeaving:
         numbers = list(range(20))
         loader = DataLoader(numbers, batch_size=None, num_workers=1, worker_init_fn=outlive_sigterm)
         batches: Any = iter(loader)
-        found = [next(batches)]
+        first = [next(batches)]
         for worker in batches._workers:
             os.kill(worker.pid, signal.SIGTERM)
-        assert found + list(batches) == numbers
+        assert first + list(batches) == numbers
 
     def test_other_threads_have_no_handler(self):
         seen = []

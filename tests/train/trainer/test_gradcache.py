@@ -43,13 +43,17 @@ class TestCached:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.3
         seen = []
-        trainer.model.register_forward_hook(lambda *given: seen.append(given[-1].embeddings or {}))
+        trainer.model.register_forward_hook(
+            lambda *hook_args: seen.append(hook_args[-1].embeddings or {})
+        )
         trainer.train()
         first, second = seen[:4], seen[4:]
-        assert [list(found) for found in first] == [list(found) for found in second]
+        assert [list(embeddings) for embeddings in first] == [
+            list(embeddings) for embeddings in second
+        ]
         assert any(first)
-        for found, again in zip(first, second, strict=True):
-            for name, value in found.items():
+        for embeddings, again in zip(first, second, strict=True):
+            for name, value in embeddings.items():
                 assert_close(again[name], value, rtol=0, atol=0)
 
     def test_one_micro_batch_needs_no_second_pass(self, build, tasks):

@@ -39,22 +39,22 @@ def gradients_of(trainer):
     """The tasks' gradients on the shared weights over the whole train set, dropout off."""
     rows = [trainer.train_dataset[number] for number in range(len(trainer.train_dataset))]
     losses = trainer.model.eval()(**model_inputs(trainer.evaluation.collator(rows))).losses
-    own = trainer.model.config.tasks
-    scaled = [own[name].loss_weight * losses[name] for name in NAMES]
+    tasks = trainer.model.config.tasks
+    scaled = [tasks[name].loss_weight * losses[name] for name in NAMES]
     return task_gradients(scaled, shared_parameters(trainer.model))
 
 
 class TestBalancing:
     @pytest.mark.parametrize("method", some(METHODS, "gradnorm", "pcgrad", "uncertainty"))
     def test_accumulation_changes_neither_weights_nor_what_is_logged(self, build, method):
-        found = []
+        results = []
         for size, accumulation in ((12, 1), (3, 4)):
             trainer = build(size=size, accumulation=accumulation, multitask=balanced(method))
             trainer.train()
             assert all(value.isfinite().all() for value in weights(trainer).values())
-            found.append((weights(trainer), logged(trainer, "weight_")))
-        assert_close(found[1][0], found[0][0], rtol=0, atol=2e-5)
-        assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-4)
+            results.append((weights(trainer), logged(trainer, "weight_")))
+        assert_close(results[1][0], results[0][0], rtol=0, atol=2e-5)
+        assert_close(results[1][1], results[0][1], rtol=1e-3, atol=1e-4)
 
     def test_the_gradients_of_the_step_are_combined_and_heads_keep_their_own(self, build):
         step = {"size": 64, "max_steps": 1, "learning_rate": 1.0, "max_grad_norm": 0.0}
@@ -74,11 +74,11 @@ class TestBalancing:
     def test_geometric_weights_are_of_the_losses_of_the_step(self, build):
         trainer = build(size=9, accumulation=4, max_steps=1, multitask=balanced("geometric"))
         trainer.train()
-        (losses,), (found,) = logged(trainer, "loss_"), logged(trainer, "weight_")
+        (losses,), (logged_weights,) = logged(trainer, "loss_"), logged(trainer, "weight_")
         values = {name: losses[f"loss_{name}"] for name in NAMES}
         mean = torch.tensor(list(values.values())).log().mean().exp().item()
         expected = {f"weight_{name}": mean / value for name, value in values.items()}
-        assert found == pytest.approx(expected, rel=1e-3)
+        assert logged_weights == pytest.approx(expected, rel=1e-3)
 
     @pytest.mark.parametrize("method", some(["dwa", "famo", "gradnorm", "uncertainty"], "gradnorm"))
     def test_what_has_been_learned_is_resumed(self, build, method):
@@ -117,8 +117,8 @@ class TestComparison:
         matrix = cosines(gradients)
         for i, one in enumerate(NAMES):
             for j in range(i + 1, len(NAMES)):
-                found = angles[1][f"cosine_{one}-{NAMES[j]}"]
-                assert found == pytest.approx(float(matrix[i, j]), abs=1e-3)
+                cosine = angles[1][f"cosine_{one}-{NAMES[j]}"]
+                assert cosine == pytest.approx(float(matrix[i, j]), abs=1e-3)
 
     def test_a_sketch_keeps_norms_and_cosines(self):
         torch.manual_seed(0)
@@ -146,8 +146,8 @@ class TestComparison:
             task_gradients([2 * losses["a"], losses["b"], losses["c"]], weights_)
         )
         assert_close(sketch.total.norm(dim=1), whole.total.norm(dim=1), rtol=0.04, atol=0)
-        found, expected = cosines(sketch.total[:3]), cosines(whole.total[:3])
-        assert_close(found, expected, rtol=0, atol=0.04)  # 4 / sqrt(width)
+        sketched, expected = cosines(sketch.total[:3]), cosines(whole.total[:3])
+        assert_close(sketched, expected, rtol=0, atol=0.04)  # 4 / sqrt(width)
         assert abs(expected[0, 1]) < 0.04 < 0.4 < expected[0, 2]
 
     def test_a_sketch_adds_up_over_micro_batches(self):
@@ -161,13 +161,13 @@ class TestComparison:
         assert_close(apart.total, together.total)
 
     def test_comparing_changes_no_weight(self, build):
-        found = []
+        results = []
         for every in (0, 1):
             multitask = balanced("none", gradient_steps=every)
             trainer = build(size=4, accumulation=3, dropout=0.1, multitask=multitask)
             trainer.train()
-            found.append(weights(trainer))
-        assert all(value.equal(found[0][name]) for name, value in found[1].items())
+            results.append(weights(trainer))
+        assert all(value.equal(results[0][name]) for name, value in results[1].items())
 
     def test_pure_batches_are_compared_over_the_steps_of_an_epoch(self, build):
         multitask = MultiTaskArguments(
@@ -176,21 +176,21 @@ class TestComparison:
         trainer = build(size=6, max_steps=6, learning_rate=0.0, multitask=multitask)
         gradients = gradients_of(trainer)
         trainer.train()
-        found = logged(trainer, "cosine_")
-        assert [len(line) for line in found] == [15]
-        assert found[0].keys() == {f"cosine_{a}-{b}" for a in NAMES for b in NAMES if a < b}
+        lines = logged(trainer, "cosine_")
+        assert [len(line) for line in lines] == [15]
+        assert lines[0].keys() == {f"cosine_{a}-{b}" for a in NAMES for b in NAMES if a < b}
         assert gradients.isfinite().all()
 
     @pytest.mark.slow
     @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
     def test_a_compiled_model_trains_as_another_and_is_not_compared(self, build):
-        found = []
+        results = []
         for compiled in (False, True):
             options = {"max_steps": 2, "torch_compile": compiled, "learning_rate": 0.01}
             trainer = build(output=str(compiled), **options)
             trainer.train()
-            found.append(weights(trainer))
-        assert_close(found[1], found[0], rtol=0, atol=2e-5)
+            results.append(weights(trainer))
+        assert_close(results[1], results[0], rtol=0, atol=2e-5)
         assert trainer.optimizer_step.comparison.every == 0
 
     @pytest.mark.parametrize(("method", "steps"), [("none", 8), ("gradnorm", None), ("mgda", 0)])
@@ -249,8 +249,8 @@ class TestNotFinite:
         assert text.startswith("the loss of task urgency is nan in step 1 (epoch 0.00); its rows")
         rows = text.split("there: ")[1].split(". Look")[0].split(", ")
         step = next(iter(trainer.sampler))
-        own = trainer.sampler.ranges["intent+slots+topics+urgency"]
-        assert sorted(map(int, rows)) == sorted(r - own.start for r in step if r in own)
+        numbers = trainer.sampler.ranges["intent+slots+topics+urgency"]
+        assert sorted(map(int, rows)) == sorted(r - numbers.start for r in step if r in numbers)
         after = weights(trainer)
         assert all(v.equal(before[n]) for n, v in after.items() if "urgency" not in n)
 
@@ -282,7 +282,7 @@ class TestStopping:
         multitask = MultiTaskArguments(stopping=Stopping(by="task", patience=1))
         options = {"max_steps": -1, "num_train_epochs": 4, "eval_strategy": "epoch", "size": 9}
         trainer = build(multitask=multitask, evaluates=True, **options)
-        given = iter([{"near": 0.5}, {"near": 0.5}, {"near": 0.9}, {"near": 0.9}])
+        scores = iter([{"near": 0.5}, {"near": 0.5}, {"near": 0.9}, {"near": 0.9}])
         rising = iter(range(100))
         stopping = next(
             c for c in trainer.callback_handler.callbacks if isinstance(c, TaskStopping)
@@ -292,7 +292,7 @@ class TestStopping:
 
         def evaluated(args, state, control, metrics=None, **rest):
             values = {f"eval_{n}_{m}": next(rising) for n, m in stopping.metrics.items()}
-            near = next(given)["near"]
+            near = next(scores)["near"]
             usual(args, state, control, values | {"eval_near_spearman": near}, **rest)
             heads.append({n: v for n, v in weights(trainer).items()})
 
@@ -306,8 +306,8 @@ class TestStopping:
         assert trainer.state.global_step == 16
         rows = [line["rows_near"] for line in history(trainer) if "rows_near" in line]
         assert rows[-1] == 24.0
-        own = [n for n in heads[0] if n.startswith("heads.near.")]
-        assert all(heads[3][name].equal(heads[1][name]) for name in own)
+        weights_of_near = [n for n in heads[0] if n.startswith("heads.near.")]
+        assert all(heads[3][name].equal(heads[1][name]) for name in weights_of_near)
 
     def test_the_run_ends_when_all_tasks_have_stopped(self, build):
         multitask = MultiTaskArguments(stopping=Stopping(by="task", patience=1))
@@ -337,18 +337,18 @@ class TestStopping:
         whole.train()
         folder = f"{whole.args.output_dir}/checkpoint-12"
         with open(f"{folder}/trainer_state.json") as file:
-            kept = json.load(file)["stateful_callbacks"]["TaskStopping"]["attributes"]
-        assert sorted(kept["waited"]) == NAMES
+            saved = json.load(file)["stateful_callbacks"]["TaskStopping"]["attributes"]
+        assert sorted(saved["waited"]) == NAMES
         again = build(output="again", **options)
         again.train(resume_from_checkpoint=folder)
         assert all(v.equal(weights(whole)[n]) for n, v in weights(again).items())
 
 
 def test_the_order_of_tasks_changes_no_weight(build, usual_tasks):
-    found = []
+    results = []
     for names in (sorted(usual_tasks), sorted(usual_tasks, reverse=True)):
         chosen = {name: replace(usual_tasks[name]) for name in names}
         trainer = build(chosen, multitask=balanced("pcgrad"))
         trainer.train()
-        found.append(weights(trainer))
-    assert_close(found[0], found[1], rtol=0, atol=1e-6)
+        results.append(weights(trainer))
+    assert_close(results[0], results[1], rtol=0, atol=1e-6)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from polyhead.modeling import PolyheadModel
 from polyhead.train.batches.collator import model_inputs
-from polyhead.train.commands.training import _checkpoint
+from polyhead.train.commands.training import resume_from
 from polyhead.train.data.dataset import MultiTaskDataset
 from polyhead.train.recipe.schema import MultiTaskArguments, Sampling
 from polyhead.train.trainer import evaluation_loop as task_evaluation
@@ -43,37 +43,37 @@ STATE = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
 class TestLosses:
     @pytest.mark.parametrize("batches", ["mixed", "pure"])
     def test_accumulation_changes_neither_losses_nor_weights(self, build, batches):
-        found = []
+        results = []
         for size, accumulation in ((12, 1), (3, 4)):
             trainer = build(size=size, accumulation=accumulation, batches=batches)
             before = weights(trainer)
             trainer.train()
-            found.append((weights(trainer), logged(trainer, "loss")))
-        assert_close(found[1][0], found[0][0], rtol=0, atol=1e-5)
-        assert_close(found[1][1], found[0][1], rtol=0, atol=1e-4)
-        moved = {name for name, value in found[0][0].items() if not value.equal(before[name])}
+            results.append((weights(trainer), logged(trainer, "loss")))
+        assert_close(results[1][0], results[0][0], rtol=0, atol=1e-5)
+        assert_close(results[1][1], results[0][1], rtol=0, atol=1e-4)
+        moved = {name for name, value in results[0][0].items() if not value.equal(before[name])}
         assert moved >= {name for name in before if name.startswith("heads.") and "out" in name}
 
     @pytest.mark.parametrize("batches", ["mixed", "pure"])
     def test_batches_of_tokens_accumulate_to_the_same(self, build, batches):
-        found = []
+        results = []
         for accumulation in (1, 4):
             sampling = Sampling(batches=batches, batch_tokens=240 // accumulation)
             multitask = MultiTaskArguments(sampling=sampling)
             trainer = build(accumulation=accumulation, multitask=multitask)
             trainer.train()
-            found.append((weights(trainer), logged(trainer, "loss")))
-        assert_close(found[1][0], found[0][0], rtol=0, atol=1e-5)
-        assert_close(found[1][1], found[0][1], rtol=0, atol=1e-4)
+            results.append((weights(trainer), logged(trainer, "loss")))
+        assert_close(results[1][0], results[0][0], rtol=0, atol=1e-5)
+        assert_close(results[1][1], results[0][1], rtol=0, atol=1e-4)
 
     def test_packing_changes_neither_losses_nor_weights(self, build):
-        found = []
+        results = []
         for packing in (True, False):
             trainer = build(packing=packing)
             assert trainer.data_collator.packed == packing
             trainer.train()
-            found.append((weights(trainer), logged(trainer, "loss")))
-        assert_close(found[0], found[1], rtol=0, atol=1e-5)
+            results.append((weights(trainer), logged(trainer, "loss")))
+        assert_close(results[0], results[1], rtol=0, atol=1e-5)
 
     def test_the_loss_of_a_task_is_the_mean_over_its_units_in_the_step(self, build):
         trainer = build(size=9, accumulation=4, max_steps=1)
@@ -96,12 +96,12 @@ class TestLosses:
             assert line["loss"] == pytest.approx(total, abs=1e-3)
 
     def test_each_log_starts_anew(self, build):
-        found = []
+        logs = []
         for steps in (1, 3):
             trainer = build(logging_steps=steps, learning_rate=0.0)
             trainer.train()
-            found.append(logged(trainer, "loss_"))
-        every, one = found
+            logs.append(logged(trainer, "loss_"))
+        every, one = logs
         assert (len(every), len(one)) == (3, 1)
         intents = [line["loss_intent"] for line in every]
         assert min(intents) < one[0]["loss_intent"] < max(intents)
@@ -109,14 +109,14 @@ class TestLosses:
     def test_pure_batches_log_the_tasks_of_their_step(self, build):
         trainer = build(size=6, batches="pure", max_steps=6)
         trainer.train()
-        found = [{n.removeprefix("loss_") for n in line} for line in logged(trainer, "loss_")]
+        tasks = [{n.removeprefix("loss_") for n in line} for line in logged(trainer, "loss_")]
         text = {"intent", "slots", "topics", "urgency"}
-        assert sorted(found, key=sorted) == [text, text, {"near"}, {"near"}, {"same"}, {"same"}]
+        assert sorted(tasks, key=sorted) == [text, text, {"near"}, {"near"}, {"same"}, {"same"}]
 
     def test_rows_without_labels_teach_nothing(self, build, tmp_path):
         known = [row | {"urgency": float(i % 2)} for i, row in enumerate(messages(8))]
         blank = [row | {"urgency": float("nan"), "intent": None} for row in messages(8, 8)]
-        found = []
+        results = []
         for name, rows in (("some", known + blank), ("known", known)):
             path = str(write_rows(tmp_path / f"{name}.jsonl", rows))
             text = {"data_files": path, "text": "text", "dropout": 0.0}
@@ -126,8 +126,8 @@ class TestLosses:
             }
             trainer = build(chosen, size=16, max_steps=1)
             trainer.train()
-            found.append((weights(trainer), logged(trainer, "loss")))
-        assert_close(found[0], found[1], rtol=0, atol=1e-5)
+            results.append((weights(trainer), logged(trainer, "loss")))
+        assert_close(results[0], results[1], rtol=0, atol=1e-5)
 
     def test_a_task_of_one_row_trains(self, build, usual_tasks, tmp_path):
         row = {"text": "play it", "score": 0.5}
@@ -146,8 +146,8 @@ class TestLosses:
 
 class TestEvaluation:
     def test_every_task_has_its_loss_and_its_metrics(self, build):
-        found = build(evaluates=True).evaluate()
-        assert set(found) == {
+        metrics = build(evaluates=True).evaluate()
+        assert set(metrics) == {
             "eval_intent_accuracy",
             "eval_intent_f1_macro",
             "eval_intent_loss",
@@ -174,12 +174,12 @@ class TestEvaluation:
         }
         main = ("intent_accuracy", "slots_entity_f1", "topics_f1_micro")
         main += ("urgency_pearson", "same_accuracy", "near_spearman")
-        mean = sum(found[f"eval_{name}"] for name in main) / len(main)
-        assert found["eval_macro"] == pytest.approx(mean)
+        mean = sum(metrics[f"eval_{name}"] for name in main) / len(main)
+        assert metrics["eval_macro"] == pytest.approx(mean)
 
     def test_losses_are_those_of_the_whole_split_at_once(self, build, tokenizer_of):
         trainer = build(evaluates=True)
-        found = trainer.evaluate()
+        metrics = trainer.evaluate()
         for part in trainer.eval_dataset.values():
             rows = MultiTaskDataset({part.source.name: part.rows})
             batch = trainer.evaluation.collator([rows[number] for number in range(len(rows))])
@@ -187,14 +187,14 @@ class TestEvaluation:
             with torch.no_grad():
                 losses = trainer.model.eval()(**batch).losses
             for name, loss in losses.items():
-                assert found[f"eval_{name}_loss"] == pytest.approx(float(loss), abs=1e-5)
+                assert metrics[f"eval_{name}_loss"] == pytest.approx(float(loss), abs=1e-5)
 
     def test_the_size_of_a_batch_changes_nothing(self, build):
-        found = [
+        results = [
             build(evaluates=True, per_device_eval_batch_size=size).evaluate() for size in (1, 3, 64)
         ]
-        assert found[0] == pytest.approx(found[1], abs=1e-5)
-        assert found[0] == pytest.approx(found[2], abs=1e-5)
+        assert results[0] == pytest.approx(results[1], abs=1e-5)
+        assert results[0] == pytest.approx(results[2], abs=1e-5)
 
     @pytest.mark.parametrize("size", [1, 2, 64])
     def test_long_rows_are_read_in_windows(self, build, tmp_path, size):
@@ -267,10 +267,10 @@ class TestSaving:
         best = Path(trainer.args.output_dir) / "checkpoint-2"
         assert Path(trainer.state.best_model_checkpoint) == best
         assert trainer.state.best_metric == 0.9
-        kept = load_file(best / "model.safetensors")
+        saved = load_file(best / "model.safetensors")
         after = weights(trainer)
-        assert {name: after[name].equal(value) for name, value in kept.items()} == dict.fromkeys(
-            kept, True
+        assert {name: after[name].equal(value) for name, value in saved.items()} == dict.fromkeys(
+            saved, True
         )
         other = load_file(best.with_name("checkpoint-3") / "model.safetensors")
         assert any(not after[name].equal(value) for name, value in other.items())
@@ -281,16 +281,16 @@ class TestSaving:
         folders = sorted(Path(trainer.args.output_dir).glob("checkpoint-*"))
         assert [folder.name for folder in folders] == ["checkpoint-1", "checkpoint-2"]
         for folder in folders:
-            found = {path.name for path in folder.iterdir()}
-            assert found == FOLDER | (CODE - {"__init__.py"}) | STATE
+            files = {path.name for path in folder.iterdir()}
+            assert files == FOLDER | (CODE - {"__init__.py"}) | STATE
             tokenizer = AutoTokenizer.from_pretrained(folder)
             assert tokenizer.model_max_length == 64
         model = PolyheadModel.from_pretrained(folders[-1])
         batch = tokenizer(["book the train", "play"], padding=True, return_tensors="pt")
         with torch.no_grad():
-            found, expected = model.eval()(**batch), trainer.model.eval()(**batch)
-        assert_close(found.logits, expected.logits, rtol=0, atol=0)
-        assert_close(found.embeddings, expected.embeddings, rtol=0, atol=0)
+            actual, expected = model.eval()(**batch), trainer.model.eval()(**batch)
+        assert_close(actual.logits, expected.logits, rtol=0, atol=0)
+        assert_close(actual.embeddings, expected.embeddings, rtol=0, atol=0)
 
 
 class TestResume:
@@ -337,35 +337,35 @@ class TestResume:
         folder = Path(trainer.args.output_dir)
         args = trainer.args
         args.resume_from_checkpoint = True
-        assert _checkpoint(args) == str(folder / "checkpoint-3")
+        assert resume_from(args) == str(folder / "checkpoint-3")
         shutil.copytree(folder / "checkpoint-3", folder / "checkpoint-10")
-        assert _checkpoint(args) == str(folder / "checkpoint-10")
+        assert resume_from(args) == str(folder / "checkpoint-10")
 
         weights_file = folder / "checkpoint-10" / "model.safetensors"
         weights_file.write_bytes(weights_file.read_bytes()[:-100])
-        assert _checkpoint(args) == str(folder / "checkpoint-3")
+        assert resume_from(args) == str(folder / "checkpoint-3")
 
         (folder / "checkpoint-3" / "trainer_state.json").unlink()
-        assert _checkpoint(args) == str(folder / "checkpoint-2")
+        assert resume_from(args) == str(folder / "checkpoint-2")
 
         (folder / "checkpoint-2" / "model.safetensors").unlink()
-        assert _checkpoint(args) == str(folder / "checkpoint-1")
+        assert resume_from(args) == str(folder / "checkpoint-1")
 
         (folder / "checkpoint-1" / "model.safetensors").write_bytes(b"")
-        assert _checkpoint(args) is None
+        assert resume_from(args) is None
 
-    @pytest.mark.parametrize("wanted", [None, False])
-    def test_nothing_asked_for_is_nothing_resumed(self, wanted, tmp_path):
-        args = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint=wanted)
-        assert _checkpoint(args) is None
+    @pytest.mark.parametrize("option", [None, False])
+    def test_nothing_asked_for_is_nothing_resumed(self, option, tmp_path):
+        args = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint=option)
+        assert resume_from(args) is None
 
     def test_a_checkpoint_named_is_taken(self, tmp_path):
         args = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint="some/folder")
-        assert _checkpoint(args) == "some/folder"
+        assert resume_from(args) == "some/folder"
 
     def test_true_in_an_empty_folder_starts(self, tmp_path):
         args = TrainingArguments(output_dir=str(tmp_path / "new"), resume_from_checkpoint=True)
-        assert _checkpoint(args) is None
+        assert resume_from(args) is None
 
 
 def test_predict_says_what_to_call(build):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from polyhead.modeling import attention, modeling_polyhead, packing, plans
+from polyhead.modeling import attention, modeling_polyhead, packing, segments
 from polyhead.train import adapters as adapting
 from polyhead.train.adapters import attach_adapters
 from torch import Tensor
@@ -37,8 +37,8 @@ class OnDevice(Tensor):
 
 def reads(name, args, kwargs) -> bool:
     if name in ("__getitem__", "__setitem__"):
-        places = args[1] if isinstance(args[1], tuple) else (args[1],)
-        return any(isinstance(p, OnDevice) and p.dtype == torch.bool for p in places)
+        indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(isinstance(p, OnDevice) and p.dtype == torch.bool for p in indices)
     if name == "repeat_interleave":
         return isinstance(args[-1], OnDevice) and kwargs.get("output_size") is None
     return name in READS and any(isinstance(value, OnDevice) for value in args[:2])
@@ -47,8 +47,8 @@ def reads(name, args, kwargs) -> bool:
 def caller() -> str:
     """The function of ours that reads."""
     frames = traceback.extract_stack()
-    own = [f for f in frames if f.filename.startswith(SOURCES)]
-    return own[-1].name if own else frames[-4].name
+    ours = [f for f in frames if f.filename.startswith(SOURCES)]
+    return ours[-1].name if ours else frames[-4].name
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def device(monkeypatch):
         assert not isinstance(values, OnDevice)
         return values.as_subclass(OnDevice) if isinstance(other, OnDevice) else values
 
-    for module in (modeling_polyhead, packing, plans):
+    for module in (modeling_polyhead, packing, segments):
         monkeypatch.setattr(module, "moved_to", moved)
 
     def by_rows(*args):
@@ -69,7 +69,7 @@ def device(monkeypatch):
 
     monkeypatch.setattr(attention, "_by_runs", by_rows)
 
-    def place(trainer):
+    def on_device(trainer):
         def move(data):
             if isinstance(data, Tensor):
                 return data.as_subclass(OnDevice)
@@ -80,7 +80,7 @@ def device(monkeypatch):
         monkeypatch.setattr(trainer, "_prepare_input", move)
         return trainer
 
-    return place
+    return on_device
 
 
 def test_what_is_read_is_seen(device):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
-"""Which stretch of a batch goes through which adapter, and which texts move for that.
+"""Which segment of a batch goes through which adapter, and which texts move for that.
 
 A plan is made once for a forward; `routing.py` has the layers that follow it.
 
@@ -14,80 +14,82 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .packing import Texts, cumulative, moved_to
+from .packing import TextLayout, cumulative, moved_to
 
-Stretch = tuple[str | None, int, int]  # adapter, first token, last token + 1
-Tile = tuple[list[str], int, int]  # adapters of equal parts, first token, last token + 1
-Kind = tuple[tuple[int | None, ...], bool]  # by stretch: rank of its adapter in a layer; bias
+Segment = tuple[str | None, int, int]  # adapter, first token, last token + 1
+SegmentGroup = tuple[list[str], int, int]  # adapters of equal parts, first token, last token + 1
+LayerSignature = tuple[tuple[int | None, ...], bool]  # by segment: its adapter's rank; bias
 ROWS_PER_ADAPTER = 4  # with more, one product for each adapter is faster than one for each row
 
 
 @dataclass
 class Plan:
-    """Which stretch of the tokens goes through which adapter, and which texts move for that.
+    """Which segment of the tokens goes through which adapter, and which texts move for that.
 
     Args:
-        stretches: (adapter or None, first token, last token + 1), over (rows x tokens) flattened.
-            One stretch stands for everything, whatever its length.
+        segments: (adapter or None, first token, last token + 1), over (rows x tokens) flattened.
+            One segment stands for everything, whatever its length.
         source: (M,) the caller's text that each text is, or None when nothing moves.
         tokens: packed: (Q,) the caller's token that each token is.
         cu_seq_lens: packed: (M + 1,).
         host: packed: the same on the CPU.
         first: layer before which texts are sorted and copied; None: before the encoder.
         size: texts of the caller (padded) or tokens (packed): what tells a batch's tensors.
-        places: where (adapter, the caller's text) stands; None when nothing moves.
+        position_of: where (adapter, the caller's text) stands; None when nothing moves.
         width: tokens of every text, where they are padded; 0 where they are packed.
     """
 
-    stretches: list[Stretch]
+    segments: list[Segment]
     source: Tensor | None = None
     tokens: Tensor | None = None
     cu_seq_lens: Tensor | None = None
     host: Tensor | None = None
     first: int | None = None
     size: int = 0
-    places: dict[tuple[str | None, int], int] | None = None
+    position_of: dict[tuple[str | None, int], int] | None = None
     width: int = 0
-    _tiles: dict[Kind, list[Tile]] = field(default_factory=dict)
+    _groups: dict[LayerSignature, list[SegmentGroup]] = field(default_factory=dict)
 
     @cached_property
     def names(self) -> list[str]:
-        """The adapters of the stretches."""
-        return [name for name, _, _ in self.stretches if name is not None]
+        """The adapters of the segments."""
+        return [name for name, _, _ in self.segments if name is not None]
 
-    def tiles(self, kind: Kind, stretches: list[Stretch]) -> list[Tile]:
-        """Stretches with an adapter in a layer, joined where one batched product can do several.
+    def groups(self, signature: LayerSignature, segments: list[Segment]) -> list[SegmentGroup]:
+        """Segments with an adapter in a layer, joined where one batched product can do several.
 
-        Many small products cost more than their arithmetic. Where all stretches are of one length
+        Many small products cost more than their arithmetic. Where all segments are of one length
         they are the parts; else the rows of a padded batch are, unless few adapters have many.
         """
-        if kind in self._tiles:
-            return self._tiles[kind]
-        ranks, biased = kind
-        held = [s for s, rank in zip(stretches, ranks, strict=True) if rank]
-        sizes = [stop - start for _, start, stop in held]
-        tiles: list[Tile] = [([str(name)], start, stop) for name, start, stop in held]
-        if len(held) > 1 and len({r for r in ranks if r}) == 1 and not biased:
-            first, last = held[0][1], held[-1][2]
+        if signature in self._groups:
+            return self._groups[signature]
+        ranks, biased = signature
+        adapted = [s for s, rank in zip(segments, ranks, strict=True) if rank]
+        sizes = [stop - start for _, start, stop in adapted]
+        groups: list[SegmentGroup] = [([str(name)], start, stop) for name, start, stop in adapted]
+        if len(adapted) > 1 and len({r for r in ranks if r}) == 1 and not biased:
+            first, last = adapted[0][1], adapted[-1][2]
             unit = sizes[0] if len(set(sizes)) == 1 else self.width
             count = (last - first) // unit if unit else 0
-            if sum(sizes) == last - first and 0 < count <= ROWS_PER_ADAPTER * len(held):
+            if sum(sizes) == last - first and 0 < count <= ROWS_PER_ADAPTER * len(adapted):
                 counts = [size // unit for size in sizes]
-                names = [n for (n, *_), c in zip(held, counts, strict=True) for n in [str(n)] * c]
-                tiles = [(names, first, last)]
-        if len(self.stretches) > 1:  # else the lengths are those of one layer's input
-            self._tiles[kind] = tiles
-        return tiles
+                names = [
+                    n for (n, *_), c in zip(adapted, counts, strict=True) for n in [str(n)] * c
+                ]
+                groups = [(names, first, last)]
+        if len(self.segments) > 1:  # else the lengths are those of one layer's input
+            self._groups[signature] = groups
+        return groups
 
 
 def make_plan(
-    adapters: list[list[str | None]], texts: Texts, *, width: int, first: int | None
+    adapters: list[list[str | None]], texts: TextLayout, *, width: int, first: int | None
 ) -> Plan:
     """Sort texts by adapter, copying those wanted by several.
 
     Args:
         adapters: the adapters that each text is wanted through; None for the bare encoder.
-        texts: where the texts are.
+        texts: layout of the texts.
         width: tokens in a row: of a padded text, or all tokens of a packed batch.
         first: first adapted layer, or None to move texts before the encoder.
     """
@@ -95,15 +97,15 @@ def make_plan(
     pairs = [(name, row) for name in order for row, names in enumerate(adapters) if name in names]
     packed = texts.cu_seq_lens is not None
     sizes = texts.host_lengths.tolist() if packed else [width] * len(adapters)
-    stretches: list[Stretch] = []
+    segments: list[Segment] = []
     end = 0
     for name, row in pairs:
         start, end = end, end + sizes[row]
-        if stretches and stretches[-1][0] == name:
-            start = stretches.pop()[1]
-        stretches.append((name, start, end))
-    places = {pair: place for place, pair in enumerate(pairs)}
-    plan = Plan(stretches, places=places, width=0 if packed else width)
+        if segments and segments[-1][0] == name:
+            start = segments.pop()[1]
+        segments.append((name, start, end))
+    position_of = {pair: number for number, pair in enumerate(pairs)}
+    plan = Plan(segments, position_of=position_of, width=0 if packed else width)
     rows = [row for _, row in pairs]
     if rows != list(range(len(adapters))):
         _moves(plan, rows, texts, width)
@@ -111,13 +113,13 @@ def make_plan(
     return plan
 
 
-def _moves(plan: Plan, rows: list[int], texts: Texts, width: int) -> None:
+def _moves(plan: Plan, rows: list[int], texts: TextLayout, width: int) -> None:
     """Fill in where the plan's texts come from: found on the host, used where the texts are."""
-    given = texts.mask if texts.cu_seq_lens is None else texts.cu_seq_lens
-    assert given is not None
+    layout = texts.mask if texts.cu_seq_lens is None else texts.cu_seq_lens
+    assert layout is not None
     source = torch.tensor(rows)
-    plan.source = moved_to(source, given)
-    plan.size = len(given)
+    plan.source = moved_to(source, layout)
+    plan.size = len(layout)
     if texts.cu_seq_lens is not None:
         plan.size = width
         lengths = texts.host_lengths.long()
@@ -125,29 +127,39 @@ def _moves(plan: Plan, rows: list[int], texts: Texts, width: int) -> None:
         starts = (lengths.cumsum(0) - lengths)[source]
         ends = moved.cumsum(0)
         inner = torch.arange(int(ends[-1])) - torch.repeat_interleave(ends - moved, moved)
-        plan.tokens = moved_to(torch.repeat_interleave(starts, moved) + inner, given)
+        plan.tokens = moved_to(torch.repeat_interleave(starts, moved) + inner, layout)
         plan.host = cumulative(moved)
-        plan.cu_seq_lens = moved_to(plan.host, given)
+        plan.cu_seq_lens = moved_to(plan.host, layout)
 
 
-def parts_of(plan: Plan, texts: Texts, width: int) -> list[Plan]:
+def parts_of(plan: Plan, texts: TextLayout, width: int) -> list[Plan]:
     """The plan as one plan for each adapter, for encoders that cannot take several at once."""
-    assert plan.places is not None
-    rows: dict[str | None, list[int]] = {}
-    for name, row in plan.places:
-        rows.setdefault(name, []).append(row)
+    assert plan.position_of is not None
+    rows_of: dict[str | None, list[int]] = {}
+    for name, row in plan.position_of:
+        rows_of.setdefault(name, []).append(row)
     parts = []
-    for name, own in rows.items():
+    for name, rows in rows_of.items():
         part = Plan([(name, 0, 0)])
-        _moves(part, own, texts, width)
+        _moves(part, rows, texts, width)
         parts.append(part)
     return parts
+
+
+def moved_texts(plan: Plan | None, texts: TextLayout) -> TextLayout:
+    """Where the texts are once moved as planned."""
+    if plan is None or plan.source is None:
+        return texts
+    if plan.cu_seq_lens is not None:
+        return TextLayout(cu_seq_lens=plan.cu_seq_lens, host=plan.host)
+    assert texts.mask is not None
+    return TextLayout(mask=texts.mask[plan.source])
 
 
 def move(value: Any, plan: Plan, *, beside: bool = False) -> Any:
     """Sort and copy the texts of a tensor (or of those in a tuple, list or dict).
 
-    What has no dimension of texts (rotary tables, a window's reach) is left as it is.
+    What has no dimension of texts (rotary tables, the size of a window) is left as it is.
 
     Args:
         value: the tensor.

@@ -1,0 +1,146 @@
+"""The encoder that a recipe names, with a head for each task, and the tokenizer that fits it."""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from ...modeling.configuration_polyhead import PolyheadConfig, TaskConfig
+from ...modeling.modeling_polyhead import PolyheadModel, usable_length
+from ..artifacts import read_json
+from ..hub.sentence_transformers import POOLING_FLAGS
+from ..recipe.arguments import REFUSALS
+from ..recipe.packages import package_folder
+from ..recipe.schema import Recipe, ScratchEncoder
+from ..records import MODULES, read_record
+from ..trainer.identity import weights_digest
+
+FLAGS = {flag: name for name, flag in POOLING_FLAGS.items()}  # sentence-transformers before 5.4
+MODES = {**FLAGS, **{name.replace("_", ""): name for name in POOLING_FLAGS}}
+MOST_LAYERS = 1000
+DEFAULT_LENGTH = 512  # for an encoder and a tokenizer that both know no limit
+
+
+def build_model(recipe: Recipe, configs: dict[str, TaskConfig]) -> tuple[PolyheadModel, Tokenizer]:
+    """A recipe's encoder with new heads, without adapters.
+
+    Args:
+        recipe: names the encoder, its pooling and the length of a text.
+        configs: the tasks by name, with labels found in the data.
+
+    Raises:
+        OSError: there is no such encoder.
+        ValueError: it is none, or its tokenizer does not fit.
+    """
+    if isinstance(recipe.encoder, ScratchEncoder):
+        tokenizer = AutoTokenizer.from_pretrained(_resolve(recipe.encoder.tokenizer))
+        encoder = _scratch_encoder(recipe.encoder.config, tokenizer)
+        pooling = recipe.pooling or "mean"
+        config = PolyheadConfig(encoder_config=encoder, tasks=configs, pooling=pooling)
+        model = PolyheadModel(config)
+    else:
+        place, pooling = _sentence_transformer(_resolve(recipe.encoder))
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = PolyheadModel.from_encoder(place, configs, pooling=recipe.pooling or pooling)
+    _fit_tokenizer(tokenizer, model, recipe.max_length)
+    return model, tokenizer
+
+
+def add_heads(model: PolyheadModel, tokenizer: Tokenizer, configs: dict[str, TaskConfig]) -> None:
+    """Put new heads on a finished model; they alone train (and adapters that come with them).
+
+    Raises:
+        ValueError: the tokenizer does not fit a task.
+    """
+    _check_mask(tokenizer, configs)
+    model.requires_grad_(requires_grad=False)
+    encoder = {id(parameter) for parameter in model.encoder.parameters()}
+    for name, task in configs.items():
+        model.add_task(name, task)
+        for parameter in model.heads[name].parameters():
+            parameter.requires_grad_(id(parameter) not in encoder)  # a masked_lm head ties one
+
+
+def origin_of(encoder: str | ScratchEncoder) -> str:
+    """What tells the first weights of an encoder from others; a checkpoint keeps it."""
+    if isinstance(encoder, ScratchEncoder):
+        return "random"
+    folder = Path(_resolve(encoder))
+    return weights_digest(folder) if folder.is_dir() else encoder
+
+
+def _resolve(name: str) -> str:
+    """An encoder's name as transformers takes it: `package:NAME/FOLDER` is a folder."""
+    return str(package_folder(name)) if name.startswith("package:") else name
+
+
+def _scratch_encoder(given: dict[str, Any], tokenizer: Tokenizer) -> PreTrainedConfig:
+    """The config of an encoder with random weights.
+
+    Raises:
+        ValueError: transformers takes it for no encoder, or it does not fit into memory.
+    """
+    if "model_type" not in given:
+        raise ValueError("config has no model_type; allowed are those of transformers, as bert")
+    for key, value in given.items():  # each is built, even to count its weights
+        if "layers" in key and isinstance(value, int) and value > MOST_LAYERS:
+            raise ValueError(f"config.{key}: {value}; at most {MOST_LAYERS}")
+    options = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    try:
+        config = AutoConfig.for_model(**{**options, **given})
+        config.is_causal = False
+        with torch.device("meta"):
+            shapes = AutoModel.from_config(config)
+    except (*REFUSALS, ArithmeticError, LookupError, AssertionError, MemoryError) as error:
+        raise ValueError(f"config: {type(error).__name__}: {str(error).strip()}") from error
+    needed = sum(p.numel() * p.element_size() for p in shapes.parameters())
+    if needed > psutil.virtual_memory().total:
+        raise ValueError(f"config: its weights take {needed / 1e9:,.0f} GB, more than memory has")
+    return config
+
+
+def _sentence_transformer(place: str) -> tuple[str, str]:
+    """Where the encoder of a sentence-transformers model lies, and its pooling; else mean.
+
+    Raises:
+        ValueError: it pools in a way that there is none for here.
+    """
+    path = Path(place) / "modules.json"
+    modules = read_record(path, MODULES, [])
+    for inner in (Path(module["path"]) for module in modules):
+        if inner.is_absolute() or ".." in inner.parts:
+            raise ValueError(f"{path}: {str(inner)!r:.80} leaves the folder")
+    paths = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
+    if "Pooling" not in paths:
+        return place, "mean"
+    config = read_json(Path(place) / paths["Pooling"] / "config.json", {})
+    modes = config.get("pooling_mode") or [flag for flag in FLAGS if config.get(flag)]
+    modes = modes if isinstance(modes, list) else [str(modes)]
+    if len(modes) != 1 or modes[0] not in MODES:
+        known = ", ".join(mode for mode in MODES if mode not in FLAGS)
+        named = ", ".join(map(str, modes)) or "no known mode"
+        raise ValueError(f"pools by {named}; known: {known}")
+    return str(Path(place, paths.get("Transformer", ""))), MODES[modes[0]]
+
+
+def _check_mask(tokenizer: Tokenizer, tasks: dict[str, TaskConfig]) -> None:
+    if tokenizer.mask_token is None and any(t.head == "masked_lm" for t in tasks.values()):
+        raise ValueError("a masked_lm task needs a tokenizer with a mask token")
+
+
+def _fit_tokenizer(tokenizer: Tokenizer, model: PolyheadModel, max_length: int | None) -> None:
+    """Set the length of a text, and a padding token where there is none."""
+    if not tokenizer.is_fast:
+        raise ValueError("the tokenizer is a slow one; character offsets need a fast tokenizer")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    _check_mask(tokenizer, model.config.tasks)
+    usable = usable_length(model.encoder)
+    limits = [n for n in (usable, tokenizer.model_max_length) if n is not None and n < 10**6]
+    limit = min(limits, default=DEFAULT_LENGTH)
+    if max_length is not None and max_length > limit:
+        raise ValueError(f"max_length is {max_length}, but it takes {limit} tokens at most")
+    tokenizer.model_max_length = max_length or limit

@@ -1,0 +1,90 @@
+"""From a model and a recipe to scores."""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from ...modeling.configuration_polyhead import TaskConfig
+from ..data.loading import load_sources, unseen_labels
+from ..errors import UserError
+from ..evaluation.scoring import eval_splits, macro
+from ..inference.exported import load_any
+from ..recipe.reader import load_recipe
+from ..trainer.trainer import MultiTaskTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    model_path: str | Path,
+    recipe_path: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    split: str = "test",
+) -> dict[str, Any]:
+    """Score a saved or exported model on a recipe's data.
+
+    Args:
+        model_path: folder of the model.
+        recipe_path: YAML file.
+        overrides: `key=value`, as in `load_recipe`.
+        split: train, validation or test.
+
+    Returns:
+        `{"tasks": {task: {metric: value}}, "macro": value}`.
+
+    Raises:
+        UserError: faults of the recipe or data, a task that the model lacks, no rows in `split`.
+    """
+    model, tokenizer = load_any(model_path)
+    recipe = load_recipe(recipe_path, overrides, scored=model.config)
+    sources = load_sources(recipe)
+    faults = []
+    for source in sources:
+        for name, config in source.configs.items():
+            task = model.config.tasks.get(name)
+            if task is None:
+                known = ", ".join(model.task_names)
+                faults.append(f"tasks.{name}: the model has no such task; it has: {known}")
+            elif fault := _misfit(task, config):
+                faults.append(f"tasks.{name}.{fault}")
+        if split not in source.splits:
+            faults.append(f"tasks.{source.name}.data: has no split {split}")
+    if faults:
+        raise UserError(recipe.path, faults)
+    for line in unseen_labels(sources, model.config.tasks, split):
+        logger.warning(line)
+    with tempfile.TemporaryDirectory() as folder:  # a Trainer makes its output_dir
+        args = TrainingArguments(
+            output_dir=folder,
+            remove_unused_columns=False,
+            per_device_eval_batch_size=recipe.training.get("per_device_eval_batch_size", 32),
+            seed=recipe.training.get("seed", 42),
+            dataloader_pin_memory=torch.accelerator.is_available(),
+        )
+        trainer = MultiTaskTrainer(
+            model=model,
+            args=args,
+            tokenizer=tokenizer,
+            sources={source.name: list(source.tasks) for source in sources},
+        )
+        parts = eval_splits(sources, split, tokenizer, model.config.tasks)
+        scores, _ = trainer.evaluate_tasks(parts, split)
+    return {"tasks": scores, "macro": macro(scores)}
+
+
+def _misfit(task: TaskConfig, config: TaskConfig) -> str | None:
+    """Why a model's task cannot be scored on rows of another one."""
+    if (task.head, task.problem_type) != (config.head, config.problem_type):
+        return f"head: the model's is {task.head}, {task.problem_type}"
+    tags = set(config.labels or []) - {"O"}
+    if tags and (task.scheme is None) != (config.scheme is None):
+        return (
+            f"data.label: tags of scheme {config.scheme}, but the model's are of {task.scheme}; "
+            f"write them as {', '.join((task.labels or [])[:5])}"
+        )
+    return None

@@ -1,0 +1,148 @@
+"""Classes of a text or a pair of texts: one of them, or any number."""
+
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+from sklearn.preprocessing import MultiLabelBinarizer
+from torch import Tensor
+
+from ...modeling.heads import IGNORE
+from ..recipe.schema import DataConfig
+from .base import Answers, LabelType, TaskKind
+from .counting import confusion, multi_label_confusion, reliability
+from .values import labels_in, rows_named
+
+BLANK = "a label with letters is wanted (name a mark of a missing one in data.missing_label)"
+ANSWER = {"label": datasets.Value("string"), "score": datasets.Value("float64")}
+
+
+def is_blank(value: Any) -> bool:
+    """A string without a sign."""
+    return isinstance(value, str) and not value.strip()
+
+
+class Classes(TaskKind):
+    """What both have in common."""
+
+    optional = frozenset({"text_pair"})
+    pipeline_tag = "text-classification"
+    auto_class = "AutoModelForSequenceClassification"
+
+    def stand_in_labels(self) -> list[str] | None:
+        """See the base class."""
+        return ["x", "y"]
+
+    def label_faults(self, data: DataConfig, place: str, split: str, values: list) -> list[str]:
+        """Labels of another type; strings beside numbers ("1" and 1 would be one class)."""
+        if faults := super().label_faults(data, place, split, values):
+            return faults
+        first: dict[type, tuple[int, Any]] = {}
+        for row, value in enumerate(values):
+            for label in value if isinstance(value, list) else [value]:
+                if label is not None:
+                    first.setdefault(type(label), (row, label))
+        if len(first) < 2:
+            return []
+        (a, one), (b, other) = list(first.values())[:2]
+        return [
+            f"{place}.label: {split}, column {data.label!r}: labels are strings or ids, not both, "
+            f"but {rows_named([a])} holds {one!r:.60} and {rows_named([b])} {other!r:.60}"
+        ]
+
+
+class SingleLabel(Classes):
+    """One class for each row."""
+
+    label_type: ClassVar[LabelType] = "class"
+    metrics = ("accuracy", "f1_macro", "f1_micro", "mcc")
+    usual_metrics = ("accuracy", "f1_macro")
+
+    def fault(self, value: Any) -> str | None:
+        """See the base class."""
+        if isinstance(value, list):
+            return (
+                "a label (string or id) is wanted; for lists of them write problem_type: "
+                "multi_label_classification"
+            )
+        if is_blank(value):
+            return BLANK
+        return None if isinstance(value, (str, int, bool)) else "a label (string or id) is wanted"
+
+    def encode(self, value: Any, data: DataConfig) -> int:
+        """The class id; `IGNORE` without a label or for one that the model does not know."""
+        label = next(iter(labels_in(value)), None)
+        return self.labels.index(label) if label in self.labels else IGNORE
+
+    def decode(self, label: Any, tokens: list[str]) -> str | None:
+        """The name of the class."""
+        return self.labels[label] if label >= 0 else None
+
+    def read(self, values: Tensor) -> list[str]:
+        """(N, L) logits to the label of the largest."""
+        return [self.labels[i] for i in values.argmax(-1).tolist()]
+
+    def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
+        """Confusions and calibration."""
+        ids = {label: i for i, label in enumerate(self.labels)}
+        wanted = [ids.get(label, -1) for label in answers.references]
+        probabilities = answers.values.softmax(-1).numpy()
+        return {
+            "confusion": confusion(self.labels, answers.predictions, answers.references),
+            "reliability": reliability(probabilities, wanted),
+        }
+
+    def feature(self) -> Any:
+        """Label and score."""
+        return ANSWER
+
+
+class MultiLabel(Classes):
+    """Any number of classes for each row."""
+
+    label_type: ClassVar[LabelType] = "classes"
+    metrics = ("f1_micro", "f1_macro")
+
+    def fault(self, value: Any) -> str | None:
+        """See the base class."""
+        if not isinstance(value, list):
+            cells = isinstance(value, str) and value.lstrip().startswith("[")
+            why = " (CSV has none; use JSON Lines)" if cells else ""
+            return f"a list of labels is wanted{why}"
+        if not all(isinstance(x, (str, int)) and not isinstance(x, bool) for x in value):
+            return "a list of strings or ids is wanted"
+        if any(map(is_blank, value)):
+            return BLANK
+        ids = [label for label in value if isinstance(label, int)]
+        return "each id once in a list is wanted" if len(set(ids)) < len(ids) else None
+
+    def encode(self, value: Any, data: DataConfig) -> list[float]:
+        """0 or 1 for each label; NaN without a label."""
+        present, missing = set(labels_in(value)), float("nan")
+        return [missing if value is None else float(x in present) for x in self.labels]
+
+    def decode(self, label: Any, tokens: list[str]) -> list[str]:
+        """The names of the classes."""
+        return [name for name, value in zip(self.labels, label, strict=True) if value == 1]
+
+    def reference(self, value: Any, data: DataConfig) -> list[str]:
+        """See the base class."""
+        return labels_in(value)
+
+    def read(self, values: Tensor) -> list[list[str]]:
+        """(N, L) logits to the labels whose probability reaches the task's threshold."""
+        chosen = values.sigmoid() >= self.task.threshold
+        return [[self.labels[i] for i in row.nonzero().squeeze(1).tolist()] for row in chosen]
+
+    def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
+        """How often each label is rightly and wrongly set, and calibration."""
+        counts = multi_label_confusion(self.labels, answers.predictions, answers.references)
+        binary = MultiLabelBinarizer(classes=counts["labels"])
+        wanted: Any = binary.fit_transform(answers.references)
+        unknown = wanted.shape[1] - len(self.labels)  # the model gives them no probability
+        probabilities = np.pad(answers.values.sigmoid().numpy(), ((0, 0), (0, unknown)))
+        return {"labels": counts, "reliability": reliability(probabilities, wanted)}
+
+    def feature(self) -> Any:
+        """A list of labels with scores."""
+        return datasets.List(ANSWER)

@@ -1,0 +1,163 @@
+"""Embeddings, by what their loss reads: scores of pairs, groups of texts, a teacher's answers."""
+
+from collections.abc import Hashable
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.losses import LOSSES
+from ..recipe.schema import DataConfig, TaskRecipe
+from .base import Answers, LabelType, SplitRows, TaskKind
+from .counting import compare_numbers
+from .numbers import Numbers
+from .values import rows_named
+
+TEXTS_A_PASS = 1024
+
+
+class Embedding(TaskKind):
+    """What all embedding tasks have in common: a row is a group of texts, each a sequence."""
+
+    pipeline_tag = "sentence-similarity"
+    auto_class = "AutoModel"
+
+    @property
+    def row_form(self) -> Hashable:
+        """Groups of texts, and texts with prompts, are not to be shared with other heads."""
+        paired = isinstance(self.task, TaskRecipe) and self.task.data.text_pair
+        return ("group", repr(self.task.prompts)) if paired or self.task.prompts else None
+
+    def sequences(self, texts: list[Any]) -> list[Any]:
+        """See the base class."""
+        return texts
+
+    def scored_as(self, recipe: TaskRecipe) -> TaskKind:
+        """By what the rows hold, which may differ from what the model was trained on."""
+        return embedding_kind(recipe)
+
+    def feature(self) -> Any:
+        """The vector."""
+        return datasets.List(datasets.Value("float32"))
+
+
+class ScoredPairs(Embedding, Numbers):
+    """Pairs of texts with a number that says how alike they are."""
+
+    needed = frozenset({"text", "text_pair", "label"})
+    metrics = ("spearman", "pearson")
+
+    def __init__(self, task: TaskConfig | TaskRecipe) -> None:
+        super().__init__(task)
+        if task.loss == "cosine_mse":
+            self.allowed_range = (-1.0, 1.0)  # that of a cosine
+
+    def read(self, values: Tensor) -> list[float]:
+        """(N, 2, D) embeddings to the cosines of the pairs."""
+        return F.cosine_similarity(values[:, 0], values[:, 1]).tolist()
+
+    def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
+        """Cosines against scores, of which some losses learn the order only."""
+        exact = self.task.loss == "cosine_mse"
+        numbers = compare_numbers(answers.predictions, answers.references, same_scale=exact)
+        return {"numbers": numbers}
+
+
+class TeacherMargins(Embedding, Numbers):
+    """Triplets with the difference of a teacher's scores (margin_mse)."""
+
+    needed = frozenset({"text", "text_pair", "negative", "label"})
+    metrics = ("spearman", "pearson")
+
+    def read(self, values: Tensor) -> list[float]:
+        """(N, 3, D) embeddings to how much nearer the anchor is to the positive."""
+        return ((values[:, 1] - values[:, 2]) * values[:, 0]).sum(-1).tolist()
+
+    def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
+        """Margins against the teacher's."""
+        return {"numbers": compare_numbers(answers.predictions, answers.references)}
+
+
+class TextGroups(Embedding):
+    """Groups of anchor, positive and negatives, without a label."""
+
+    label_type: ClassVar[LabelType] = "none"
+    needed = frozenset({"text", "text_pair"})
+    optional = frozenset({"negative"})
+    metrics = ("accuracy",)
+    scores_itself = True
+
+    def encode(self, value: Any, data: DataConfig) -> float:
+        """1: a group counts."""
+        return 1.0
+
+    def score(self, values: np.ndarray, rows: SplitRows) -> dict[str, float]:
+        """Share of anchors whose nearest of all texts but anchors is their own positive."""
+        groups = torch.from_numpy(values[rows.first_windows()]).float()
+        unit = F.normalize(groups, dim=-1)
+        candidates = unit[:, 1:].transpose(0, 1).flatten(0, 1)
+        own = torch.arange(len(groups))
+        hits = [
+            (anchors @ candidates.T).argmax(1) == number
+            for anchors, number in zip(
+                unit[:, 0].split(TEXTS_A_PASS), own.split(TEXTS_A_PASS), strict=True
+            )
+        ]
+        return {"accuracy": float(torch.cat(hits).float().mean())}
+
+
+class Triplets(TextGroups):
+    """Groups that cannot do without a negative."""
+
+    needed = frozenset({"text", "text_pair", "negative"})
+    optional = frozenset()
+
+
+class TeacherVectors(Embedding):
+    """Texts with a teacher's vector (mse)."""
+
+    label_type: ClassVar[LabelType] = "vector"
+    needed = frozenset({"text", "label"})
+    metrics = ("cosine",)
+    scores_itself = True
+
+    def label_faults(self, data: DataConfig, place: str, split: str, values: list) -> list[str]:
+        """Labels that are no vectors, or vectors of another width than the first."""
+        width = len(values[0]) if values and isinstance(values[0], list) else 0
+
+        def fits(value: Any) -> bool:
+            is_vector = isinstance(value, list) and len(value) == width > 0
+            return is_vector and all(isinstance(x, (int, float)) and np.isfinite(x) for x in value)
+
+        bad = [i for i, value in enumerate(values) if not fits(value)]
+        if not bad:
+            return []
+        return [
+            f"{place}.label: {split}, column {data.label!r}: a list of {width or 'some'} numbers "
+            f"is wanted, but {rows_named(bad)} holds {values[bad[0]]!r:.60}"
+        ]
+
+    def encode(self, value: Any, data: DataConfig) -> list[float]:
+        """The vector."""
+        return [float(number) for number in value]
+
+    def score(self, values: np.ndarray, rows: SplitRows) -> dict[str, float]:
+        """Mean cosine of the embeddings (rows, 1, D) to the vectors that the rows hold."""
+        labels, row_of = rows.labels, rows.tokenized["row"][:]
+        vectors = torch.tensor([labels[row] for row in row_of]).float()
+        embeddings = torch.from_numpy(np.ascontiguousarray(values[:, 0])).float()
+        return {"cosine": float(F.cosine_similarity(embeddings, vectors).mean())}
+
+
+def embedding_kind(task: Any) -> Embedding:
+    """The kind of an embedding task, by what its loss reads."""
+    loss = LOSSES.get(task.loss, LOSSES["cosent"])
+    if loss.label == "vector":
+        return TeacherVectors(task)
+    if loss.label is None:
+        return Triplets(task) if loss.group[0] > 2 else TextGroups(task)
+    return TeacherMargins(task) if loss.group[0] > 2 else ScoredPairs(task)
