@@ -250,8 +250,8 @@ class Scaled(Head):
 
 
 def halves(states: Tensor, texts) -> Tensor:
-    from polyhead.modeling.packing import Texts
-    assert isinstance(texts, Texts)
+    from polyhead.modeling.packing import TextLayout
+    assert isinstance(texts, TextLayout)
     return mean_pooling(states, texts) / 2
 
 
@@ -302,7 +302,7 @@ def test_the_file_travels(tmp_path, imported, make_model):
         "    from .heads import register_head\n",
         "    from polyhead.modeling import Head, TaskConfig, register_head\n",
         "    from .pooling import register_pooling as register, mean_pooling\n",
-        "        from .packing import Texts\n",
+        "        from .packing import TextLayout\n",
     ):
         assert line in code, line
     extensions = (tmp_path / "model" / "extensions.py").read_text()
