@@ -35,12 +35,14 @@ def extension_names(sources: Iterable[Any]) -> list[str]:
 
 
 def check_imported(names: Any, sources: Iterable[Any]) -> None:
-    """Raise ValueError when a model's config lists a file that nobody has imported.
+    """Raise ValueError when a model's config lists a file that nobody has imported, or no names.
 
     Args:
         names: of the files, without .py; None for none.
         sources: all classes and functions that users have added.
     """
+    if names is not None and (type(names) is not list or not all(map(_is_name, names))):
+        raise ValueError(f"extensions is {names!r:.200}; it must be a list of names of modules")
     known = extension_names(sources)
     missing = [f"{name}.py" for name in names or [] if name not in known]
     if missing:
@@ -48,6 +50,10 @@ def check_imported(names: Any, sources: Iterable[Any]) -> None:
             f"heads, poolings or losses of this model stand in {few(missing)}, which is not "
             "imported; import it first, or say --allow-code (it lies in the model's folder)"
         )
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is str and value.isidentifier()
 
 
 def extension_files(sources: Iterable[Any], traveled: Iterable[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from polyhead.modeling import (
     EmbeddingLoss,
     Head,
     HeadTask,
+    PolyheadConfig,
     PolyheadModel,
     PolyheadPipeline,
     TaskConfig,
@@ -336,6 +337,12 @@ def test_a_model_without_the_task_leaves_the_file_behind(tmp_path, imported, mak
     model.save_pretrained(tmp_path / "less")
     assert not (tmp_path / "less" / "my_heads.py").exists()
     assert "extensions" not in json.loads((tmp_path / "less" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("extensions", [5, "my_heads", [3], ["../my_heads"], {"my_heads": 1}])
+def test_extensions_of_a_config_are_names(extensions):
+    with pytest.raises(ValueError, match="extensions is .*; it must be a list of names of modules"):
+        PolyheadConfig(extensions=extensions)
 
 
 HEAD = """
