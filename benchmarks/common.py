@@ -122,7 +122,7 @@ def trainer_of(found: Any) -> Any:
     return MultiTaskTrainer(
         model=found.model,
         args=found.args,
-        tokenizer=found.tokenizer,
+        processing_class=found.tokenizer,
         sources=found.tasks_by_source,
         train_dataset=MultiTaskDataset(rows),
         multitask=found.multitask,

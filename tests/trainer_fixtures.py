@@ -117,7 +117,7 @@ def build(rows_of, make_model, tokenizer_of, tmp_path) -> Callable[..., MultiTas
         return MultiTaskTrainer(
             model=model,
             args=args,
-            tokenizer=tokenizer_of("wordpiece"),
+            processing_class=tokenizer_of("wordpiece"),
             sources={source.name: list(source.tasks) for source in rows.sources},
             train_dataset=rows.train,
             eval_dataset=rows.validation if evaluates else None,

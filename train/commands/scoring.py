@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ..data.loading import load_sources, unseen_labels
 from ..errors import UserError
 from ..evaluation.scoring import eval_splits, macro
 from ..inference.exported import load_any
 from ..recipe.reader import load_recipe
+from ..trainer.rows import misfit
 from ..trainer.trainer import MultiTaskTrainer
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def evaluate(
             if task is None:
                 known = ", ".join(model.task_names)
                 faults.append(f"tasks.{name}: the model has no such task; it has: {known}")
-            elif fault := _misfit(task, config):
+            elif fault := misfit(task, config):
                 faults.append(f"tasks.{name}.{fault}")
         if split not in source.splits:
             faults.append(f"tasks.{source.name}.data: has no split {split}")
@@ -69,22 +69,9 @@ def evaluate(
         trainer = MultiTaskTrainer(
             model=model,
             args=args,
-            tokenizer=tokenizer,
+            processing_class=tokenizer,
             sources={source.name: list(source.tasks) for source in sources},
         )
         parts = eval_splits(sources, split, tokenizer, model.config.tasks)
         scores, _ = trainer.evaluate_tasks(parts, split)
     return {"tasks": scores, "macro": macro(scores)}
-
-
-def _misfit(task: TaskConfig, config: TaskConfig) -> str | None:
-    """Why a model's task cannot be scored on rows of another one."""
-    if (task.head, task.problem_type) != (config.head, config.problem_type):
-        return f"head: the model's is {task.head}, {task.problem_type}"
-    tags = set(config.labels or []) - {"O"}
-    if tags and (task.scheme is None) != (config.scheme is None):
-        return (
-            f"data.label: tags of scheme {config.scheme}, but the model's are of {task.scheme}; "
-            f"write them as {', '.join((task.labels or [])[:5])}"
-        )
-    return None

@@ -4,11 +4,17 @@
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel
@@ -16,6 +22,7 @@ from ..adapters import attach_adapters
 from ..batches.strategies import passes_by_source
 from ..data.loading import Source, load_sources
 from ..errors import UserError
+from ..evaluation.scoring import MetricFunction
 from ..inference.load import load_model
 from ..kinds import kind_of
 from ..optimization.parameter_groups import freeze_faults
@@ -24,6 +31,22 @@ from ..recipe.reader import load_recipe
 from ..recipe.schema import MultiTaskArguments, Recipe
 from ..trainer.checkpoints import is_intact
 from .encoders import add_heads, build_model, origin_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a caller of Python adds to the trainer.
+
+    Args:
+        callbacks: of the Trainer.
+        compute_metrics: see `MultiTaskTrainer`.
+        optimizers: the model, with its heads and adapters, to its optimizer and scheduler, or None
+            for the scheduler of the arguments.
+    """
+
+    callbacks: Sequence[TrainerCallback] = ()
+    compute_metrics: MetricFunction | None = None
+    optimizers: Callable[[PolyheadModel], tuple[Any, Any]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +59,7 @@ class PreparedRun:
         model: encoder with a head and an adapter for each task that has one.
         tokenizer: with `model_max_length` set.
         args: the recipe's TrainingArguments.
+        hooks: what a caller of Python adds.
     """
 
     recipe: Recipe
@@ -43,6 +67,7 @@ class PreparedRun:
     model: PolyheadModel
     tokenizer: PreTrainedTokenizerBase
     args: TrainingArguments
+    hooks: Hooks = Hooks()
 
     @property
     def configs(self) -> dict[str, TaskConfig]:
@@ -81,26 +106,32 @@ class PreparedRun:
 
 
 def prepare(
-    path: str | Path,
+    recipe: str | Path | Recipe,
     overrides: list[str] | None = None,
     *,
     onto: str | Path | None = None,
     check: Callable[[Recipe], list[str]] = lambda recipe: [],
+    args: TrainingArguments | None = None,
+    hooks: Hooks | None = None,
 ) -> PreparedRun:
     """Load and check everything that a recipe names; nothing is written.
 
     Args:
-        path: the recipe.
+        recipe: the recipe, or the name of its file.
         overrides: `key=value` with dotted keys.
         onto: a finished model that the recipe's tasks are added to; all else in it is frozen.
         check: further faults of the recipe, before its data are read.
+        args: instead of those that the recipe's `training` makes.
+        hooks: what a caller of Python adds to the trainer.
 
     Raises:
         UserError: with all faults of the recipe, or all of the data, of the encoder, or of the
             arguments.
     """
     finished = None if onto is None else load_model(onto)
-    recipe = load_recipe(path, overrides, onto=None if finished is None else finished[0].config)
+    if not isinstance(recipe, Recipe):
+        config = None if finished is None else finished[0].config
+        recipe = load_recipe(recipe, overrides, onto=config)
     if faults := check(recipe):
         raise UserError(recipe.path, faults)
     sources = load_sources(recipe)
@@ -108,8 +139,14 @@ def prepare(
     model, tokenizer = _with_heads(recipe, sources, finished)
     if faults := _teacher_faults(sources, model):
         raise UserError(recipe.path, faults)
-    args = training_arguments(recipe, evaluates=_has_validation(sources))
-    run = PreparedRun(recipe=recipe, sources=sources, model=model, tokenizer=tokenizer, args=args)
+    run = PreparedRun(
+        recipe=recipe,
+        sources=sources,
+        model=model,
+        tokenizer=tokenizer,
+        args=args or training_arguments(recipe, evaluates=_has_validation(sources)),
+        hooks=hooks or Hooks(),
+    )
     if faults := _argument_faults(run):
         raise UserError(recipe.path, faults)
     return run
@@ -208,7 +245,9 @@ def _best_model_faults(run: PreparedRun) -> list[str]:
             if "entity_f1" in metrics:
                 names |= {f"{task}_precision", f"{task}_recall"}
     best = str(run.args.metric_for_best_model).removeprefix("eval_")
-    if best in names:
+    owners = tuple(f"{name}_" for name in run.configs)
+    may_come = run.hooks.compute_metrics is not None and best.startswith(owners)
+    if best in names or may_come:
         return []
     fault = f"training.metric_for_best_model: {best!r} is unknown"
     return [f"{fault}; allowed: {', '.join(sorted(names))}"]

@@ -63,6 +63,24 @@ def train(
             nothing has been written then.
     """
     run = prepare(path, overrides, check=partial(output_faults, overwrite=overwrite))
+    return train_run(run, overwrite=overwrite)[1]
+
+
+def train_run(
+    run: PreparedRun, *, overwrite: bool = False
+) -> tuple[MultiTaskTrainer, dict[str, Any]]:
+    """Train what was prepared, and save model, scores and reports in its `output_dir`.
+
+    Args:
+        run: from `prepare`.
+        overwrite: replace the run that stands in `output_dir`.
+
+    Returns:
+        trainer, and scores as `train` gives them.
+
+    Raises:
+        UserError: see `fit`; or what keeps the model from being written or pushed.
+    """
     trainer, scores, reports = fit(run, overwrite=overwrite)
     state = trainer.gathered_state()  # by all ranks
     if trainer.is_world_process_zero():
@@ -77,7 +95,7 @@ def train(
             write_card(model, folder / MODEL, describe(trainer, reports, folder))
         if trainer.args.push_to_hub:
             _push(trainer, folder / MODEL)
-    return scores
+    return trainer, scores
 
 
 def output_faults(recipe: Recipe, *, overwrite: bool) -> list[str]:
@@ -151,7 +169,7 @@ def fit(
         with trainer.sigterm:
             trainer.train(resume_from_checkpoint=checkpoint)
     except (Interrupted, UserError):  # close the bar and trackers, as HF does after a whole run
-        trainer.callback_handler.on_train_end(run.args, trainer.state, trainer.control)
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         raise
     return trainer, *_final_scores(trainer, run)
 
@@ -165,10 +183,13 @@ def _make_trainer(run: PreparedRun) -> MultiTaskTrainer:
         return MultiTaskTrainer(
             model=run.model,
             args=run.args,
-            tokenizer=run.tokenizer,
+            processing_class=run.tokenizer,
             sources=run.tasks_by_source,
             train_dataset=MultiTaskDataset(rows),
             eval_dataset=evaluation,
+            callbacks=list(run.hooks.callbacks),
+            compute_metrics=run.hooks.compute_metrics,
+            optimizers=_optimizers(run),
             multitask=run.multitask,
             origin=run.origin,
         )
@@ -176,6 +197,21 @@ def _make_trainer(run: PreparedRun) -> MultiTaskTrainer:
         raise
     except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(run.recipe.path, [" ".join(str(error).split())]) from error
+
+
+def _optimizers(run: PreparedRun) -> tuple[Any, Any]:
+    """The optimizer and scheduler of a caller of Python; None for those of the arguments."""
+    if run.hooks.optimizers is None:
+        return None, None
+    made = run.hooks.optimizers(run.model)
+    if not isinstance(made, tuple) or len(made) != 2:
+        fault = f"optimizers: gave {made!r:.60}; return (optimizer, scheduler or None)"
+        raise UserError(run.recipe.path, [fault])
+    weights = {id(parameter) for parameter in run.model.parameters()}
+    if any(id(p) not in weights for group in made[0].param_groups for p in group["params"]):
+        fault = "optimizers: the optimizer has weights that are not those of the model it was given"
+        raise UserError(run.recipe.path, [fault])
+    return made
 
 
 def describe(trainer: MultiTaskTrainer, reports: dict[str, Any], folder: Path) -> list[Path]:

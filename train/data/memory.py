@@ -65,6 +65,8 @@ def splits_in_memory(
             read[split] = _rows(parts[split], split, columns, limit)
         except _NoRows as error:
             raise ValueError(f"{split}: {error}") from error
+        if not len(read[split]):
+            raise ValueError(f"{split}: there are no rows")
     return read or {str(name): datasets.Dataset.from_dict({}) for name in parts}
 
 
@@ -97,7 +99,7 @@ def _rows(part: Any, split: str, columns: set[str], limit: int | None) -> datase
 def _stream(part: Iterable[Any], split: str, limit: int | None) -> Iterator[Any]:
     """The items of a stream, at most `limit` of them."""
     kind, count = type(part).__name__, 0
-    logger.info(f"{split}: an {kind} is read into memory")
+    logger.info(f"{split}: a stream ({kind}) is read into memory")
     for count, item in enumerate(islice(part, limit), 1):
         if limit is None and count > MOST_ROWS:
             how = "give the task max_rows" if split == "train" else "give a part of it"

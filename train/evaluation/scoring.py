@@ -4,6 +4,7 @@ References are read from the raw rows, not from the encoded labels: a label that
 know counts as wrong instead of dropping out.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,12 @@ from transformers import PreTrainedTokenizerBase
 from ...modeling.configuration_polyhead import TaskConfig
 from ..data.loading import Source
 from ..data.tokenization import tokenize
+from ..errors import UserError
 from ..kinds import SplitRows, TaskKind, kind_of
 from .metrics import compute, main_metric
+
+# (task, predictions, references) -> metric to value; of both lists one entry per labelled row
+MetricFunction = Callable[[str, list, list], dict[str, float]]
 
 
 @dataclass
@@ -68,7 +73,13 @@ def eval_splits(
     return splits
 
 
-def score(task: str, config: TaskConfig, part: EvalSplit, predictions: np.ndarray) -> dict:
+def score(
+    task: str,
+    config: TaskConfig,
+    part: EvalSplit,
+    predictions: np.ndarray,
+    compute_metrics: MetricFunction | None = None,
+) -> dict:
     """Metrics of one task on one split.
 
     Args:
@@ -77,16 +88,45 @@ def score(task: str, config: TaskConfig, part: EvalSplit, predictions: np.ndarra
         part: the split.
         predictions: one entry per row of `part.rows`: what the task's kind keeps of the logits, or
             the embeddings of a group (g, D).
+        compute_metrics: more metrics of the caller's; not called for masked LM, which has no
+            answers beside references.
 
     Returns:
         metric to value, the main metric first; see `metrics.compute`.
+
+    Raises:
+        UserError: `compute_metrics` gives something else than numbers under names of its own.
     """
     kind, rows = part.of_task(task, config)
     if kind.scores_itself:
         return kind.score(predictions, rows)
     names = part.source.tasks[task].metrics or kind.default_metrics
     answered = kind.answers(rows, as_tensor(predictions))
-    return compute(names, config, answered.predictions, answered.references, answered.entities)
+    read, references = answered.predictions, answered.references
+    scores = compute(names, config, read, references, answered.entities)
+    if compute_metrics is None:
+        return scores
+    return scores | _own_metrics(task, compute_metrics(task, read, references), scores)
+
+
+def _own_metrics(task: str, metrics: Any, scores: dict[str, Any]) -> dict[str, float]:
+    """What a caller's function gave, once it is known to be metrics."""
+    if not isinstance(metrics, dict):
+        fault = f"task {task}: a {type(metrics).__name__} was returned; return a dict of numbers"
+        raise UserError("compute_metrics", [fault])
+    faults = [
+        f"task {task}: {name!r} is {value!r:.60}, not a number"
+        for name, value in metrics.items()
+        if not isinstance(value, (int, float, np.number))
+    ]
+    faults += [
+        f"task {task}: {name!r} is there already; give it another name"
+        for name in metrics
+        if name in scores
+    ]
+    if faults:
+        raise UserError("compute_metrics", faults)
+    return {str(name): float(value) for name, value in metrics.items()}
 
 
 def as_tensor(predictions: np.ndarray) -> torch.Tensor:

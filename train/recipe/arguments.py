@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from dataclasses import fields
+from dataclasses import MISSING, fields
+from enum import Enum
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
@@ -65,6 +66,9 @@ CHOICES = {  # words that TrainingArguments takes unread
     "log_level": tuple(trainer_log_levels),
     "log_level_replica": tuple(trainer_log_levels),
 }
+NOT_WRITTEN = ("output_dir", "remove_unused_columns", "run_name", "logging_dir", "hub_token")
+SET_BY_OPTIMIZER = ("optim", "optim_args", "learning_rate", "weight_decay")
+SET_BY_OPTIMIZER += ("adam_beta1", "adam_beta2", "adam_epsilon")
 # What TrainingArguments and what it asks raise of a value that a user has written.
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, RuntimeError)
 
@@ -176,6 +180,32 @@ def training_arguments(recipe: Recipe, *, evaluates: bool) -> TrainingArguments:
         return TrainingArguments(output_dir=recipe.output_dir, remove_unused_columns=False, **given)
     except REFUSALS as error:
         raise UserError(recipe.path, [f"training: {_words(error)}"]) from error
+
+
+def training_of(args: TrainingArguments) -> dict[str, Any]:
+    """The `training` of a recipe that would make such arguments: what differs from HF's defaults.
+
+    Objects of Python, and what a recipe says elsewhere, are left out.
+    """
+    training = {}
+    for field in fields(TrainingArguments):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        value, default = (_plain_value(v) for v in (getattr(args, field.name), default))
+        written = field.init and field.name not in NOT_WRITTEN and _is_plain(value)
+        if written and value != default and (value or default):
+            training[field.name] = value
+    return training
+
+
+def _plain_value(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def _is_plain(value: Any) -> bool:
+    """JSON has it."""
+    if isinstance(value, (list, dict)):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, (str, int, float, bool))
 
 
 def optimizer_faults(args: TrainingArguments) -> list[str]:

@@ -15,7 +15,7 @@ from ...modeling.heads import IGNORE
 from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from ..batches.collator import MultiTaskCollator, model_inputs
 from ..data.dataset import MultiTaskDataset
-from ..evaluation.scoring import EvalSplit, macro, score
+from ..evaluation.scoring import EvalSplit, MetricFunction, macro, score
 from ..kinds import kind_of
 from ..reports.task_report import task_report
 from .meters import LossMeter
@@ -29,6 +29,7 @@ class EvaluationLoop:
         collator: makes the batches; never packed.
         args: size of a batch, workers.
         accelerator: knows the ranks.
+        compute_metrics: more metrics of a caller of Python, by task.
         loop: Trainer's `evaluation_loop`, which calls `inputs_of` and `predictions` for each batch.
     """
 
@@ -39,12 +40,14 @@ class EvaluationLoop:
         *,
         args: TrainingArguments,
         accelerator: Accelerator,
+        compute_metrics: MetricFunction | None = None,
         loop: Callable[..., EvalLoopOutput],
     ) -> None:
         self.model = model
         self.collator = collator
         self.args = args
         self.accelerator = accelerator
+        self.compute_metrics = compute_metrics
         self.loop = loop
         self.meter = LossMeter(model.task_names)
         self._tasks: list[str] = []  # of the source in evaluation
@@ -59,6 +62,7 @@ class EvaluationLoop:
         """See `MultiTaskTrainer.evaluate_tasks`."""
         scores: dict[str, dict[str, Any]] = {}
         self.meter.clear()
+        self.collator.sources = {name: list(split.source.tasks) for name, split in splits.items()}
         for name, split in splits.items():
             self._tasks = list(split.source.tasks)
             output = self.loop(
@@ -70,7 +74,7 @@ class EvaluationLoop:
             predictions: Any = output.predictions
             for task in self._tasks:
                 config, values = self.model.config.tasks[task], predictions[task]
-                scores[task] = score(task, config, split, values)
+                scores[task] = score(task, config, split, values, self.compute_metrics)
                 if reports is not None:
                     reports[task] = task_report(task, config, split, values, scores[task])
         return dict(sorted(scores.items())), self.meter.means(self.accelerator)

@@ -80,6 +80,7 @@ def identity_of(
     *,
     rows: dict[str, datasets.Dataset],
     origin: str | None,
+    optim: str | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint of a training is made of.
 
@@ -89,6 +90,7 @@ def identity_of(
         multitask: sampling, balancing, what trains, when to stop.
         rows: tokenized rows by source and split.
         origin: what tells the encoder's first weights.
+        optim: class of an optimizer of the caller's own; default that of `args`.
 
     Returns:
         `decides`, what has to be the same to resume; `differs`, what may differ. Ready for JSON.
@@ -106,7 +108,7 @@ def identity_of(
         "balancing.method": multitask.balancing.method,
         "freeze": asdict(multitask.freeze),
         "optimizer": asdict(multitask.optimizer),
-        "training.optim": str(getattr(args.optim, "value", args.optim)),
+        "training.optim": optim or str(getattr(args.optim, "value", args.optim)),
         "training.seed": args.seed,
         "training.data_seed": args.data_seed,
     }

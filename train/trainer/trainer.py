@@ -9,7 +9,10 @@ What it overrides and why; the work is done by parts, plain objects that it make
   of one.
 """
 
+import logging
 import os
+from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +25,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, PredictionOutput
 from transformers.utils.generic import strtobool
 
 from ...modeling.modeling_polyhead import PolyheadModel
@@ -31,7 +34,7 @@ from ..balancing.task_gradients import GradientComparison, shared_parameters
 from ..batches.collator import MultiTaskCollator, model_inputs
 from ..batches.sampler import make_sampler
 from ..data.dataset import MultiTaskDataset
-from ..evaluation.scoring import EvalSplit
+from ..evaluation.scoring import EvalSplit, MetricFunction
 from ..optimization.freezing import Unfreezing, apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
 from ..recipe.schema import MultiTaskArguments
@@ -48,24 +51,36 @@ from .fsdp import ShardedTasks, check_deepspeed, prepare_sharding
 from .identity import check_resume, identity_of
 from .meters import TaskCounters
 from .optimizer_step import OptimizerStep
+from .rows import Columns, TaskRows, answers_of, read_task_rows
 from .saving import FolderCheckpoints
 from .sigterm import SigtermCallback, outlive_sigterm
 
+logger = logging.getLogger(__name__)
 COMPARE_EVERY = 16  # optimizer steps per task between two comparisons of gradients: some 4 % time
 # of a batch: read by the host, which would wait for the device to have done all before
 HOST = ("task_ids", "cu_seq_lens_q", "rows", "sources", "counts")
 
 
 class MultiTaskTrainer(FolderCheckpoints):
-    """Trains a `PolyheadModel` on the rows of several sources.
+    """Trains a `PolyheadModel` on the rows of several tasks.
+
+    Rows are given as one has them, `{task: rows}`: lists of dicts, `datasets`, pandas, torch; see
+    `data/memory.py`. They are checked as those of a recipe. Or, with `sources`, they are prepared.
 
     Args:
-        model: the model; its tasks are those of the sources.
-        args: TrainingArguments with `remove_unused_columns=False`.
-        tokenizer: the tokenizer that made the rows.
-        train_dataset: tokenized rows of all sources, or None to evaluate only.
-        eval_dataset: `EvalSplit` by source name.
-        sources: source name to its tasks, for the collator.
+        model: the model; its tasks are those of the rows, or more.
+        args: TrainingArguments; a copy is kept, with `remove_unused_columns=False`.
+        processing_class: the model's tokenizer.
+        train_dataset: rows by task, or the tokenized rows of all sources; None to evaluate only.
+        eval_dataset: rows by task, or `EvalSplit` by source name.
+        columns: by task, as `{"intent": {"text": "utterance", "label": "intent"}}`, which column is
+            what; default `text`, `label`, `tokens`, `text_pair`, `negative`.
+        callbacks: as HF's.
+        compute_metrics: `(task, predictions, references) -> {metric: value}`, added to the task's
+            scores. Both are lists, one entry per labelled row, in the order of evaluation (longest
+            texts first): labels, lists of labels, numbers, or the tags of words.
+        optimizers: as HF's: an optimizer over the model's parameters, and a scheduler.
+        sources: source name to its tasks, where the datasets are prepared.
         multitask: sampling, balancing, what trains, when to stop.
         origin: what tells the encoder's first weights from others; a checkpoint keeps it.
 
@@ -76,6 +91,7 @@ class MultiTaskTrainer(FolderCheckpoints):
         sigterm: within `with trainer.sigterm:` a SIGTERM saves a checkpoint and ends the training.
 
     Raises:
+        UserError: rows that do not fit their tasks.
         ValueError: arguments that do not fit several tasks.
     """
 
@@ -88,40 +104,54 @@ class MultiTaskTrainer(FolderCheckpoints):
         *,
         model: PolyheadModel,
         args: TrainingArguments,
-        tokenizer: PreTrainedTokenizerBase,
-        sources: dict[str, list[str]],
-        train_dataset: MultiTaskDataset | None = None,
-        eval_dataset: dict[str, EvalSplit] | None = None,
+        processing_class: PreTrainedTokenizerBase,
+        train_dataset: MultiTaskDataset | Mapping[str, Any] | None = None,
+        eval_dataset: Mapping[str, Any] | None = None,
+        columns: Columns | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        compute_metrics: MetricFunction | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        sources: dict[str, list[str]] | None = None,
         multitask: MultiTaskArguments | None = None,
         origin: str | None = None,
     ) -> None:
         if faults := argument_faults(args):
             raise ValueError(f"TrainingArguments: {'; '.join(faults)}")
+        args = copy(args)
+        args.remove_unused_columns = False  # the collator needs all
         args.ddp_find_unused_parameters = True  # a head or adapter may have no rows on a rank
+        self.columns = columns
+        if sources is None:
+            rows = _task_rows(model, processing_class, train_dataset, eval_dataset, columns)
+            sources, train_dataset, eval_dataset = rows.tasks, rows.train, rows.evaluation or None
         self.multitask = multitask or MultiTaskArguments()
         self.origin = origin
+        self._optim = None if optimizers[0] is None else type(optimizers[0]).__name__
         self.sources = sources
-        options = (tokenizer, model.config.tasks, model.task_names, sources)
+        options = (processing_class, model.config.tasks, model.task_names, sources)
         packed = train_dataset is not None and self.multitask.sampling.packing and model.can_pack
         collator = MultiTaskCollator(*options, packed=packed, mask_seed=args.seed)
         super().__init__(
             model=model,
             args=args,
-            processing_class=tokenizer,
+            processing_class=processing_class,
             data_collator=collator,
-            train_dataset=train_dataset,
+            train_dataset=train_dataset,  # pyright: ignore[reportArgumentType]
             eval_dataset=eval_dataset,  # pyright: ignore[reportArgumentType]
+            callbacks=callbacks,
+            optimizers=optimizers,
         )
         self.evaluation = EvaluationLoop(
             model,
             MultiTaskCollator(*options, mask_seed=args.seed),
             args=args,
             accelerator=self.accelerator,
+            compute_metrics=compute_metrics,
             loop=self.evaluation_loop,
         )
         self.sampler = None
         self.sigterm = SigtermCallback()
-        if train_dataset is not None:
+        if isinstance(train_dataset, MultiTaskDataset):
             self._set_up_training(train_dataset, collator)
             self._set_up_sharding()
         if self.pop_callback(ProgressCallback) is not None:
@@ -234,7 +264,7 @@ class MultiTaskTrainer(FolderCheckpoints):
         evaluation: Any = self.eval_dataset or {}
         rows = {f"{name} train": part for name, part in parts.items()}
         rows |= {f"{name} {part.split}": part.rows for name, part in evaluation.items()}
-        options: dict[str, Any] = {"rows": rows, "origin": self.origin}
+        options: dict[str, Any] = {"rows": rows, "origin": self.origin, "optim": self._optim}
         return identity_of(self.model_for_tasks, self.args, self.multitask, **options)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any):  # noqa: ANN201 - HF's
@@ -318,17 +348,38 @@ class MultiTaskTrainer(FolderCheckpoints):
             outputs = model(**inputs)
         return self.evaluation.predictions(outputs, inputs, batch["rows"])
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Not for tasks whose rows and labels differ.
+    def predict(
+        self,
+        test_dataset: Any,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> Any:
+        """Answers and scores of rows.
+
+        Args:
+            test_dataset: rows by task, with their labels.
+            ignore_keys: not used.
+            metric_key_prefix: begins the name of each metric.
+
+        Returns:
+            HF's PredictionOutput: `predictions`, by task one answer of `PolyheadPipeline` for each
+            row; `label_ids`, by task the labels of the rows; `metrics`, as `evaluate` gives them.
 
         Raises:
-            TypeError: always; it says what to call.
+            TypeError: it is no dict; it says what to call.
+            UserError: rows that do not fit their tasks.
         """
-        raise TypeError(
-            "predict gives one array for one kind of label; for answers call PolyheadPipeline("
-            "model=trainer.model, tokenizer=trainer.processing_class)(texts), for scores "
-            "trainer.evaluate()"
-        )
+        if not isinstance(test_dataset, Mapping):
+            raise TypeError(
+                "predict takes {task: rows}; for answers to texts call PolyheadPipeline("
+                "model=trainer.model, tokenizer=trainer.processing_class)(texts)"
+            )
+        splits = self._splits(test_dataset)
+        scores, losses = self.evaluate_tasks(splits, metric_key_prefix)
+        metrics = metrics_of(scores, losses, metric_key_prefix)
+        model, tokenizer = self.model_for_tasks, self.processing_class
+        predictions, labels = answers_of(model, tokenizer, splits)  # pyright: ignore
+        return PredictionOutput(predictions, labels, metrics)  # pyright: ignore
 
     def evaluate(
         self,
@@ -339,7 +390,7 @@ class MultiTaskTrainer(FolderCheckpoints):
         """Metrics of all tasks, one pass per source.
 
         Args:
-            eval_dataset: `EvalSplit` by source name; default the trainer's.
+            eval_dataset: rows by task, or `EvalSplit` by source name; default the trainer's.
             ignore_keys: not used.
             metric_key_prefix: begins every key.
 
@@ -347,13 +398,22 @@ class MultiTaskTrainer(FolderCheckpoints):
             `<prefix>_<task>_<metric>`, `<prefix>_<task>_loss` and `<prefix>_macro`, the mean of the
             tasks' main metrics; `evaluate_tasks` gives the rows by entity type too.
         """
-        splits: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        splits: Any = self.eval_dataset if eval_dataset is None else self._splits(eval_dataset)
+        if not splits:
+            raise ValueError("there are no rows to evaluate; give eval_dataset")
         metrics = metrics_of(*self.evaluate_tasks(splits, metric_key_prefix), metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def _splits(self, rows: Mapping[str, Any]) -> dict[str, EvalSplit]:
+        """Rows to evaluate, prepared where they are not."""
+        if all(isinstance(part, EvalSplit) for part in rows.values()):
+            return dict(rows)
+        tokenizer: Any = self.processing_class
+        return _task_rows(self.model_for_tasks, tokenizer, None, rows, self.columns).evaluation
 
     def evaluate_tasks(
         self,
@@ -372,11 +432,25 @@ class MultiTaskTrainer(FolderCheckpoints):
         return self.evaluation.run(splits, prefix, reports=reports)
 
 
+def _task_rows(
+    model: PolyheadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Any,
+    evaluation: Any,
+    columns: Columns | None,
+) -> TaskRows:
+    """Rows by task, checked and tokenized; what is to be said of them is logged."""
+    rows = read_task_rows(
+        model.config.tasks, tokenizer, train=train, evaluation=evaluation, columns=columns
+    )
+    for line in rows.notes:
+        logger.warning(line)
+    return rows
+
+
 def argument_faults(args: TrainingArguments) -> list[str]:
     """What of TrainingArguments does not fit several tasks."""
     faults = []
-    if args.remove_unused_columns:
-        faults.append("set remove_unused_columns=False")
     if args.label_smoothing_factor:
         faults.append("label_smoothing_factor does not fit several tasks")
     if args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):

@@ -140,7 +140,10 @@ def scores_of(pipe, source: Source, folder):
     )
     model, tokenizer = pipe.model, pipe.tokenizer
     trainer = MultiTaskTrainer(
-        model=model, args=args, tokenizer=tokenizer, sources={source.name: list(source.tasks)}
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        sources={source.name: list(source.tasks)},
     )
     parts = eval_splits([source], "test", tokenizer, model.config.tasks)
     return trainer.evaluate_tasks(parts)[0]["one"]

@@ -89,7 +89,7 @@ def build_in(rows, encoder_folder, tokenizer_of) -> Callable[..., MultiTaskTrain
         return MultiTaskTrainer(
             model=model,
             args=args,
-            tokenizer=tokenizer_of("wordpiece"),
+            processing_class=tokenizer_of("wordpiece"),
             sources={source.name: list(source.tasks) for source in sources},
             train_dataset=train,
             eval_dataset=validation if evaluates else None,

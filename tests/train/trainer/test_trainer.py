@@ -369,5 +369,5 @@ class TestResume:
 
 
 def test_predict_says_what_to_call(build):
-    with pytest.raises(TypeError, match="call PolyheadPipeline.*for scores trainer.evaluate"):
+    with pytest.raises(TypeError, match="takes {task: rows}; .*call PolyheadPipeline"):
         build().predict([{"text": "a"}])
