@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -72,6 +72,13 @@ class TaskConfig(HeadTask):
     def head_class(self) -> type[Head]:
         """The class of the task's head: what differs between kinds of head is asked there."""
         return HEADS[self.head]
+
+    @property
+    def reads(self) -> Literal["text", "pair", "choices"]:
+        """What it reads: a text, two texts, or a text with others to choose from."""
+        if self.head_class.chooses:
+            return "choices"
+        return "pair" if self.pair else "text"
 
     def _check_read(self) -> None:
         """Refuse options that were set and that such a task does not read."""

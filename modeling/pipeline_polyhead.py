@@ -59,9 +59,11 @@ class PolyheadPipeline(Pipeline):
 
     Args (of a call):
         texts: one text, or a list, a column, a series, an array or another ordered iterable of
-            texts; (text, text) tuples, or dicts of `text` and `text_pair`, for pair tasks. A
-            generator is read as its answers are asked for.
-        tasks: names of the tasks; None for every task that reads what is given (texts or pairs).
+            texts; (text, text) tuples, or dicts of `text` and `text_pair`, for pair tasks; (text,
+            [text, text]), or dicts of these, for tasks that choose. A generator is read as its
+            answers are asked for.
+        tasks: names of the tasks; None for every task that reads what is given (texts, pairs or
+            choices).
         top_k: how many labels of a single-label task, or fillings of a mask, to give; None for all,
             and for all labels of a multi-label task where no threshold is given.
         threshold: probability from which a multi-label task sets a label; None for the task's own.
@@ -75,7 +77,9 @@ class PolyheadPipeline(Pipeline):
         one dict per text (for a generator, a generator of them), keyed by task: classification
         `{"label", "score"}` (a list with another `top_k` than 1, or multi-label), regression
         `{"score"}`, token classification a list of `{"entity_group", "score", "word", "start",
-        "end"}`, embedding a numpy vector, masked LM a list over the masks of `{"label", "score"}`.
+        "end"}`, embedding a float32 numpy vector, masked LM a list over the masks of `{"label",
+        "score"}`, a task that chooses `{"label", "choice", "score"}`: the text, its number from 0
+        and its probability among the choices.
 
     Raises:
         ValueError: an option is unknown or not in its range, a task is unknown or does not read
@@ -190,7 +194,7 @@ class PolyheadPipeline(Pipeline):
         if len(forms) > 1:
             raise ValueError(MIXED)
         (form,) = forms
-        reads = {name: self._reads(name) for name in self.model.task_names}
+        reads = {name: self.model.config.tasks[name].reads for name in self.model.task_names}
         if tasks is None:
             chosen = [name for name, reading in reads.items() if reading == form]
             if not chosen:
@@ -202,13 +206,6 @@ class PolyheadPipeline(Pipeline):
             if reads[name] != form:
                 raise ValueError(f"task {name!r} reads {FORMS[reads[name]]}")
         return tasks
-
-    def _reads(self, task: str) -> str:
-        """The form of texts that a task reads."""
-        config = self.model.config.tasks[task]
-        if config.head_class.chooses:
-            return "choices"
-        return "pair" if config.pair else "text"
 
     def _known_tasks(self, tasks: Sequence[str]) -> list[str]:
         """Names of tasks, each once.

@@ -77,10 +77,10 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
             for one, answer in zip(given, answers, strict=True):
                 print_answer(one, answer)  # pyright: ignore[reportArgumentType]
         return
-    example = ("", "") if text_pair else ""
+    examples = [("", ""), ("", ("",))] if text_pair else [""]
     _predict_rows(
         model,
-        lambda pipe: _choose(pipe, [example], chosen),
+        lambda pipe: _choose_any(pipe, examples, chosen),
         files=files,
         columns=(text, text_pair),
         compute=compute,
@@ -217,6 +217,17 @@ def _predict_rows(
     if ranks.is_first:
         say(f"{rows} rows written to {target}", console=err)
     ranks.leave()
+
+
+def _choose_any(pipe: "PolyheadPipeline", examples: list, tasks: list[str] | None) -> list[str]:
+    """The tasks that read the first of some forms of texts that any reads."""
+    faults = []
+    for example in examples:
+        try:
+            return pipe.choose_tasks([example], tasks)
+        except ValueError as error:
+            faults.append(str(error))
+    raise UserError("predict", faults[:1])
 
 
 def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> list[str]:

@@ -108,14 +108,15 @@ class DataConfig:
         revision: revision of a Hub dataset.
         splits: our split (train, validation, test) to the dataset's own name or slice.
         text: column with the text.
-        text_pair: column with the second text of a pair, or the positive of an embedding task.
+        text_pair: column with the second text of a pair, or the positive of an embedding task; for
+            heads that choose, with a list of texts.
         negative: column with a hard negative, for contrastive, triplet and margin_mse embedding
             tasks.
         tokens: column with lists of words, instead of `text` or beside it.
         label: column with the label: a string or id, a list of them or a 0/1 vector beside `labels`
             (multi-label), a number (regression,
             scored pairs, a teacher's margin), a list of tags (token classification) or of numbers
-            (a teacher's embedding).
+            (a teacher's embedding); for heads that choose, the number of the right text, from 0.
         missing_label: a value, or several, of `label` that stand for no label, as -1 or "n/a"; null
             and NaN always do.
         label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
