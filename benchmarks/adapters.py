@@ -74,12 +74,12 @@ def plain_peft(names: list[str], ours: PolyheadModel) -> PeftModel:
     for name in names[1:]:
         model.add_adapter(name, copy.copy(config))
     state = ours.encoder.state_dict()
-    own = {
+    weights = {
         key.removeprefix("base_model.model."): value for key, value in model.state_dict().items()
     }
-    assert own.keys() == state.keys()
+    assert weights.keys() == state.keys()
     with torch.no_grad():
-        for key, value in own.items():
+        for key, value in weights.items():
             value.copy_(state[key])
     return model.eval()
 
@@ -132,11 +132,11 @@ def inference(
 
 def training() -> dict:
     """One mixed step over K tasks' rows against K steps, each over one task's rows."""
-    found = {}
+    results = {}
     for count in (4, 16):
         key = f"training step, 32x32, {count} tasks, frozen encoder"
-        found[key] = ratios(key, "one mixed step", alternate(steps(count, 32, 32), 5))
-    return found
+        results[key] = ratios(key, "one mixed step", alternate(steps(count, 32, 32), 5))
+    return results
 
 
 def steps(count: int, rows: int, tokens: int) -> dict[str, Callable[[], None]]:
@@ -149,11 +149,11 @@ def steps(count: int, rows: int, tokens: int) -> dict[str, Callable[[], None]]:
     input_ids = torch.randint(1000, 20000, (rows, tokens))
     ids = task_ids(rows, count, "even")
 
-    def step(own: Tensor) -> None:
+    def step(chosen: Tensor) -> None:
         optimizer.zero_grad()
-        counts = {name: int((ids[own] == number).sum()) for number, name in enumerate(names)}
+        counts = {name: int((ids[chosen] == number).sum()) for number, name in enumerate(names)}
         labels = {name: torch.zeros(n, dtype=torch.long) for name, n in counts.items() if n}
-        model(input_ids=input_ids[own], task_ids=ids[own], labels=labels).loss.backward()
+        model(input_ids=input_ids[chosen], task_ids=ids[chosen], labels=labels).loss.backward()
         optimizer.step()
 
     def pure() -> None:
@@ -198,15 +198,15 @@ def growth(model: PolyheadModel) -> dict:
             for count in (0, 1, 8, 64)
         }
         seconds = alternate(loads, 1)
-    found = {
+    results = {
         "MiB of weights for each adapter": sum(p.nbytes for p in weights) / len(names) / 2**20,
         "MiB on disk for each adapter": disk / len(names) / 2**20,
         "MiB of the encoder": sum(p.nbytes for p in plain.parameters()) / 2**20,
         **{name: values[0] for name, values in seconds.items()},
     }
-    for what, value in found.items():
+    for what, value in results.items():
         print(f"{what}: {value:.2f}" + (" s" if what.startswith("load") else ""))
-    return found
+    return results
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ class Row:
 
 def best(engines: dict[str, Any]) -> tuple[float, list[float]]:
     """The fastest of bf16 and the exports."""
-    found = max((engines[n] for n in EXPORTS if n in engines), key=lambda row: row["ratio"])
-    return found["ratio"], found["spread"]
+    fastest = max((engines[n] for n in EXPORTS if n in engines), key=lambda row: row["ratio"])
+    return fastest["ratio"], fastest["spread"]
 
 
 def engine(name: str) -> Callable[[dict[str, Any]], tuple[float, list[float] | None]]:
@@ -213,8 +213,8 @@ def run_all() -> list[str]:
         minutes = (time.perf_counter() - begun) / 60
         print(f"== {number}/{len(SCRIPTS)} {name}, after {minutes:.1f} minutes", flush=True)
         command = [sys.executable, str(FOLDER / name), *options]
-        own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        if subprocess.run(command, env={**os.environ, **own}, check=False).returncode:
+        variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        if subprocess.run(command, env={**os.environ, **variables}, check=False).returncode:
             failed.append(name)
             print(f"== {name} FAILED", flush=True)
     return failed

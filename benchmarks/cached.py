@@ -35,18 +35,18 @@ def main() -> None:
         work(options.side, options.pairs)
         return
     data_folder()
-    found = {}
+    results = {}
     for name in (PEER, OURS):
         command = [sys.executable, __file__, "--side", name, "--pairs", str(options.pairs)]
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[name] = json.loads(run.stdout.splitlines()[-1])
-        print(f"{name}: {found[name]}", flush=True)
-    losses = [side["loss"] for side in found.values()]
+        results[name] = json.loads(run.stdout.splitlines()[-1])
+        print(f"{name}: {results[name]}", flush=True)
+    losses = [side["loss"] for side in results.values()]
     assert abs(losses[0] - losses[1]) < 1e-4, f"losses differ: {losses}"
-    ratio = round(found[PEER]["MiB"] / found[OURS]["MiB"], 2)
+    ratio = round(results[PEER]["MiB"] / results[OURS]["MiB"], 2)
     print(f"{PEER} / {OURS}: {ratio} times the memory")
     what = f"a contrastive step of {options.pairs} pairs: memory above the model's"
-    keep("cached", what, {"sides": found, "ratio": ratio})
+    keep("cached", what, {"sides": results, "ratio": ratio})
 
 
 def work(side: str, pairs: int) -> None:

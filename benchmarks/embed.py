@@ -33,10 +33,10 @@ Run = Callable[[], np.ndarray]
 
 def engines(texts: list[str], tokenizer: PreTrainedTokenizerBase, folder: str) -> dict[str, Run]:
     """Each way to embed the texts."""
-    place = encoder_folder()
-    theirs = SentenceTransformer(place, device="cpu")
+    path = encoder_folder()
+    theirs = SentenceTransformer(path, device="cpu")
     theirs.max_seq_length = LENGTH
-    model = PolyheadModel.from_encoder(place, {"near": TaskConfig(head="embedding")})
+    model = PolyheadModel.from_encoder(path, {"near": TaskConfig(head="embedding")})
 
     def vectors(engine: Any, compute: Any = "auto") -> Run:
         pipe = PolyheadPipeline(model=engine, tokenizer=tokenizer, device="cpu", compute=compute)
@@ -47,7 +47,7 @@ def engines(texts: list[str], tokenizer: PreTrainedTokenizerBase, folder: str) -
         f"{PEER}, batches of 8": lambda: theirs.encode(texts, batch_size=8),
         OURS: vectors(model),
     }
-    low = PolyheadModel.from_encoder(place, {"near": TaskConfig(head="embedding")})
+    low = PolyheadModel.from_encoder(path, {"near": TaskConfig(head="embedding")})
     if low.set_compute("bf16").runs_bf16:
         runs[f"{OURS}, bf16"] = vectors(low, "bf16")
     for kind in ("onnx", "openvino"):
@@ -71,12 +71,12 @@ def cosine_in_bf16(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> floa
 def possible(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
     """Seconds that the linear layers alone need at this CPU's speed, and that of tokenizing."""
     encoder = PolyheadModel.from_encoder(encoder_folder(), {}).encoder
-    found = set_compute(encoder, "auto")
+    choice = set_compute(encoder, "auto")
     start = time.perf_counter()
     tokens = sum(map(len, tokenizer(texts, truncation=True)["input_ids"]))  # pyright: ignore
     tokenizing = time.perf_counter() - start
     linear = [m for m in encoder.modules() if isinstance(m, torch.nn.Linear)]
-    speeds = {shape: max(speed.values()) for shape, speed in found.speed.items()}
+    speeds = {shape: max(speed.values()) for shape, speed in choice.speed.items()}
     work = {
         shape: 2e-9 * tokens * shape[0] * shape[1]
         for shape in ((m.in_features, m.out_features) for m in linear)
@@ -125,7 +125,7 @@ def main() -> None:
     print(f"bf16: least cosine to fp32 {low:.6f}, of {IN_BF16} texts", flush=True)
     table = {}
     for name, values in seconds.items():
-        pairs = [one / own for one, own in zip(seconds[PEER], values, strict=True)]
+        pairs = [one / ours for one, ours in zip(seconds[PEER], values, strict=True)]
         median = statistics.median(values)
         table[name] = {
             "texts a second": round(len(texts) / median, 1),
@@ -137,8 +137,8 @@ def main() -> None:
         print(f"{name}: {table[name]}", flush=True)
     print(limit, where, sep="\n")
     what = f"embedding {len(texts)} real texts"
-    found = {"engines": table, "possible": limit, "profile": where}
-    keep("embed", what, {**found, "least cosine in bf16": round(low, 6)})
+    results = {"engines": table, "possible": limit, "profile": where}
+    keep("embed", what, {**results, "least cosine in bf16": round(low, 6)})
 
 
 if __name__ == "__main__":

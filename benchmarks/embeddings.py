@@ -56,12 +56,12 @@ def rows_of(count: int) -> dict[str, datasets.Dataset]:
     nli = nli.rename_columns({"premise": "sentence1", "hypothesis": "sentence2"})
     captions = read("multi30k_captions")
     captions = captions.rename_columns({"anchor": "sentence1", "positive": "sentence2"})
-    found = {
+    tables = {
         "sts": sts.select_columns(["sentence1", "sentence2", "score"]),
         "nli": nli.select_columns(["sentence1", "sentence2"]),
         "captions": captions.select_columns(["sentence1", "sentence2"]),
     }
-    return {name: rows.shuffle(seed=0).select(range(count)) for name, rows in found.items()}
+    return {name: rows.shuffle(seed=0).select(range(count)) for name, rows in tables.items()}
 
 
 class Replay(MultiDatasetDefaultBatchSampler):
@@ -167,12 +167,12 @@ def compare(
         trainer = our_trainer(rows, seed, start, f"{folder}/ours")
         batches = list(trainer.sampler)
         model, theirs_took = theirs(rows, batches, seed, start, f"{folder}/theirs")
-        found = {"sentence-transformers": (score(model), theirs_took)}
+        results = {"sentence-transformers": (score(model), theirs_took)}
         model, ours_took = ours(trainer, f"{folder}/ours")
-        found["Polyhead"] = (score(model, task="sts"), ours_took)
-    shown = (f"{name} {points:.2f}, {took:.0f} s" for name, (points, took) in found.items())
+        results["Polyhead"] = (score(model, task="sts"), ours_took)
+    shown = (f"{name} {points:.2f}, {took:.0f} s" for name, (points, took) in results.items())
     print(f"seed {seed}, dropout {dropout}: {'; '.join(shown)}", flush=True)
-    return found
+    return results
 
 
 def main() -> None:

@@ -48,10 +48,10 @@ def main() -> None:
         print("there is no GPU; this benchmark needs one", file=sys.stderr)
         sys.exit(2)
     quiet()
-    found = {"training": training(options), "embedding": embedding(options)}
+    results = {"training": training(options), "embedding": embedding(options)}
     device = torch.cuda.get_device_name() if options.device == "cuda" else options.device
     if not options.tiny:
-        keep("gpu", f"one {device}, bf16", {"device": device, **found})
+        keep("gpu", f"one {device}, bf16", {"device": device, **results})
 
 
 def training(options: argparse.Namespace) -> dict[str, Any]:
@@ -76,15 +76,15 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
         sides = sides_of(rows, folder, folder, arguments)
         waits = {name: waits_of(sides[name]) for name in rates}
     ratio = statistics.median(rates[OURS]) / statistics.median(rates[PEER])
-    found = {
+    results = {
         "tokens a second": {name: round(statistics.median(v)) for name, v in rates.items()},
         "ratio": round(ratio, 3),
         "ratio spread": ratio_spread(rates[OURS], rates[PEER]),
         "MFU": round(statistics.median(shares), 3),
         "waits a step": waits,
     }
-    print(f"training: {found}", flush=True)
-    return found
+    print(f"training: {results}", flush=True)
+    return results
 
 
 def waits_of(trainer: Any) -> float:
@@ -116,12 +116,12 @@ def operations(config: BertConfig, lengths: list[int]) -> float:
 
 def embedding(options: argparse.Namespace) -> dict[str, Any]:
     """Texts a second of both, and the least cosine between their vectors."""
-    texts, place = real_texts(64 if options.tiny else 8000), encoder_folder()
+    texts, path = real_texts(64 if options.tiny else 8000), encoder_folder()
     low: Any = {"dtype": torch.bfloat16}
-    theirs = SentenceTransformer(place, device=options.device, model_kwargs=low)
+    theirs = SentenceTransformer(path, device=options.device, model_kwargs=low)
     theirs.max_seq_length = 512
-    model = PolyheadModel.from_encoder(place, {"near": TaskConfig(head="embedding")}, **low)
-    tokenizer: Any = AutoTokenizer.from_pretrained(place)
+    model = PolyheadModel.from_encoder(path, {"near": TaskConfig(head="embedding")}, **low)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
     tokenizer.model_max_length = 512
     pipe = PolyheadPipeline(
         model=model.to(options.device), tokenizer=tokenizer, device=options.device
@@ -136,14 +136,14 @@ def embedding(options: argparse.Namespace) -> dict[str, Any]:
     cosine = float(((one * other).sum(1) / lengths).min())
     assert cosine > 0.99, cosine
     seconds = alternate(runs, options.repeats)
-    found = {
+    results = {
         "texts a second": {n: round(len(texts) / statistics.median(v)) for n, v in seconds.items()},
         "ratio": round(statistics.median(seconds[peer]) / statistics.median(seconds[OURS]), 3),
         "ratio spread": ratio_spread(seconds[peer], seconds[OURS]),
         "least cosine": round(cosine, 5),
     }
-    print(f"embedding: {found}", flush=True)
-    return found
+    print(f"embedding: {results}", flush=True)
+    return results
 
 
 if __name__ == "__main__":

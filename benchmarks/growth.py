@@ -41,14 +41,14 @@ def main() -> None:
     options = parser.parse_args()
     quiet()
     torch.manual_seed(SEED)
-    found = {
+    results = {
         "tasks": by_tasks(options.repeats),
         "rows": by_rows(options.rows, options.repeats),
         "tokens": by_length([n for n in LENGTHS if n <= options.longest], options.repeats),
         "processes": by_processes(),
     }
-    keep("growth", "seconds, by number of tasks, rows, tokens and processes", found)
-    path = draw(RESULTS, {"growth": picture}, ["growth"], found)[0]
+    keep("growth", "seconds, by number of tasks, rows, tokens and processes", results)
+    path = draw(RESULTS, {"growth": picture}, ["growth"], results)[0]
     print(f"{path}")
 
 
@@ -56,10 +56,10 @@ def seconds_of(
     what: str, runs: dict[str, Callable[[], Any]], repeats: int, digits: int = 4
 ) -> dict[str, Any]:
     """Median and spread of each run, in turns."""
-    found = {name: summary(values, digits) for name, values in alternate(runs, repeats).items()}
-    shown = (f"{name}: {values['median']:.4g} s" for name, values in found.items())
+    seconds = {name: summary(values, digits) for name, values in alternate(runs, repeats).items()}
+    shown = (f"{name}: {values['median']:.4g} s" for name, values in seconds.items())
     print(f"{what}  {', '.join(shown)}", flush=True)
-    return found
+    return seconds
 
 
 def by_tasks(repeats: int) -> dict[str, Any]:
@@ -88,12 +88,14 @@ def by_rows(counts: list[int], repeats: int) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(encoder_folder())
     pipe = PolyheadPipeline(model=model, tokenizer=tokenizer, device="cpu")
     texts = messages(max(counts))
-    found = seconds_of("rows", {str(n): lambda n=n: pipe(texts[:n]) for n in counts}, repeats)
+    seconds_by_rows = seconds_of(
+        "rows", {str(n): lambda n=n: pipe(texts[:n]) for n in counts}, repeats
+    )
     last = counts[-1]
     for number in EXTRAPOLATED:
-        seconds = found[str(last)]["median"] / last * number
-        found[str(number)] = {"median": round(seconds, 1), "extrapolated": True}
-    return found
+        seconds = seconds_by_rows[str(last)]["median"] / last * number
+        seconds_by_rows[str(number)] = {"median": round(seconds, 1), "extrapolated": True}
+    return seconds_by_rows
 
 
 def by_length(longest: list[int], repeats: int) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def by_length(longest: list[int], repeats: int) -> dict[str, Any]:
     )
     task = TaskConfig(head="embedding")
     model = PolyheadModel(PolyheadConfig(encoder_config=encoder, tasks={"near": task})).eval()
-    found = {}
+    rates = {}
     for number in longest:
         count = max(4, PASS // number)
         lengths = torch.linspace(number / 4, number, count).long().tolist()
@@ -124,10 +126,10 @@ def by_length(longest: list[int], repeats: int) -> dict[str, Any]:
         runs = {name: lambda batch=batch: run(batch) for name, batch in batches.items()}
         values = alternate(runs, repeats)
         each = {n: [1e6 * s / sum(lengths) for s in part] for n, part in values.items()}
-        found[str(number)] = {name: summary(part) for name, part in each.items()}
-        shown = (f"{name} {v['median']:.0f}" for name, v in found[str(number)].items())
+        rates[str(number)] = {name: summary(part) for name, part in each.items()}
+        shown = (f"{name} {v['median']:.0f}" for name, v in rates[str(number)].items())
         print(f"up to {number} tokens, microseconds a token: {', '.join(shown)}", flush=True)
-    return found
+    return rates
 
 
 def packed(ids: list[list[int]]) -> dict[str, torch.Tensor]:
@@ -157,37 +159,37 @@ def by_processes() -> dict[str, Any]:
 # ---- the picture ----
 
 
-def picture(found: dict[str, Any]) -> Figure:
+def picture(results: dict[str, Any]) -> Figure:
     """Four panels; a thin grey line is growth in proportion, or none."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     (tasks, rows), (tokens, processes) = figure.subplots(2, 2)
-    lines(tasks, "", found["tasks"], 1000)
+    lines(tasks, "", results["tasks"], 1000)
     tasks.set(xscale="log", ylim=(0, None), xlabel="tasks", ylabel="milliseconds")
     ticks(tasks, TASKS)
     tasks.set_title("a forward of 32 messages, all heads on each")
-    known = {n: v for n, v in found["rows"].items() if "extrapolated" not in v}
+    known = {n: v for n, v in results["rows"].items() if "extrapolated" not in v}
     lines(rows, "measured", known, 1)
     last = list(known)[-1]
-    rest = {n: v for n, v in found["rows"].items() if n == last or n not in known}
+    rest = {n: v for n, v in results["rows"].items() if n == last or n not in known}
     numbers = [int(n) for n in rest]
     style = {"color": "grey", "markerfacecolor": "white"}
     rows.plot(numbers, [v["median"] for v in rest.values()], "o--", label="extrapolated", **style)
     rows.set(xscale="log", yscale="log", xlabel="messages", ylabel="seconds")
     rows.set_title("the pipeline on one thread")
     for name in ("packed", "padded"):
-        lines(tokens, name, {n: v[name] for n, v in found["tokens"].items()}, 1)
+        lines(tokens, name, {n: v[name] for n, v in results["tokens"].items()}, 1)
     tokens.set(xscale="log", ylim=(0, None), xlabel="tokens of the longest text")
     tokens.set(ylabel="microseconds a real token")
-    ticks(tokens, [int(n) for n in found["tokens"]])
+    ticks(tokens, [int(n) for n in results["tokens"]])
     tokens.set_title("texts of mixed length, MiniLM's size")
-    if found["processes"]:
-        lines(processes, "measured", found["processes"], 1)
-        first = found["processes"]["1"]["median"]
+    if results["processes"]:
+        lines(processes, "measured", results["processes"], 1)
+        first = results["processes"]["1"]["median"]
         processes.plot([1, 2], [first, 2 * first], "--", color="grey", label="in proportion")
         processes.legend()
     processes.set(ylim=(0, None), xlabel="processes of one thread", ylabel="rows a second")
     processes.set(
-        xticks=[1, 2], title="training" + ("" if found["processes"] else ": not measured")
+        xticks=[1, 2], title="training" + ("" if results["processes"] else ": not measured")
     )
     rows.legend()
     tokens.legend()

@@ -123,7 +123,7 @@ def measures_of(modules: dict[str, ast.Module]) -> dict[str, list[str]]:
     """Measure to what is counted, one entry each."""
     arrows = arrows_of(modules)
     between = {(room_of(a), room_of(b)) for a, b in arrows if room_of(a) != room_of(b)}
-    found: dict[str, list[str]] = {
+    measures: dict[str, list[str]] = {
         "modules": list(modules),
         "rooms": sorted({room_of(module) for module in modules}),
         "arrows between rooms": [f"{a} -> {b}" for a, b in sorted(between)],
@@ -138,11 +138,11 @@ def measures_of(modules: dict[str, ast.Module]) -> dict[str, list[str]]:
     }
     for module, tree in modules.items():
         if (size := _last_line(tree)) > FILE:
-            found[f"files > {FILE} lines"].append(f"{module} {size}")
+            measures[f"files > {FILE} lines"].append(f"{module} {size}")
         for node in ast.walk(tree):
             for measure, text in _counted(module, node):
-                found[measure].append(text)
-    return found
+                measures[measure].append(text)
+    return measures
 
 
 def _counted(module: str, node: ast.AST) -> Iterator[tuple[str, str]]:

@@ -30,26 +30,28 @@ def main() -> None:
 def steps(recipe: str) -> tuple[Callable[[], None], int]:
     """A run over the first batches, and the number of parameters that train."""
     torch.manual_seed(SEED)
-    found = prepare(recipe)
-    rows = {s.name: tokenize(s, "train", found.tokenizer) for s in found.sources}
+    prepared = prepare(recipe)
+    rows = {s.name: tokenize(s, "train", prepared.tokenizer) for s in prepared.sources}
     data = MultiTaskDataset(rows)
-    tasks, names = found.model.config.tasks, found.model.task_names
-    collate = MultiTaskCollator(found.tokenizer, tasks, names, found.tasks_by_source, packed=True)
+    tasks, names = prepared.model.config.tasks, prepared.model.task_names
+    collate = MultiTaskCollator(
+        prepared.tokenizer, tasks, names, prepared.tasks_by_source, packed=True
+    )
     sampler = iter(MultiTaskBatchSampler(data.ranges, batch_size=32, seed=SEED))
     batches = [collate([data[row] for row in next(sampler)]) for _ in range(STEPS)]
-    model = found.model.train()
+    model = prepared.model.train()
     assert model.can_pack
-    own = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(own, lr=1e-5)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
     def run() -> None:
         for batch in batches:
             optimizer.zero_grad()
             model(**model_inputs(batch)).loss.backward()
-            torch.nn.utils.clip_grad_norm_(own, 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
 
-    return run, sum(p.numel() for p in own)
+    return run, sum(p.numel() for p in trained)
 
 
 if __name__ == "__main__":

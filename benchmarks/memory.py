@@ -41,26 +41,26 @@ def main() -> None:
     if options.side is not None:
         work(options.side, options.steps)
         return
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
+    runs_by_side: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     for _ in range(options.repeats):
-        for name, runs in found.items():
+        for name, runs in runs_by_side.items():
             command = [sys.executable, __file__, "--side", name, "--steps", str(options.steps)]
             run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             runs.append(json.loads(run.stdout.splitlines()[-1]))
             print(f"{name}: {runs[-1]}", flush=True)
-    seen = {name: {str(run["tokens"]) for run in runs} for name, runs in found.items()}
+    seen = {name: {str(run["tokens"]) for run in runs} for name, runs in runs_by_side.items()}
     assert len(set.union(*seen.values())) == 1, f"batches differ: {seen}"
     what = f"peak memory of {options.steps} training steps of {ROWS} rows, MiB"
-    keep("memory", what, {"sides": table(found)})
+    keep("memory", what, {"sides": table(runs_by_side)})
 
 
-def table(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def table(runs_by_side: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Peaks of each side, as multiples of those of one task."""
     sides = {}
-    for name, runs in found.items():
+    for name, runs in runs_by_side.items():
         sides[name] = {}
         for key in ("peak", "above the model"):
-            values, unit = ([run[key] for run in part] for part in (runs, found[ONE]))
+            values, unit = ([run[key] for run in part] for part in (runs, runs_by_side[ONE]))
             ratio = round(statistics.median(values) / statistics.median(unit), 3)
             spread = ratio_spread(values, unit)
             sides[name][key] = {**summary(values), "ratio": ratio, "ratio spread": spread}
@@ -100,8 +100,8 @@ def work(side: str, steps: int) -> None:
         before = psutil.Process().memory_info().rss / 2**20
         trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found = {"peak": round(peak), "above the model": round(peak - before), "tokens": tokens}
-    print(json.dumps(found), flush=True)
+    result = {"peak": round(peak), "above the model": round(peak - before), "tokens": tokens}
+    print(json.dumps(result), flush=True)
 
 
 def cut(rows: list[Any], parts: int) -> list[range]:
@@ -114,10 +114,13 @@ def tasks_of(rows: list[tuple[str, str]], count: int, folder: str) -> dict[str, 
     """The tasks of a recipe, each with its part of the rows; the last three of eight tag words."""
     tasks = {}
     for number, part in enumerate(cut(rows, count)):
-        own = [rows[row] for row in part]
-        words = [text.split() for text, _ in own]
+        rows_of_task = [rows[row] for row in part]
+        words = [text.split() for text, _ in rows_of_task]
         tags = [["B-name" if word[0].isupper() else "O" for word in row] for row in words]
-        table = {"text": [text for text, _ in own], "label": [name for _, name in own]}
+        table = {
+            "text": [text for text, _ in rows_of_task],
+            "label": [name for _, name in rows_of_task],
+        }
         file = f"{folder}/{number}.parquet"
         datasets.Dataset.from_dict({**table, "tokens": words, "tags": tags}).to_parquet(file)
         data = {"data_files": {"train": file}, "text": "text", "label": "label"}

@@ -96,11 +96,11 @@ def polyhead(pipes: dict[str, Any]) -> PolyheadPipeline:
 
 def compare(pipes: dict[str, Any], ours: PolyheadPipeline, texts: list[str]) -> None:
     """Labels and entities are the same, scores within 1e-4."""
-    found: Any = ours(texts)
+    answers: Any = ours(texts)
     entities = 0
     for name, pipe in pipes.items():
         for expected in (pipe(texts), pipe(texts, batch_size=32)):
-            for text, one, other in zip(texts, expected, found, strict=True):
+            for text, one, other in zip(texts, expected, answers, strict=True):
                 known = flat(one, text)
                 assert known == flat(other[name], text), (name, text, one, other[name])
                 entities += name in TOKEN and len(known)

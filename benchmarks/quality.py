@@ -68,17 +68,17 @@ def train(setting: str, seed: int, runs: Path) -> dict[str, Any]:
     """Scores of one run, from the file that an earlier call left or from a new process."""
     task, overrides = SETTINGS[setting]
     folder = folder_of(setting, seed, runs)
-    kept = folder / "scores.json"
-    if not kept.is_file():
+    file = folder / "scores.json"
+    if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        given = [*overrides, f"training.seed={seed}", f"output_dir={folder}"]
-        command = [sys.executable, "-m", "polyhead.train", str(recipe_of(task, folder)), *given]
+        options = [*overrides, f"training.seed={seed}", f"output_dir={folder}"]
+        command = [sys.executable, "-m", "polyhead.train", str(recipe_of(task, folder)), *options]
         command.append("--overwrite")  # of a run that was cut off
         start = time.time()
         with open(folder / "log.txt", "w", encoding="utf-8") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log)
         print(f"{setting}, seed {seed}: {time.time() - start:.0f} s", flush=True)
-    return json.loads(kept.read_text(encoding="utf-8"))["tasks"]
+    return json.loads(file.read_text(encoding="utf-8"))["tasks"]
 
 
 def scores(runs: Path, *, kept: bool) -> dict[str, dict[str, list[float]]]:
@@ -88,7 +88,7 @@ def scores(runs: Path, *, kept: bool) -> dict[str, dict[str, list[float]]]:
         runs: folder of the runs.
         kept: leave out what is not there yet, instead of training it.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    points: dict[str, dict[str, list[float]]] = {}
     for seed in SEEDS:
         for setting, (task, _) in SETTINGS.items():
             way = "single" if task else setting
@@ -96,8 +96,8 @@ def scores(runs: Path, *, kept: bool) -> dict[str, dict[str, list[float]]]:
                 continue
             for name, values in train(setting, seed, runs).items():
                 main = next(iter(values.values()))
-                found.setdefault(way, {}).setdefault(name, []).append(round(100 * main, 2))
-    return found
+                points.setdefault(way, {}).setdefault(name, []).append(round(100 * main, 2))
+    return points
 
 
 def show(table: dict[str, dict[str, list[float]]]) -> None:
@@ -122,9 +122,9 @@ def steps(task: str | None, overrides: list[str], folder: Path) -> tuple[Callabl
     path = recipe_of(task, folder)
     timed = [f"training.max_steps={TIMED}", "training.disable_tqdm=true", f"output_dir={folder}"]
     timed.append("balancing.gradient_steps=0")  # else one comparison in so few steps
-    found = prepare(path, [*overrides, *timed])
-    trainer = trainer_of(found)
-    epochs = float(found.recipe.training["num_train_epochs"])
+    run = prepare(path, [*overrides, *timed])
+    trainer = trainer_of(run)
+    epochs = float(run.recipe.training["num_train_epochs"])
     return lambda: trainer.train(), round(epochs * len(trainer.get_train_dataloader()))
 
 
@@ -141,16 +141,16 @@ def times(runs: Path) -> dict[str, Any]:
         for name, task, overrides in parts
     }
     seconds = alternate({str(key): run for key, (run, _) in made.items()}, repeats=3)
-    found = {}
+    results = {}
     for way in ways:
-        own = {key: count for key, (_, count) in made.items() if key[0] == way}
-        total = sum(statistics.median(seconds[str(k)]) / TIMED * n for k, n in own.items())
-        found[way] = {"seconds": round(total, 1), "steps": sum(own.values())}
-    for way, values in found.items():
-        ratio = values["seconds"] / found["single, padded"]["seconds"]
-        found[way]["ratio"] = round(ratio, 3)
+        steps_of_way = {key: count for key, (_, count) in made.items() if key[0] == way}
+        total = sum(statistics.median(seconds[str(k)]) / TIMED * n for k, n in steps_of_way.items())
+        results[way] = {"seconds": round(total, 1), "steps": sum(steps_of_way.values())}
+    for way, values in results.items():
+        ratio = values["seconds"] / results["single, padded"]["seconds"]
+        results[way]["ratio"] = round(ratio, 3)
         print(f"{way}: {values['steps']} steps, {values['seconds']:.0f} s, {ratio:.2f}", flush=True)
-    return found
+    return results
 
 
 def main() -> None:

@@ -97,11 +97,13 @@ def predict(
     command = [sys.executable, "-m", "polyhead.train.cli", "predict", str(folder / "model")]
     log = target.with_suffix(".log")
     parts = target.with_name(f".{target.name}.parts")
-    began, marks, found = time.perf_counter(), [], {}
-    own = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    began, marks, memory_at = time.perf_counter(), [], {}
+    variables = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
     peak, memory, done = 0.0, {}, finished(parts, rows)
     with log.open("w") as errors:
-        process = subprocess.Popen([*command, *files], stderr=errors, env={**os.environ, **own})
+        process = subprocess.Popen(
+            [*command, *files], stderr=errors, env={**os.environ, **variables}
+        )
     while process.poll() is None:
         memory = memory_of(process.pid) or memory
         peak = max(peak, memory.get("VmHWM", 0.0))
@@ -111,7 +113,7 @@ def predict(
             marks.append((time.perf_counter(), done))
             for share in SAMPLED:
                 if done >= share * rows:
-                    found.setdefault(f"MiB at {share:.0%}", memory.get("VmRSS"))
+                    memory_at.setdefault(f"MiB at {share:.0%}", memory.get("VmRSS"))
         if kill is not None and done >= kill:
             process.kill()
         time.sleep(POLL)
@@ -119,7 +121,7 @@ def predict(
         sys.exit(log.read_text())
     (first, begun), (last, ended) = marks[0], marks[-1]  # after start and first shard
     return {
-        **found,
+        **memory_at,
         "peak MiB": peak,
         "rows at the end": done,
         "rows a second": round((ended - begun) / (last - first)) if last > first else None,

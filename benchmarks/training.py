@@ -76,14 +76,17 @@ def main() -> None:
 
 def table(rates: dict[str, list[float]], padding: dict[str, list[float]]) -> dict[str, Any]:
     """Rates of each side, and how many times a peer's rate ours is."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, values in rates.items():
-        found[name] = {"tokens a second": summary(values)}
-        found[name]["padding"] = round(statistics.mean(padding[name]), 3)
+        results[name] = {"tokens a second": summary(values)}
+        results[name]["padding"] = round(statistics.mean(padding[name]), 3)
         ratio = statistics.median(rates[OURS]) / statistics.median(values)
-        found[name] |= {"ratio": round(ratio, 3), "ratio spread": ratio_spread(rates[OURS], values)}
-        print(f"{name}: {found[name]}", flush=True)
-    return found
+        results[name] |= {
+            "ratio": round(ratio, 3),
+            "ratio spread": ratio_spread(rates[OURS], values),
+        }
+        print(f"{name}: {results[name]}", flush=True)
+    return results
 
 
 # ---- the trainers ----
@@ -149,12 +152,12 @@ def sides_of(
             "label": [labels.index(name) for _, name in rows],
         }
     )
-    found = {}
+    sides = {}
     for name, kind, more in (
         (PEER, Replayed, {}),
         (GROUPED, Trainer, {"train_sampling_strategy": "group_by_length"}),
     ):
-        found[name] = kind(
+        sides[name] = kind(
             model=AutoModelForSequenceClassification.from_pretrained(
                 encoder, num_labels=len(labels)
             ),
@@ -163,8 +166,8 @@ def sides_of(
             data_collator=DataCollatorWithPadding(tokenizer),
             processing_class=tokenizer,
         )
-    found[PEER].batches = batches
-    return {**found, OURS: ours}
+    sides[PEER].batches = batches
+    return {**sides, OURS: ours}
 
 
 def polyhead(
@@ -191,9 +194,9 @@ def train(trainer: Any) -> tuple[float, float, list[int]]:
     trainer.add_callback(clock)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    own = slice(WARM_UP, trainer.args.max_steps)  # batches fetched ahead are not trained
-    tokens, places = sum(counted.tokens[own]), sum(counted.places[own])
-    lengths = [length for batch in counted.lengths[own] for length in batch]
+    timed = slice(WARM_UP, trainer.args.max_steps)  # batches fetched ahead are not trained
+    tokens, places = sum(counted.tokens[timed]), sum(counted.places[timed])
+    lengths = [length for batch in counted.lengths[timed] for length in batch]
     return tokens / clock.seconds, 1 - tokens / places, lengths
 
 
@@ -210,8 +213,8 @@ def compare(theirs: Any, ours: Any) -> None:
     for _, (one, other) in zip(range(3), batches, strict=False):
         with torch.no_grad():
             expected = theirs.model(**one).loss
-            found = ours.model(**model_inputs(ours._prepare_inputs(other))).loss
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+            loss = ours.model(**model_inputs(ours._prepare_inputs(other))).loss
+        torch.testing.assert_close(loss, expected, atol=1e-4, rtol=0)
     print(f"the same losses within 1e-4, the last {float(expected):.5f}", flush=True)
 
 

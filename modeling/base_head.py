@@ -7,8 +7,10 @@ Config, model and pipeline ask here; none of them knows a kind of head by name.
 Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width, `U` units of words.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -36,6 +38,8 @@ class Head(nn.Module):
     - `ties_embeddings`: the weight of its `decoder` is the encoder's input embeddings.
     - `decodes_spans`: of a long text it reads every window, at one sub-token of each unit of words,
       and answers by `answer_spans`; the others read the first window and answer by `answer`.
+    - `chooses`: it reads a text with a list of others, each pair a sequence, and answers for all of
+      them by `answer_choice`.
     - `check`, `only_with`: what its options may say, and say together.
     - `count`, `loss_sum`: labelled units, and the loss summed over them.
 
@@ -55,6 +59,7 @@ class Head(nn.Module):
     labelled_tokens_only: ClassVar[bool] = False
     ties_embeddings: ClassVar[bool] = False
     decodes_spans: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__()
@@ -132,6 +137,19 @@ class Head(nn.Module):
         if cls.output == "logits" and values.shape == (1,):
             return {"score": float(values[0])}
         return values.numpy()
+
+    @classmethod
+    def answer_choice(cls, task: HeadTask, answers: list[Any], choices: Sequence[str]) -> Any:
+        """What the pipeline says of one text with choices, for heads that choose.
+
+        Args:
+            task: the task.
+            answers: what `answer` says of each choice.
+            choices: the texts.
+        """
+        scores = torch.tensor([answer["score"] for answer in answers]).softmax(0)
+        best = int(scores.argmax())
+        return {"label": choices[best], "choice": best, "score": float(scores[best])}
 
     @classmethod
     def answer_spans(

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -28,16 +28,14 @@ from .checks import (
     check_task_name,
     check_types,
 )
-from .heads import HEAD_KINDS as HEAD_KINDS
+from .extension_files import check_imported, extension_files, extension_names
 from .heads import HEADS, Head
 from .losses import LOSSES
 from .options import ACTIVATIONS, NUMBERS, ONCE_ALLOWED, HeadTask
 from .options import scheme_of as scheme_of
-from .pooling import POOLINGS, layers_needed
-from .problem_types import PROBLEM_TYPES as PROBLEM_TYPES
+from .pooling import POOL, POOLINGS, layers_needed
 from .reading import read_json
 
-EMBEDDING_LOSSES = LOSSES.keys()
 ALWAYS_READ = ("head", "loss_weight", "adapter")  # by every task, whatever its head
 NO_DROPOUT = {"dropout": 0.0}  # holds for heads without dropout too
 NONE_OF_OURS = "heads of your own whose `options` name it"
@@ -74,6 +72,13 @@ class TaskConfig(HeadTask):
     def head_class(self) -> type[Head]:
         """The class of the task's head: what differs between kinds of head is asked there."""
         return HEADS[self.head]
+
+    @property
+    def reads(self) -> Literal["text", "pair", "choices"]:
+        """What it reads: a text, two texts, or a text with others to choose from."""
+        if self.head_class.chooses:
+            return "choices"
+        return "pair" if self.pair else "text"
 
     def _check_read(self) -> None:
         """Refuse options that were set and that such a task does not read."""
@@ -131,10 +136,7 @@ FIELDS = [option.name for option in fields(TaskConfig)]
 
 
 def options_without_effect(task: TaskConfig) -> list[str]:
-    """A fault for each option that was set and that such a task does not read.
-
-    A saved model may have them, from before they were refused; a new task may not.
-    """
+    """A fault for each option without effect that a saved model may have, but no new task."""
     return [
         f"{option}: only for {_readers(option)}; take it out"
         for option in _unread(task)
@@ -224,6 +226,8 @@ class PolyheadConfig(PreTrainedConfig):
                 "PolyheadModel.from_encoder(name_or_path, tasks={...})"
             )
         check_options(self)
+        sources = [source for table in (HEADS, POOL, LOSSES) for source in table.sources.values()]
+        check_imported(kwargs.pop("extensions", None), sources)
         check_sizes(self.encoder_config)
         if isinstance(self.encoder_config, dict):
             drop = ("trust_remote_code", "auto_map")
@@ -318,6 +322,31 @@ class PolyheadConfig(PreTrainedConfig):
             if self.tasks[name].head_class.output == "embeddings"
         ]
 
+    @property
+    def extension_sources(self) -> list[Any]:
+        """The classes and functions of users' own that the tasks name."""
+        named = [(POOL, self.pooling)]
+        for task in self.tasks.values():
+            named += [(HEADS, task.head), (POOL, task.pooling), (LOSSES, task.loss)]
+        return [table.sources[name] for table, name in named if name in table.sources]
+
+    def extension_files(self) -> dict[str, str]:
+        """Name to text of the files that a saved folder needs for them, beside Polyhead's own.
+
+        Raises:
+            ValueError: such a file cannot travel; see `extension_files.py`.
+        """
+        return extension_files(self.extension_sources, EXTENSIONS)
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As PreTrainedConfig.save_pretrained, with `extension_files`."""
+        files = self.extension_files()
+        saved = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        for name, text in files.items():
+            with open(os.path.join(save_directory, name), "w", encoding="utf-8") as file:
+                file.write(text)
+        return saved
+
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The encoder's config: what asks for the text model's sizes gets the encoder's."""
         return self.encoder_config  # pyright: ignore[reportReturnType]
@@ -329,6 +358,8 @@ class PolyheadConfig(PreTrainedConfig):
             name: {k: v for k, v in asdict(task).items() if v is not None}
             for name, task in self.tasks.items()
         }
+        if sources := self.extension_sources:
+            output["extensions"] = extension_names(sources)
         return output
 
     # Tools that meet the outer config only (sentence-transformers, vLLM) read sizes from it.
@@ -368,3 +399,7 @@ class PolyheadConfig(PreTrainedConfig):
     def max_position_embeddings(self) -> int | None:
         """The encoder's own figure; see `usable_length` for what a text may have."""
         return getattr(self.get_text_config(), "max_position_embeddings", None)
+
+
+# Last, as such a file may import what stands here.
+from .extensions import EXTENSIONS as EXTENSIONS  # noqa: E402

@@ -283,7 +283,6 @@ HEADS: Table[type[Head]] = Table(
         "masked_lm": MaskedLMHead,
     },
 )
-HEAD_KINDS = HEADS.keys()  # the names, as they are at the time of looking
 
 
 def register_head(name: str, head: type[Head]) -> None:

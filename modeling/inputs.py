@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Iterable, Set
 from typing import Any
 
-TextOrPair = str | tuple[str, str]
+TextOrPair = str | tuple[str, str | tuple[str, ...]]  # in a pair a text, or several to choose from
 HALF = re.compile(r"[\ud800-\udfff]")  # of a surrogate pair: no character, no encoding has it
 REPLACEMENT = "\ufffd"
 ROW_KEYS = ("text", "text_pair")
@@ -46,7 +46,8 @@ def read_text(value: Any, what: str = "the text") -> TextOrPair:
     """One text or pair.
 
     Args:
-        value: a string, a tuple of two, or a dict of `text` and maybe `text_pair`.
+        value: a string, a tuple of two, or a dict of `text` and maybe `text_pair`; the second text
+            may be a list of texts to choose from.
         what: names it in the message.
 
     Raises:
@@ -79,9 +80,17 @@ def read_text(value: Any, what: str = "the text") -> TextOrPair:
                 f"{what} is {reprlib.repr(value)}, a tuple of {len(value)}; a pair has two texts, "
                 "several texts are a list"
             )
-        one, other = (_string(part, f"{what}[{i}]") for i, part in enumerate(value))
-        return one, other
+        one, other = value
+        if isinstance(other, list):
+            return _string(one, f"{what}[0]"), _choices(other, f"{what}[1]")
+        return _string(one, f"{what}[0]"), _string(other, f"{what}[1]")
     return _string(value, what)
+
+
+def _choices(values: list, what: str) -> tuple[str, ...]:
+    if not values:
+        raise ValueError(f"{what} is []; give a list of texts to choose from")
+    return tuple(_string(value, f"{what}[{number}]") for number, value in enumerate(values))
 
 
 def _string(value: Any, what: str) -> str:

@@ -194,11 +194,12 @@ class PolyheadModel(PolyheadPreTrainedModel):
             inputs_embeds: (N, T, E), instead of `input_ids`.
             tasks: the heads to run; None for all, `()` for the encoder alone.
             task_ids: (N,) or (N, K), row n goes to the heads `task_names[i]` for its ids i >= 0
-                only. The rows of an embedding task come in consecutive groups (pair, triplet).
+                only. Those of heads over groups come in consecutive groups (pair, triplet).
                 Best left on the CPU, as `cu_seq_lens_q`: the host reads them.
             labels: by task; -100 (classes) or NaN (numbers) where a row has none. (N,) or, for
                 tokens, (N, T) class ids; (N, L) 0/1 for multi-label; (N,) numbers for regression;
-                (G,) scores for embeddings. With `task_ids`, of the task's rows only or of all N.
+                (G,) scores for embeddings, ids for other heads over groups. With `task_ids`, of the
+                task's rows only or (but for groups) of all N.
             num_items: by task, the labelled units that the loss is divided by; default the units
                 in this batch. A trainer gives the count over the whole optimizer step.
             cu_seq_lens_q: (N + 1,) int32: the batch is packed, N texts end to end in one row of P

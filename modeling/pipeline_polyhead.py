@@ -38,6 +38,11 @@ CALL_OPTIONS = ("tasks", "top_k", "threshold", "batch_tokens", "batch_size", "do
 CALL_IT = "this pipeline has no single steps; call it: pipe(texts)"
 NOT_OURS = ("batch_size", "num_workers", "binary_output")  # HF's constructor would take them
 MIXED = "texts and pairs of texts are mixed; give them in separate calls"
+FORMS = {
+    "text": "single texts",
+    "pair": "pairs, as (text, text)",
+    "choices": "a text and others to choose from, as (text, [text, text])",
+}
 STRETCH = 1024  # texts of a generator that are sorted by length together
 BATCH_TOKENS = {"cpu": 1024}  # of one encoder pass, by kind of device
 MORE_TOKENS = 32_768  # of other kinds
@@ -54,9 +59,11 @@ class PolyheadPipeline(Pipeline):
 
     Args (of a call):
         texts: one text, or a list, a column, a series, an array or another ordered iterable of
-            texts; (text, text) tuples, or dicts of `text` and `text_pair`, for pair tasks. A
-            generator is read as its answers are asked for.
-        tasks: names of the tasks; None for every task that reads what is given (texts or pairs).
+            texts; (text, text) tuples, or dicts of `text` and `text_pair`, for pair tasks; (text,
+            [text, text]), or dicts of these, for tasks that choose. A generator is read as its
+            answers are asked for.
+        tasks: names of the tasks; None for every task that reads what is given (texts, pairs or
+            choices).
         top_k: how many labels of a single-label task, or fillings of a mask, to give; None for all,
             and for all labels of a multi-label task where no threshold is given.
         threshold: probability from which a multi-label task sets a label; None for the task's own.
@@ -71,7 +78,8 @@ class PolyheadPipeline(Pipeline):
         `{"label", "score"}` (a list with another `top_k` than 1, or multi-label), regression
         `{"score"}`, token classification a list of `{"entity_group", "score", "word", "start",
         "end"}`, embedding a float32 numpy vector, masked LM a list over the masks of `{"label",
-        "score"}`.
+        "score"}`, a task that chooses `{"label", "choice", "score"}`: the text, its number from 0
+        and its probability among the choices.
 
     Raises:
         ValueError: an option is unknown or not in its range, a task is unknown or does not read
@@ -128,6 +136,9 @@ class PolyheadPipeline(Pipeline):
         if not given:
             return []
         chosen = self.choose_tasks(given, tasks)
+        if _form_of(given[0]) == "choices":
+            results = self._choose(given, chosen, options)
+            return results[0] if single else results
         results: list[dict[str, Any]] = [{} for _ in given]
         for prompt, own in self._by_prompt(chosen, int(document)).items():
             read = [prompt + text for text in given] if prompt else given  # pyright: ignore
@@ -135,6 +146,22 @@ class PolyheadPipeline(Pipeline):
             results = [{**one, **more} for one, more in zip(results, found, strict=True)]
         results = [{name: result[name] for name in chosen} for result in results]
         return results[0] if single else results
+
+    def _choose(
+        self, texts: list[Any], tasks: list[str], options: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Answers to texts that come with others to choose from; each two are read as a pair."""
+        pairs: list[TextOrPair] = [(text, other) for text, others in texts for other in others]
+        scored = iter(self._predict(pairs, tasks, options))
+        results = []
+        for _, others in texts:
+            answers = list(islice(scored, len(others)))
+            results.append({})
+            for name in tasks:
+                task = self.model.config.tasks[name]
+                of_task = [answer[name] for answer in answers]
+                results[-1][name] = task.head_class.answer_choice(task, of_task, others)
+        return results
 
     def _by_prompt(self, tasks: list[str], part: int) -> dict[str, list[str]]:
         """Tasks by what is put before their texts; each group takes a pass of its own."""
@@ -147,13 +174,12 @@ class PolyheadPipeline(Pipeline):
         self, texts: Iterator[TextOrPair], tasks: Sequence[str] | None, options: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """Answers to texts that come one by one, sorted by length within a stretch."""
-        first, pairs = 0, None
+        first, forms = 0, set()
         while stretch := read_items(islice(texts, STRETCH), first):
             first += len(stretch)
-            kinds = {isinstance(text, tuple) for text in stretch} | ({pairs} - {None})
-            if len(kinds) > 1:
+            forms |= set(map(_form_of, stretch))
+            if len(forms) > 1:
                 raise ValueError(MIXED)
-            (pairs,) = kinds
             yield from self(stretch, tasks, **options)  # pyright: ignore[reportReturnType]
 
     def choose_tasks(
@@ -164,21 +190,21 @@ class PolyheadPipeline(Pipeline):
         Raises:
             ValueError: a task is unknown, or does not read what is given (texts or pairs).
         """
-        known = self.model.config.tasks
-        pairs = sum(isinstance(text, tuple) for text in texts)
-        if 0 < pairs < len(texts):
+        forms = set(map(_form_of, texts))
+        if len(forms) > 1:
             raise ValueError(MIXED)
+        (form,) = forms
+        reads = {name: self.model.config.tasks[name].reads for name in self.model.task_names}
         if tasks is None:
-            chosen = [n for n in self.model.task_names if known[n].pair == bool(pairs)]
+            chosen = [name for name, reading in reads.items() if reading == form]
             if not chosen:
-                want = "single texts" if pairs else "pairs, as (text, text)"
-                raise ValueError(f"every task of this model reads {want}")
+                others = " or ".join(dict.fromkeys(FORMS[reading] for reading in reads.values()))
+                raise ValueError(f"every task of this model reads {others}")
             return chosen
         tasks = self._known_tasks(tasks)
         for name in tasks:
-            if known[name].pair != bool(pairs):
-                want = "pairs, as (text, text)" if known[name].pair else "single texts"
-                raise ValueError(f"task {name!r} reads {want}")
+            if reads[name] != form:
+                raise ValueError(f"task {name!r} reads {FORMS[reads[name]]}")
         return tasks
 
     def _known_tasks(self, tasks: Sequence[str]) -> list[str]:
@@ -225,15 +251,15 @@ class PolyheadPipeline(Pipeline):
     def _predict(
         self, texts: list[TextOrPair], tasks: list[str], options: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        model = self._without_dropout()
+        model, configs = self._without_dropout(), self.model.config.tasks
         asked = {name: options[name] for name in ("top_k", "threshold")}
         results: list[dict[str, Any]] = [{} for _ in texts]
         units, windows = self._windows(texts, tasks)
         # (U, L) log-probabilities of each text, filled window by window
         scores = {
-            name: [even_scores(len(u), self.model.config.tasks[name].num_labels) for u in units]
+            name: [even_scores(len(u), configs[name].num_labels) for u in units]
             for name in tasks
-            if self._decodes_spans(name)
+            if configs[name].head_class.decodes_spans
         }
         windows.sort(key=lambda entry: -len(entry[1].input_ids))
         lengths = [len(window.input_ids) for _, window, _ in windows]
@@ -241,7 +267,7 @@ class PolyheadPipeline(Pipeline):
             batch = windows[cut]
             outputs = self._encode(model, [window for _, window, _ in batch], tasks)
             for name in tasks:
-                task = self.model.config.tasks[name]
+                task = configs[name]
                 for values, (row, window, reads) in zip(outputs[name], batch, strict=True):
                     if name in scores:
                         read_scores(scores[name][row], values, reads)
@@ -250,15 +276,12 @@ class PolyheadPipeline(Pipeline):
                             task, values, window.input_ids, tokenizer=self.tokenizer, **asked
                         )
         for name, rows in scores.items():
-            task = self.model.config.tasks[name]
+            task = configs[name]
             for row, text in enumerate(texts):
                 results[row][name] = task.head_class.answer_spans(
                     task, str(text), units[row], rows[row]
                 )
         return results
-
-    def _decodes_spans(self, task: str) -> bool:
-        return self.model.config.tasks[task].head_class.decodes_spans
 
     def _windows(
         self, texts: list[TextOrPair], tasks: list[str]
@@ -276,7 +299,7 @@ class PolyheadPipeline(Pipeline):
                 (row, Window(ids, types[row] if types else None), [])
                 for row, ids in enumerate(encoded["input_ids"])
             ]
-        spans = [self._decodes_spans(name) for name in tasks]
+        spans = [self.model.config.tasks[name].head_class.decodes_spans for name in tasks]
         read = [tokenizable(str(text)) for text in texts]
         words = [split_words(text) if any(spans) else [] for text in read]
         encoded = encode_windows(tokenizer, read, words, limit)
@@ -366,6 +389,13 @@ class PolyheadPipeline(Pipeline):
     def postprocess(self, model_outputs: Any, **_: Any) -> Any:
         """Refused, as `preprocess` is."""
         raise NotImplementedError(CALL_IT)
+
+
+def _form_of(text: TextOrPair) -> str:
+    """A key of `FORMS`."""
+    if isinstance(text, str):
+        return "text"
+    return "pair" if isinstance(text[1], str) else "choices"
 
 
 def _check_model(model: Any) -> None:

@@ -239,9 +239,11 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
 
         Raises:
             ValueError: an adapter of the model is not loaded, saving would lose it; or is merged
-                into the encoder's weights, which would be saved with it.
+                into the encoder's weights, which would be saved with it; or a head, pooling or
+                loss of a user's own cannot travel.
         """
         check_not_merged(self.encoder)
+        self.config.extension_files()  # refuses what cannot travel
         absent = set(self.config.adapters or []) - set(self.loaded_adapters)
         if absent:
             raise ValueError(f"adapter {', '.join(sorted(absent))} is not loaded; saving loses it")

@@ -22,6 +22,15 @@ class Table(dict[str, Entry]):
         self.what = what
         self.sources: dict[str, Any] = {}  # of what users added: the class or function itself
 
+    def fault(self, where: str, name: Any) -> str:
+        """Message for a name that is not here.
+
+        Args:
+            where: it was given, as `tasks.intent.head`.
+            name: what was given.
+        """
+        return f"{where}: {name!r:.80} is unknown; allowed: {', '.join(self)}"
+
     def add(self, name: str, entry: Entry, source: Any) -> None:
         """Add an entry of a user's; the same one again, as its module is imported anew, replaces.
 

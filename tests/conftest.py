@@ -67,7 +67,7 @@ SPECIAL["unigram"] = SPECIAL["bpe"]
 
 def tiny_encoder_config(kind: str, **changes: object) -> PreTrainedConfig:
     """Config of a random `kind` encoder: 2 layers, hidden 32, 4 heads, no dropout."""
-    family, own = ENCODERS[kind]
+    family, options = ENCODERS[kind]
     special = list(SPECIAL[family])
     sizes = {
         "vocab_size": VOCABULARY[family],
@@ -83,7 +83,7 @@ def tiny_encoder_config(kind: str, **changes: object) -> PreTrainedConfig:
         "sep_token_id": special.index("sep_token"),
         "mask_token_id": special.index("mask_token"),
     }
-    return AutoConfig.for_model(kind, **{**sizes, **NO_DROPOUT, **own, **changes})
+    return AutoConfig.for_model(kind, **{**sizes, **NO_DROPOUT, **options, **changes})
 
 
 def shake(model: torch.nn.Module, *, scale: float = 0.2) -> None:
@@ -242,9 +242,9 @@ def batch_of() -> Callable[..., dict[str, torch.Tensor]]:
         ids = torch.full((len(lengths), max(lengths) + extra), config.pad_token_id)
         mask = torch.zeros_like(ids)
         for row, length in enumerate(lengths):
-            place = slice(0, length) if side == "right" else slice(ids.shape[1] - length, None)
-            ids[row, place] = torch.randint(5, config.vocab_size, (length,), generator=generator)
-            mask[row, place] = 1
+            columns = slice(0, length) if side == "right" else slice(ids.shape[1] - length, None)
+            ids[row, columns] = torch.randint(5, config.vocab_size, (length,), generator=generator)
+            mask[row, columns] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
     return batch

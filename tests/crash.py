@@ -99,14 +99,14 @@ class Process:
         self.log = recipe.with_name("log.txt")
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
         command = [sys.executable, "-m", *(torchrun if ranks > 1 else []), "polyhead.train"]
-        own = {"HF_DATASETS_CACHE": str(recipe.with_name("cache")), "OMP_NUM_THREADS": "1"}
-        own |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        variables = {"HF_DATASETS_CACHE": str(recipe.with_name("cache")), "OMP_NUM_THREADS": "1"}
+        variables |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, str(recipe), f"output_dir={output}", RESUME, *overrides],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **own},
+                env={**os.environ, **variables},
             )
 
     def __enter__(self) -> "Process":
@@ -132,8 +132,8 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL to it and all its children, workers of torchrun among them."""
-        own = psutil.Process(self.process.pid)
-        family = [*(own.children(recursive=True) if self.ranks > 1 else []), own]
+        parent = psutil.Process(self.process.pid)
+        family = [*(parent.children(recursive=True) if self.ranks > 1 else []), parent]
         for one in family:
             one.kill()
         psutil.wait_procs(family)
@@ -141,19 +141,19 @@ class Process:
 
     def written(self) -> tuple[str | None, int]:
         """The name of what this process is saving just now, and how many files of it there are."""
-        place = self.output / UNFINISHED
+        unfinished = self.output / UNFINISHED
         try:
-            if place.stat().st_mtime < self.began:  # left by the process before
+            if unfinished.stat().st_mtime < self.began:  # left by the process before
                 return None, 0
-            name = next((name for name in os.listdir(place) if name != REPLACED), None)
-            return name, 0 if name is None else len(os.listdir(place / name))
+            name = next((name for name in os.listdir(unfinished) if name != REPLACED), None)
+            return name, 0 if name is None else len(os.listdir(unfinished / name))
         except (FileNotFoundError, NotADirectoryError):  # just renamed, or a file
             return None, 0
 
     def last_step(self, steps: int) -> str:
         """The step that the progress bar showed last; it is drawn ten times a second at most."""
-        found = re.findall(rf"(\d+)/{steps} \[", self.log.read_text(errors="replace"))
-        return f"about step {found[-1]}" if found else "before the first step"
+        steps_logged = re.findall(rf"(\d+)/{steps} \[", self.log.read_text(errors="replace"))
+        return f"about step {steps_logged[-1]}" if steps_logged else "before the first step"
 
 
 @dataclass
@@ -212,11 +212,11 @@ def plan(kills: int, steps: int, chance: random.Random) -> list[Kill]:
     trains = ["train"] * (kills - len(starts) - len(saves) - len(ends))
     phases = chance.sample([*starts, *saves, *trains], kills - len(ends))
     targets = sorted(chance.randrange(steps - 2 * SAVE_STEPS) for _ in phases)
-    found = [Kill(phase, step) for phase, step in zip(phases, targets, strict=True)]
-    found += [Kill(phase, steps) for phase in ends]
-    for kill in found:
+    kills_planned = [Kill(phase, step) for phase, step in zip(phases, targets, strict=True)]
+    kills_planned += [Kill(phase, steps) for phase in ends]
+    for kill in kills_planned:
         kill.delay = chance.random()
-    return found
+    return kills_planned
 
 
 def wait_for(kill: Kill, process: Process, resumed: int, times: Times) -> None:
@@ -328,16 +328,16 @@ def compare_tensors(one: Path, other: Path, tolerance: float) -> list[str]:
     ]
 
 
-def compare_values(place: str, one: Any, other: Any, tolerance: float) -> list[str]:
+def compare_values(where: str, one: Any, other: Any, tolerance: float) -> list[str]:
     """Differences of nested dicts, lists and numbers."""
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        pairs_of = [(f"{place}: {key}", one[key], other[key]) for key in one]
+        pairs_of = [(f"{where}: {key}", one[key], other[key]) for key in one]
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs_of = [(f"{place} {n}", *both) for n, both in enumerate(zip(one, other, strict=True))]
+        pairs_of = [(f"{where} {n}", *both) for n, both in enumerate(zip(one, other, strict=True))]
     elif isinstance(one, float) and isinstance(other, float) and abs(one - other) <= tolerance:
         return []
     else:
-        return [] if one == other else [f"{place}: {one} and {other}"]
+        return [] if one == other else [f"{where}: {one} and {other}"]
     return [fault for names in pairs_of for fault in compare_values(*names, tolerance)]
 
 
@@ -370,8 +370,8 @@ def main() -> None:
         recipe = make_recipe(folder, steps, options.ranks)
 
         def start(output: str) -> Process:
-            own = {"ranks": options.ranks, "overrides": options.overrides}
-            return Process(recipe, folder / output, **own)
+            settings = {"ranks": options.ranks, "overrides": options.overrides}
+            return Process(recipe, folder / output, **settings)
 
         times = train_whole(start, steps)
         say(

@@ -117,11 +117,11 @@ class Handler(BaseHTTPRequestHandler):
     # ---- reading ----
 
     def _repository(self, name: str) -> Repository:
-        found = self.hub.repositories.get(name)
-        allowed = found is not None and (not found.private or self._has_token())
-        if found is None or not allowed:
+        repository = self.hub.repositories.get(name)
+        allowed = repository is not None and (not repository.private or self._has_token())
+        if repository is None or not allowed:
             raise Refused(404 if self._has_token() else 401, "RepoNotFound")
-        return found
+        return repository
 
     def _tree(self, name: str, revision: str) -> tuple[str, dict[str, tuple[bytes, bool]]]:
         repository = self._repository(name)
@@ -178,15 +178,15 @@ class Handler(BaseHTTPRequestHandler):
         }
         if not inside and folder:
             raise Refused(404, "EntryNotFound")
-        found = []
+        entries = []
         for path, (content, large) in sorted(inside.items()):
             entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content)}
             entry["oid"] = _blob(content)
             if large:
                 sha = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"oid": sha, "size": len(content), "pointerSize": 130}
-            found.append(entry)
-        return found
+            entries.append(entry)
+        return entries
 
     # ---- writing ----
 
@@ -211,13 +211,13 @@ class Handler(BaseHTTPRequestHandler):
         self._needs_token()
         self._repository(name)
         objects = []
-        for wanted in asked["objects"]:
-            entry = {"oid": wanted["oid"], "size": wanted["size"]}
-            if wanted["oid"] not in self.hub.stored:
-                place = f"{self.hub.url}/lfs/{wanted['oid']}"
+        for stored_object in asked["objects"]:
+            entry = {"oid": stored_object["oid"], "size": stored_object["size"]}
+            if stored_object["oid"] not in self.hub.stored:
+                url = f"{self.hub.url}/lfs/{stored_object['oid']}"
                 entry["actions"] = {
-                    "upload": {"href": place},
-                    "verify": {"href": f"{place}/verify"},
+                    "upload": {"href": url},
+                    "verify": {"href": f"{url}/verify"},
                 }
             objects.append(entry)
         return 200, {}, {"transfer": "basic", "objects": objects}
@@ -259,9 +259,9 @@ class Handler(BaseHTTPRequestHandler):
 def _faults_of_card(content: str) -> list[dict[str, str]]:
     """What is wrong with the metadata of a card, as far as the stand-in knows."""
     _, head, _ = content.split("---\n", 2)
-    found = yaml.safe_load(head)
-    faults = [key for key in ("library_name", "pipeline_tag", "tags") if key not in found]
-    for entry in found.get("model-index", []):
+    metadata = yaml.safe_load(head)
+    faults = [key for key in ("library_name", "pipeline_tag", "tags") if key not in metadata]
+    for entry in metadata.get("model-index", []):
         if not all({"task", "dataset", "metrics"} <= set(result) for result in entry["results"]):
             faults.append("model-index")
     return [{"message": f"{fault} is missing or wrong"} for fault in faults]

@@ -32,10 +32,10 @@ def check_markdown(text: str) -> None:
     ):
         stripped = expected.strip()
         table = f"| one | other |\n|---|---|\n| {escaped} | end |\n"
-        found = cells(table)
-        assert len(found) == 4
-        assert found[2].strip() == stripped
-        assert found[3] == "end"
+        texts = cells(table)
+        assert len(texts) == 4
+        assert texts[2].strip() == stripped
+        assert texts[3] == "end"
         heading, inline, _ = blocks(f"### x: {escaped}")
         assert heading.type == "heading_open"
         if not stripped.endswith("#"):  # closes a heading

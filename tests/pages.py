@@ -46,7 +46,9 @@ def run_page(page: str, encoder: Path, known: dict[str, Any] | None = None) -> d
     for language, text in blocks_of(page):
         for name in ENCODERS:
             text = text.replace(name, str(encoder))
-        if language == "python":
+        if language == "python" and (name := re.match(r"# (\w+\.py)\n", text)):
+            Path(name[1]).write_text(text, encoding="utf-8")
+        elif language == "python":
             exec(text, known)
         elif language == "yaml":
             known["parts"] += save_or_try(text)

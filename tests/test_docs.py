@@ -1,5 +1,6 @@
 """What the pages tell users to type is typed here, on small files and a small model."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -15,7 +16,14 @@ from polyhead.train.hub import save_folder
 from polyhead.train.hub.proof import fingerprint
 from polyhead.train.recipe import load_recipe
 from safetensors.torch import load_file
-from train_helpers import INTENTS, messages, pairs, private_cache, write_recipe  # noqa: F401
+from train_helpers import (
+    INTENTS,
+    messages,
+    pairs,
+    private_cache,  # noqa: F401
+    tables,  # noqa: F401
+    write_recipe,
+)
 from transformers import AutoTokenizer
 
 PAGES = [
@@ -103,8 +111,8 @@ def test_every_way_to_use_a_model(quickstart, encoder_folder):
         torch.from_numpy(known["vectors"]), known["out"].embeddings["similarity"]
     )
     for name, values in known["out"].logits.items():
-        found = torch.from_numpy(known["outputs"][name])
-        torch.testing.assert_close(found, values, rtol=0, atol=1e-4)
+        logits = torch.from_numpy(known["outputs"][name])
+        torch.testing.assert_close(logits, values, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -125,9 +133,9 @@ def test_the_readme_with_make_on_a_dry_run_and_ranks_left_to_their_page(
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     tokens = tokenizer(["go", "book a train"], padding=True, return_tensors="pt")
     slots = torch.zeros_like(tokens["input_ids"])
-    given = {"tokens": dict(tokens), "ids": torch.tensor([0, 1])}
-    given |= {"y": torch.tensor([0, -100]), "z": slots}
-    known = run_page("README.md", encoder, given)
+    names = {"tokens": dict(tokens), "ids": torch.tensor([0, 1])}
+    names |= {"y": torch.tensor([0, -100]), "z": slots}
+    known = run_page("README.md", encoder, names)
     for name in ("runs/mine/model", "runs/more/model", "runs/less", "exported", "entities"):
         assert (Path(name) / "config.json").is_file(), name
     assert Path("answers.parquet").is_file()
@@ -163,8 +171,8 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
     save_folder(teacher, tokenizer_of("wordpiece"), "runs/teacher/model")
     encoder = encoder_folder("bert", **wide)
     write_recipe(Path("recipe.yaml"), {"encoder": str(encoder)} | recipe)
-    found = run_page("docs/recipes.md", encoder)["parts"]
-    assert [sorted(set(config.tasks) - set(recipe["tasks"])) for config in found] == [
+    configs = run_page("docs/recipes.md", encoder)["parts"]
+    assert [sorted(set(config.tasks) - set(recipe["tasks"])) for config in configs] == [
         ["words"],
         ["damage", "topics"],
         ["search"],
@@ -172,8 +180,20 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
         [],
         ["topics"],
     ]
-    assert found[0].get_text_config().hidden_size == 256
-    assert {task.adapter for task in found[4].tasks.values()} == {"intent"}
+    assert configs[0].get_text_config().hidden_size == 256
+    assert {task.adapter for task in configs[4].tasks.values()} == {"intent"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tables")
+def test_parts_of_ones_own(typed, encoder_folder):
+    write("pairs_test.csv", pairs(6), "text1", "text2", "score")
+    write("pairs.csv", pairs(16), "text1", "text2", "score")
+    known = run_page("docs/extend.md", encoder_folder("bert"))
+    assert known["recipe"].tasks["intent"].head == "gated"
+    assert known["answer"]["intent"]["label"] in INTENTS
+    scores = json.loads(Path("runs/extended/scores.json").read_text(encoding="utf-8"))
+    assert set(scores["tasks"]["intent"]) == {"accuracy", "worst_recall"}
 
 
 @pytest.fixture
@@ -215,8 +235,8 @@ def test_adapters_and_tasks_that_come_and_go_with_small_files_for_public_data(
     model = PolyheadModel.from_pretrained("runs/urgency/model").eval()
     with torch.no_grad():
         expected = model(input_ids=ids, tasks=["urgency"]).last_hidden_state
-        found = known["encoder"].eval()(input_ids=ids).last_hidden_state
-    torch.testing.assert_close(found, expected)
+        states = known["encoder"].eval()(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(states, expected)
 
 
 @pytest.mark.slow

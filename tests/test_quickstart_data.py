@@ -64,8 +64,8 @@ def similarity(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First text, second text, Jaccard index of their 4-grams; pairs that share none left out."""
     grams = [four_grams(text) for text in texts]
     number = {gram: n for n, gram in enumerate(sorted(set(chain(*grams))))}
-    columns = [number[gram] for found in grams for gram in found]
-    sizes = np.array([len(found) for found in grams])
+    columns = [number[gram] for of_text in grams for gram in of_text]
+    sizes = np.array([len(of_text) for of_text in grams])
     ends = np.concatenate([[0], np.cumsum(sizes)])
     shape = (len(texts), len(number))
     table = csr_matrix((np.ones(len(columns), dtype=np.int32), columns, ends), shape=shape)
@@ -78,7 +78,7 @@ def near_duplicates(first: list[str], second: list[str]) -> list[tuple[str, str]
     """Pairs across two lists: Jaccard above 0.4, or the same content words."""
     rows, columns, scores = similarity(first + second)
     across = (rows < len(first)) & (columns >= len(first)) & (scores > 0.4)
-    found = {
+    alike = {
         (first[r], second[c - len(first)])
         for r, c in zip(rows[across], columns[across], strict=True)
     }
@@ -87,16 +87,16 @@ def near_duplicates(first: list[str], second: list[str]) -> list[tuple[str, str]
         by_words.setdefault(content_words(text), []).append(text)
     by_words.pop(frozenset(), None)
     for text in second:
-        found |= {(other, text) for other in by_words.get(content_words(text), [])}
-    return sorted(found)
+        alike |= {(other, text) for other in by_words.get(content_words(text), [])}
+    return sorted(alike)
 
 
 def test_similarity_is_the_jaccard_index():
     rows, columns, scores = similarity(["abcde", "ABC-dx", "A'bcdx", "wwww"])
-    found = {(r, c): s for r, c, s in zip(rows.tolist(), columns.tolist(), scores, strict=True)}
+    by_pair = {(r, c): s for r, c, s in zip(rows.tolist(), columns.tolist(), scores, strict=True)}
     # {abcd, bcde}, {"abc ", "bc d", "c dx"}, {abcd, bcdx}, {wwww}
     same = {(n, n): 1.0 for n in range(4)}
-    assert found == same | {(0, 2): 1 / 3, (2, 0): 1 / 3}
+    assert by_pair == same | {(0, 2): 1 / 3, (2, 0): 1 / 3}
 
 
 def test_near_duplicates_are_found_by_letters_and_by_words():
@@ -171,14 +171,14 @@ def test_tags_are_valid_iob2_and_as_many_as_tokens(messages, split):
 
 
 def test_entities_hold_what_their_kind_says(messages):
-    found: dict[str, list[str]] = {}
+    texts_of: dict[str, list[str]] = {}
     for row in chain(*messages.values()):
         spans = split_words(row["text"])
         for kind, first, last in spans_of(row["tags"], "iob2"):
             entity = row["text"][spans[first][0] : spans[last - 1][1]]
-            found.setdefault(kind, []).append(entity)
-    plans = {text.lower().removesuffix(" plan") for text in found["plan"]}
+            texts_of.setdefault(kind, []).append(entity)
+    plans = {text.lower().removesuffix(" plan") for text in texts_of["plan"]}
     assert plans == {"basic", "plus", "family", "studio", "student"}
-    assert all(re.fullmatch(r"(#|FL-|fl )?\d{5}", text) for text in found["order_id"])
-    assert all(re.search(r"\d|thirty", text) for text in found["amount"])
-    assert not [t for t in found["date"] if re.match("(on|at|in|since|until) ", t, re.I)]
+    assert all(re.fullmatch(r"(#|FL-|fl )?\d{5}", text) for text in texts_of["order_id"])
+    assert all(re.search(r"\d|thirty", text) for text in texts_of["amount"])
+    assert not [t for t in texts_of["date"] if re.match("(on|at|in|since|until) ", t, re.I)]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import datasets
 import pytest
 import yaml
+from polyhead.train.balancing.methods import OPTIONS
 from polyhead.train.cli import app as cli
 from polyhead.train.data.loading import Source, load_sources
+from polyhead.train.evaluation.metrics import FOR_LABELS, LOWER_IS_BETTER
+from polyhead.train.kinds import KINDS
+from polyhead.train.recipe.code import TABLES
 from polyhead.train.recipe.schema import DataConfig, Recipe, TaskRecipe
 
 INTENTS = ["book", "cancel", "play"]
@@ -173,3 +178,19 @@ def recipe_of(tokenizer: Path) -> dict:
         },
         "output_dir": "${RECIPE_DIR}/out",
     }
+
+
+@pytest.fixture
+def tables() -> Iterator[None]:
+    """What a test adds to the tables of the process, and the files that it imports, go again."""
+    opened = [*TABLES.values(), KINDS]
+    states = [*((t, dict(t)) for t in opened), *((t.sources, dict(t.sources)) for t in opened)]
+    states += [(OPTIONS, dict(OPTIONS)), (FOR_LABELS, dict(FOR_LABELS))]
+    lower = set(LOWER_IS_BETTER)
+    yield
+    for state, before in states:
+        state.clear()
+        state.update(before)
+    LOWER_IS_BETTER.intersection_update(lower)
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]

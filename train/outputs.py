@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path
 
+from ..modeling.extension_files import extensions_in
 from .artifacts import HISTORY, REPORTS, SCORES, UNFINISHED, clean_up, put_away
 from .errors import RESUME
 
@@ -156,7 +157,8 @@ def foreign_fault(folder: Path, option: str) -> str | None:
         there = os.path.lexists(folder)
         return f"{option}: {folder} exists and is no folder; name another" if there else None
     code = resources.files("polyhead.modeling")
-    known = (*MODEL_FILES, *(file.name for file in code.iterdir() if file.name.endswith(".py")))
+    known = [*MODEL_FILES, *(file.name for file in code.iterdir() if file.name.endswith(".py"))]
+    known += extensions_in(folder)
     names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir()]
     foreign = [name for name in names if not any(_matches(name, pattern) for pattern in known)]
     if not foreign:

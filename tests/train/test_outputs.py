@@ -156,6 +156,11 @@ class TestTargets:
             (run / "model" / name).parent.mkdir(exist_ok=True)
             (run / "model" / name).touch()
         assert foreign_fault(run / "model", "x") is None
+        (run / "model" / "my_heads.py").touch()  # of a user's, which the model brings
+        assert "holds my_heads.py, which" in str(foreign_fault(run / "model", "x"))
+        line = "from .my_heads import __name__ as my_heads\n"
+        (run / "model" / "extensions.py").write_text(f"EXTENSIONS = []\n\n{line}")
+        assert foreign_fault(run / "model", "x") is None
         for name in ("a", "b", "c", "d"):
             (run / "model" / name).touch()
         assert "holds a, b, c and 1 more, which" in str(foreign_fault(run / "model", "x"))

@@ -23,8 +23,8 @@ class SizeWeights(Balancer):
 class ClassWeights(Balancer):
     """1 / log(classes): a head that knows nothing yet then has a loss of 1.
 
-    Each label of a multi-label task is a choice between 2. Regression, embedding and masked
-    language modeling have no classes here; their weight is 1.
+    Each label of a multi-label task is a choice between 2. Tasks without `labels` (regression,
+    embedding, masked language modeling) have no classes here; their weight is 1.
     """
 
     def _weights(self, step: int, losses: Numbers) -> Numbers:

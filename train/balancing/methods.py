@@ -17,8 +17,10 @@ The interface is in `base.py`, the methods over losses in `by_loss.py`, those ov
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.tables import Table
 from ..adapters import adapter_name
 from ..recipe.schema import Balancing, Recipe
 from .base import Balancer
@@ -34,28 +36,56 @@ from .by_loss import (
     Uncertainty,
 )
 
-METHODS: dict[str, type[Balancer]] = {
-    "none": Balancer,
-    "size": SizeWeights,
-    "classes": ClassWeights,
-    "random": RandomWeights,
-    "uncertainty": Uncertainty,
-    "dwa": DynamicAverage,
-    "geometric": GeometricMean,
-    "famo": Famo,
-    "gradnorm": GradNorm,
-    **dict.fromkeys(WEIGHTINGS, GradientBalancer),
-}
+METHODS: Table[type[Balancer]] = Table(
+    "balancing method",
+    {
+        "none": Balancer,
+        "size": SizeWeights,
+        "classes": ClassWeights,
+        "random": RandomWeights,
+        "uncertainty": Uncertainty,
+        "dwa": DynamicAverage,
+        "geometric": GeometricMean,
+        "famo": Famo,
+        "gradnorm": GradNorm,
+        **dict.fromkeys(WEIGHTINGS, GradientBalancer),
+    },
+)
 # torch 2.13's inductor: the second backward pass over one graph gives other numbers than the first
 COMPILED = "training.torch_compile does not go with gradients by task"
-OPTIONS = {  # what each method reads beside gradient_steps, which all do
+# What each method reads beside gradient_steps, which all do.
+OPTIONS: dict[str, tuple[str, ...]] = {
     "uncertainty": ("learning_rate",),
     "dwa": ("temperature",),
     "famo": ("learning_rate",),
     "gradnorm": ("learning_rate", "alpha"),
     "cagrad": ("c",),
 }
+METHOD_OPTIONS = ("learning_rate", "temperature", "alpha", "c")  # which a method may read
 INSTALL = 'type: pip install "polyhead[balancing]"'
+
+
+def register_balancing(name: str, method: type[Balancer], *, options: Sequence[str] = ()) -> None:
+    """Add a method that `balancing` can name.
+
+    Args:
+        name: for `balancing.method`.
+        method: a subclass of `Balancer`; its `reads_...` say what the trainer hands in.
+        options: keys of `balancing` that it reads; the others are refused.
+
+    Raises:
+        ValueError: the name is taken or has other characters than lower-case letters, digits and _;
+            `method` is no such class, or an option is none.
+    """
+    if not (isinstance(method, type) and issubclass(method, Balancer)):
+        raise ValueError(f"balancing method {name!r} is {method!r}; give a subclass of Balancer")
+    if unknown := sorted(set(options) - set(METHOD_OPTIONS)):
+        raise ValueError(
+            f"balancing method {name!r}: no option {', '.join(unknown)}; there are: "
+            f"{', '.join(METHOD_OPTIONS)}"
+        )
+    METHODS.add(name, method, method)
+    OPTIONS[name] = tuple(options)
 
 
 def make_balancer(
@@ -91,10 +121,11 @@ def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
         sources: number of sources of its data; tasks that share their rows have one.
     """
     method, training = recipe.balancing.method, recipe.training
+    if method not in METHODS:
+        return [METHODS.fault("balancing.method", method)]
     balancer, faults = METHODS[method], _option_faults(recipe.balancing)
     missing = missing_packages(method)
-    if missing:
-        faults.append(f"balancing.method: {_missing(method, missing)}")
+    faults += [f"balancing.method: {_missing(method, missing)}"] if missing else []
     if method != "none" and sum(task.loss_weight > 0 for task in recipe.tasks.values()) < 2:
         faults.append(f"balancing.method: {method} needs two tasks with a loss_weight; write none")
     together = balancer.reads_losses or reads_tasks_apart(balancer)
@@ -104,12 +135,11 @@ def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
         )
     if balancer.reads_gradients and training.get("fp16"):
         faults.append(f"training.fp16: does not fit {method}; write bf16: true instead")
-    if balancer.reads_losses:
-        faults += [
-            f"tasks.{name}.cached: {method} reads the losses of micro-batches; take one of them out"
-            for name, task in recipe.tasks.items()
-            if task.cached
-        ]
+    faults += [
+        f"tasks.{name}.cached: {method} reads the losses of micro-batches; take one of them out"
+        for name, task in recipe.tasks.items()
+        if task.cached and balancer.reads_losses
+    ]
     faults += _compile_faults(recipe)
     if not reads_tasks_apart(balancer):
         return faults
@@ -141,7 +171,7 @@ def _option_faults(options: Balancing) -> list[str]:
     allowed = (*OPTIONS.get(options.method, ()), "gradient_steps")
     return [
         f"balancing.{key}: {options.method} does not read it; allowed: {', '.join(allowed)}"
-        for key in sorted({key for keys in OPTIONS.values() for key in keys} - set(allowed))
+        for key in sorted(set(METHOD_OPTIONS) - set(allowed))
         if getattr(options, key) is not None
     ]
 

@@ -2,5 +2,6 @@
 
 from .collator import MultiTaskCollator
 from .sampler import MultiTaskBatchSampler, make_sampler
+from .strategies import register_strategy
 
-__all__ = ["MultiTaskBatchSampler", "MultiTaskCollator", "make_sampler"]
+__all__ = ["MultiTaskBatchSampler", "MultiTaskCollator", "make_sampler", "register_strategy"]

@@ -27,7 +27,7 @@ class MultiTaskCollator:
             and max_length_q, a number
         task_ids: (N, K), the tasks of each text, -1 fills
         labels: by task, of its own texts only: (n,) ids or numbers, (n, L) multi-label, (n, T) or
-            packed (1, tokens) token tasks and masked LM, (groups,) embeddings
+            packed (1, tokens) token tasks and masked LM, (groups,) heads over groups
         rows: (examples,), the number of each example in its dataset
         sources: (examples,), its source, as counted in `sources`
         counts: (tasks, 2), examples and tokens that each task of the model has in the batch

@@ -1,4 +1,4 @@
-"""How many rows of each source an epoch takes: one function per strategy of `sampling`.
+"""How many rows of each source an epoch takes: `STRATEGIES`, those that `sampling` can name.
 
 Tasks that share their rows form one source and count as one. Sources are named by their tasks,
 joined by +; a recipe names tasks, and `by_source` turns one into the other.
@@ -7,11 +7,15 @@ joined by +; a recipe names tasks, and `by_source` turns one into the other.
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from inspect import isfunction
+from typing import Any
 
 import numpy as np
 
+from ...modeling.tables import Table
 from ..data.loading import group_tasks
+from ..kinds.values import is_real
 from ..recipe.schema import Recipe, Sampling
 
 TEMPERATURE = 2.0  # of the strategy with this name
@@ -39,10 +43,23 @@ def rows_of_epoch(
     if sampling.strategy == "round_robin":
         longest = sampling.until == "longest"
         return dict.fromkeys(sizes, max(sizes.values()) if longest else min(sizes.values()))
-    weights = WEIGHTS[sampling.strategy](sampling, sizes, epoch)
+    weigh = STRATEGIES[sampling.strategy].weights
+    assert weigh is not None
+    weights = _checked_weights(sampling.strategy, weigh(sampling, sizes, epoch), sizes)
     wanted = sampling.rows_per_epoch or sum(sizes.values())
     units = max(len(sizes) if unit > 1 else 1, math.ceil(wanted / unit))
     return {name: count * unit for name, count in apportion(units, weights).items()}
+
+
+def _checked_weights(strategy: str, weights: Any, sizes: Counts) -> dict[str, float]:
+    """Raise ValueError for what is no weight of 0 or more, finite, for each source."""
+    named = isinstance(weights, dict) and set(weights) == set(sizes)
+    if not named or not all(is_real(w) and 0 <= w < math.inf for w in weights.values()):
+        raise ValueError(
+            f"strategy {strategy} gave {weights!r:.200}; it must give a number, 0 or more, for "
+            f"each of {', '.join(sizes)}"
+        )
+    return weights
 
 
 def apportion(total: int, weights: dict[str, float] | Counts) -> Counts:
@@ -96,24 +113,68 @@ def _scheduled(sampling: Sampling, sizes: Counts, epoch: int) -> dict[str, float
     return dict(zip(sizes, map(float, columns), strict=True))
 
 
-WEIGHTS: dict[str, Callable[[Sampling, Counts, int], dict[str, float]]] = {
-    "uniform": _uniform,
-    "temperature": _temperature,
-    "weights": _given,
-    "schedule": _scheduled,
-}
+Weights = Callable[[Sampling, Counts, int], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to share an epoch: a row of `STRATEGIES`.
+
+    Args:
+        options: of `sampling`, that it reads.
+        weights: from the options, the rows of each source and the number of the epoch to the
+            sources' weights; None for what `rows_of_epoch` does itself.
+    """
+
+    options: tuple[str, ...] = ()
+    weights: Weights | None = None
+
+
+STRATEGIES: Table[Strategy] = Table(
+    "strategy",
+    {
+        "proportional": Strategy(),
+        "uniform": Strategy(("rows_per_epoch",), _uniform),
+        "temperature": Strategy(("temperature", "size_cap", "rows_per_epoch"), _temperature),
+        "weights": Strategy(("weights", "rows_per_epoch"), _given),
+        "schedule": Strategy(("schedule", "rows_per_epoch"), _scheduled),
+        "round_robin": Strategy(("until",)),
+        "sequential": Strategy(("order_of_tasks",)),
+    },
+)
+
+
+def register_strategy(
+    name: str, weights: Weights, *, options: Sequence[str] = ("rows_per_epoch",)
+) -> None:
+    """Add a strategy that `sampling` can name.
+
+    Args:
+        name: for `sampling.strategy`.
+        weights: called as `weights(sampling, sizes, epoch)` with the recipe's `Sampling`, the rows
+            of each source (a task, or tasks that share rows, joined by +) and the number of the
+            epoch from 0; gives a weight of 0 or more for each source. It must give the same for the
+            same arguments: all ranks, and a run that resumes, ask it.
+        options: keys of `sampling` that it reads; the others are refused.
+
+    Raises:
+        ValueError: the name is taken or has other characters than lower-case letters, digits and _;
+            `weights` is no function, or an option is none.
+    """
+    if not isfunction(weights):
+        raise ValueError(f"strategy {name!r} is {weights!r}; give a function")
+    known = {option for strategy in STRATEGIES.values() for option in strategy.options}
+    if unknown := sorted(set(options) - known):
+        raise ValueError(
+            f"strategy {name!r}: no option {', '.join(unknown)}; there are: "
+            f"{', '.join(sorted(known))}"
+        )
+    STRATEGIES.add(name, Strategy(tuple(options), weights), weights)
+
 
 # ---- from a recipe ----
 
-OPTIONS = {  # what each strategy reads; the first of those it cannot do without
-    "proportional": (),
-    "uniform": ("rows_per_epoch",),
-    "temperature": ("temperature", "size_cap", "rows_per_epoch"),
-    "weights": ("weights", "rows_per_epoch"),
-    "schedule": ("schedule", "rows_per_epoch"),
-    "round_robin": ("until",),
-    "sequential": ("order_of_tasks",),
-}
+# What a strategy that reads it cannot do without.
 NEEDED = ("weights", "schedule", "order_of_tasks")
 
 
@@ -129,14 +190,16 @@ def sampling_faults(recipe: Recipe) -> list[str]:
 
 def option_faults(sampling: Sampling, sources: dict[str, list[str]]) -> list[str]:
     """What is wrong with the options of a strategy over these sources and their tasks."""
+    if sampling.strategy not in STRATEGIES:
+        return [STRATEGIES.fault("sampling.strategy", sampling.strategy)]
     faults = []
-    own = OPTIONS[sampling.strategy]
-    for key in sorted({option for options in OPTIONS.values() for option in options}):
-        given = getattr(sampling, key) is not None
-        if given and key not in own:
-            fitting = " or ".join(name for name, options in OPTIONS.items() if key in options)
+    reads = STRATEGIES[sampling.strategy].options
+    for key in sorted({option for strategy in STRATEGIES.values() for option in strategy.options}):
+        is_set = getattr(sampling, key) is not None
+        if is_set and key not in reads:
+            fitting = " or ".join(n for n, one in STRATEGIES.items() if key in one.options)
             faults.append(f"sampling.{key}: for strategy {fitting}, not {sampling.strategy}")
-        if not given and key in own and key in NEEDED:
+        if not is_set and key in reads and key in NEEDED:
             faults.append(f"sampling.{key}: missing; strategy {sampling.strategy} needs it")
     if sampling.strategy == "sequential" and sampling.batches == "mixed":
         faults.append("sampling.batches: sequential takes one task at a time; write batches: pure")

@@ -27,7 +27,7 @@ from .console import (
     say,
     show_fault,
 )
-from .predict import AsJson, ModelPath, Overwrite, embed, predict
+from .predict import AllowCode, AsJson, ModelPath, Overwrite, embed, predict, run_code
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,9 +67,11 @@ def train(
     recipe: RecipePath,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe; the finished model is saved in output_dir/model."""
+    run_code(allow_code, recipe)
     from ..commands.training import train as run
 
     scores = run(recipe, overrides, overwrite=overwrite)
@@ -83,9 +85,11 @@ def add_task(
     recipe: RecipePath,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Train new tasks onto a finished model; prove that the others stay the same."""
+    run_code(allow_code, model, recipe)
     from ..commands.edit_tasks import add_task as run
 
     scores = run(model, recipe, overrides, overwrite=overwrite)
@@ -100,8 +104,10 @@ def remove_task(
     tasks: Annotated[list[str], typer.Argument(help="Tasks to remove.")],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Save a model without some tasks; prove that the others are the same."""
+    run_code(allow_code, model)
     from ..commands.edit_tasks import remove_task as run
 
     run(model, tasks, output, overwrite=overwrite)
@@ -122,9 +128,11 @@ def export(
         Path | None, typer.Option(help="Quantise to int8; a recipe with rows to calibrate, score.")
     ] = None,
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write tasks for ONNX Runtime or OpenVINO, or one as a plain transformers model."""
+    run_code(allow_code, model, int8)
     from ..export.graph import export_graph
     from ..export.int8 import export_int8
     from ..export.plain import export_hf
@@ -169,9 +177,11 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch; made when not there.")] = None,
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload model",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, upload nothing.")] = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Upload a model to the Hub in one commit."""
+    run_code(allow_code, model)
     from ..hub.push import HUB_ERRORS
     from ..hub.push import push as run
 
@@ -192,9 +202,11 @@ def evaluate(
     recipe: RecipePath,
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a model on the data of a recipe."""
+    run_code(allow_code, model, recipe)
     from ..commands.scoring import evaluate as run
 
     scores = run(model, recipe, overrides, split=split)
@@ -214,10 +226,12 @@ app.command()(embed)
 def inspect(
     what: Annotated[str, typer.Argument(help="Recipe (YAML), or folder of a model.")],
     overrides: Overrides = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
     check: Annotated[bool, typer.Option("--verify", help="Recompute a model's proof.")] = False,
 ) -> None:
     """Show what a recipe trains on, or what a model can do."""
+    run_code(allow_code, what)
     from ..commands.edit_tasks import verify
     from ..commands.inspection import inspect_model, inspect_recipe
     from ..commands.setup import prepare
@@ -267,9 +281,11 @@ def affinity(
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps of the short run.")] = 120,
     full: Annotated[bool, typer.Option("--full", help="Train each task alone, and all.")] = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Should these tasks share a model? A short joint run compares them."""
+    run_code(allow_code, recipe)
     from ..affinity.measure import affinity as run
 
     result = run(recipe, overrides, steps=steps, full=full)

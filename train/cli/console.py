@@ -19,6 +19,7 @@ from ..escape import in_json, lines, visible
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 out = Console(**PLAIN)
 err = Console(stderr=True, **PLAIN)
+READS = {"text": "texts", "pair": "pairs", "choices": "choices"}
 VERDICTS = {"help": "green", "share": "green", "fight": "red", "apart": "red"}
 
 
@@ -212,8 +213,7 @@ def print_model(report: dict[str, Any]) -> None:
     for name, task in report["tasks"].items():
         kind = task["problem_type"] or task["head"]
         labels = ", ".join(task["labels"][:12]) + (" ..." if len(task["labels"]) > 12 else "")
-        reads = "pairs" if task["pair"] else "texts"
-        rows.append((name, kind, reads, f"{task['parameters']:,}", labels))
+        rows.append((name, kind, READS[task["reads"]], f"{task['parameters']:,}", labels))
     out.print(table_of(("task", "head", "reads", "parameters", "labels"), rows))
     say(f"{report['parameters']:,} parameters in all")
 

@@ -26,7 +26,19 @@ BatchTokens = Annotated[
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Texts in one pass, instead.")]
 ComputeMode = Annotated[str, typer.Option(help="How to compute: auto, exact or bf16.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there.")]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Run files with heads, metrics, ... that these name."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def run_code(allowed: bool, *paths: str | Path | None) -> None:
+    """Import the files that recipes and models name, where the user allows it."""
+    if allowed:
+        from ..recipe.code import allow_code
+
+        allow_code(*filter(None, paths))
 
 
 def predict(  # noqa: PLR0913 - each is an option of the command line
@@ -42,9 +54,11 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     batch_size: BatchSize = None,
     compute: ComputeMode = "auto",
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict for texts, or for every row of a file."""
+    run_code(allow_code, model)
     from ..inference.files import plain
 
     files = _files("predict", texts, source, target, overwrite=overwrite)
@@ -63,10 +77,10 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
             for one, answer in zip(given, answers, strict=True):
                 print_answer(one, answer)  # pyright: ignore[reportArgumentType]
         return
-    example = ("", "") if text_pair else ""
+    examples = [("", ""), ("", ("",))] if text_pair else [""]
     _predict_rows(
         model,
-        lambda pipe: _choose(pipe, [example], chosen),
+        lambda pipe: _choose_any(pipe, examples, chosen),
         files=files,
         columns=(text, text_pair),
         compute=compute,
@@ -86,8 +100,10 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
     batch_size: BatchSize = None,
     compute: ComputeMode = "auto",
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Vectors of an embedding task, for texts (JSON) or for every row of a file."""
+    run_code(allow_code, model)
     from ..inference.files import plain
 
     files = _files("embed", texts, source, target, overwrite=overwrite)
@@ -201,6 +217,17 @@ def _predict_rows(
     if ranks.is_first:
         say(f"{rows} rows written to {target}", console=err)
     ranks.leave()
+
+
+def _choose_any(pipe: "PolyheadPipeline", examples: list, tasks: list[str] | None) -> list[str]:
+    """The tasks that read the first of some forms of texts that any reads."""
+    faults = []
+    for example in examples:
+        try:
+            return pipe.choose_tasks([example], tasks)
+        except ValueError as error:
+            faults.append(str(error))
+    raise UserError("predict", faults[:1])
 
 
 def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> list[str]:

@@ -72,9 +72,11 @@ def _label_counts(source: Source, name: str) -> dict[str, Any]:
     if data.label is None:
         return {}
     values = source.splits["train"][:][data.label]
+    counts = Counter(label for value in values for label in labels_in(value))
     if config.labels:
-        counts = Counter(label for value in values for label in labels_in(value))
         return {label: counts[label] for label in config.labels}
+    if kind_of(config).label_type == "index":
+        return {label: counts[label] for label in sorted(counts, key=int)}
     numbers = np.array([np.nan if v is None else v for v in values], dtype=float)
     return {
         "mean": round(float(np.nanmean(numbers)), 3),
@@ -110,6 +112,7 @@ def inspect_model(model: PolyheadModel) -> dict[str, Any]:
             "problem_type": task.problem_type,
             "pooling": task.pooling or model.config.pooling,
             "pair": task.pair,
+            "reads": task.reads,
             "scheme": task.scheme,
             "labels": task.labels or [],
             "parameters": sum(p.numel() for p in model.heads[name].parameters()),

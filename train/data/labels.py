@@ -52,6 +52,8 @@ def find_labels(
     elif task.data.label is not None and all(map(is_missing, splits["train"][:][column])):
         what = "number" if kind_of(task).label_type == "number" else "label"
         faults = [f"tasks.{name}.data.label: no row of train has a {what} in {column!r}"]
+    elif kind_of(task).label_type == "index":
+        faults = _unlabelled(name, task, splits)
     if faults:
         return None, [], faults
     try:

@@ -227,13 +227,16 @@ def _check_rows(source: Source) -> list[str]:
     for split, rows in source.splits.items():
         batch = rows[:]
         for name, task in source.tasks.items():
-            faults += text_faults(task, name, split, batch)
+            of_task = text_faults(task, name, split, batch)
             place, label = f"tasks.{name}.data", str(task.data.label)
             if task.data.tokens is not None:
-                faults += _token_faults(source, name, split, batch)
+                of_task += _token_faults(source, name, split, batch)
             kind = kind_of(task)
             if task.data.label is not None and kind.label_type != "tags" and name not in unread:
-                faults += kind.label_faults(task.data, place, split, batch[label])
+                of_task += kind.label_faults(task.data, place, split, batch[label])
+            if not of_task and name not in unread:
+                of_task = kind.row_faults(task.data, place, split, batch)
+            faults += of_task
     if faults:
         return faults
     for name, task in source.tasks.items():

@@ -1,7 +1,7 @@
 """Checked rows to tokenized rows, and the dataset that holds those of all sources.
 
 A tokenized row (one per window of a long text) holds
-    input_ids        list of token id lists: one text, or two and more for an embedding group
+    input_ids        list of token id lists: one text, or two and more for a group
     token_type_ids   the same shape, where the encoder has segments
     row, window      number of the row in its split, and of the window in its row
     labels_<task>    class id, number, list of 0/1, or one tag id per token (-100: not read);
@@ -106,11 +106,14 @@ def _encode(
     return columns
 
 
-def _prompted(source: Source, texts: list[list[str]]) -> list[list[str]]:
+def _prompted(source: Source, texts: list[list[Any]]) -> list[list[Any]]:
     """The texts with the prompts of the tasks that read them."""
     config = next(iter(source.configs.values()))
     prompts = [config.prompt(part) for part in range(len(texts))]
-    return [[prompt + t for t in part] for prompt, part in zip(prompts, texts, strict=True)]
+    return [
+        [prompt + text for text in part] if prompt else part
+        for prompt, part in zip(prompts, texts, strict=True)
+    ]
 
 
 def _encode_sequences(

@@ -6,7 +6,10 @@ cannot know, a label unseen in training, is just a string that differs.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from inspect import isfunction
+from numbers import Real
 from typing import Any
 
 import datasets
@@ -16,8 +19,10 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.tables import Table
 from ...modeling.tags import spans_of
-from ..kinds import kind_of
+from ..kinds import TaskKind, kind_of
+from ..kinds.base import LabelType
 
 TEXT = datasets.Value("string")
 NUMBER = datasets.Value("float64")
@@ -202,18 +207,82 @@ def _f1(found: set, wanted: set) -> dict[str, float]:
     return {"precision": precision, "recall": recall, "f1": f1, "support": len(wanted)}
 
 
-METRICS: dict[str, type[_Metric]] = {
-    "accuracy": Accuracy,
-    "f1_macro": F1Macro,
-    "f1_micro": F1Micro,
-    "mcc": MCC,
-    "pearson": Pearson,
-    "spearman": Spearman,
-    "mse": MSE,
-    "entity_f1": EntityF1,
-    "token_accuracy": TokenAccuracy,
-}
-LOWER_IS_BETTER = ("mse",)
+METRICS: Table[Callable[[], Any]] = Table(
+    "metric",
+    {
+        "accuracy": Accuracy,
+        "f1_macro": F1Macro,
+        "f1_micro": F1Micro,
+        "mcc": MCC,
+        "pearson": Pearson,
+        "spearman": Spearman,
+        "mse": MSE,
+        "entity_f1": EntityF1,
+        "token_accuracy": TokenAccuracy,
+    },
+)
+LOWER_IS_BETTER = {"mse"}
+FOR_LABELS: dict[str, frozenset[str]] = {}  # users' metrics, and the types of labels they read
+Function = Callable[[list, list], float]
+
+
+class _FunctionMetric:
+    """A user's function, asked as our metrics are."""
+
+    def __init__(self, name: str, function: Function) -> None:
+        self.name, self.function = name, function
+
+    def compute(self, *, predictions: list, references: list) -> dict[str, float]:
+        """`{name: value}`.
+
+        Raises:
+            ValueError: the function gives no number.
+        """
+        value = self.function(predictions, references)
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise ValueError(f"metric {self.name} gave {value!r:.80}; it must give a number")
+        return {self.name: float(value)}
+
+
+def register_metric(
+    name: str,
+    function: Function,
+    *,
+    labels: Collection[LabelType],
+    lower_is_better: bool = False,
+) -> None:
+    """Add a metric that tasks can name under `metrics`.
+
+    Args:
+        name: for the recipe.
+        function: called as `function(predictions, references)`, two lists of equal length, to a
+            number. Entries are strings for labels `class`, lists of strings for `classes` and
+            `tags` (one for each word), numbers for `number`.
+        labels: what stands in the column of labels of tasks that it fits: some of class, classes,
+            tags, number, index.
+        lower_is_better: such a metric does not enter the macro score.
+
+    Raises:
+        ValueError: the name is taken or has other characters than lower-case letters, digits and _;
+            `function` is no function, or `labels` names something else.
+    """
+    if not isfunction(function):
+        raise ValueError(f"metric {name!r} is {function!r}; give a function")
+    allowed = ("class", "classes", "tags", "number", "index")
+    if not labels or isinstance(labels, str) or not set(labels) <= set(allowed):
+        raise ValueError(f"metric {name!r}: labels is {labels!r}; allowed: {', '.join(allowed)}")
+    METRICS.add(name, partial(_FunctionMetric, name, function), function)
+    FOR_LABELS[name] = frozenset(labels)
+    if lower_is_better:
+        LOWER_IS_BETTER.add(name)
+
+
+def metrics_for(kind: TaskKind) -> tuple[str, ...]:
+    """The metrics that fit a kind of task: its own, and those of users for its type of labels."""
+    if kind.scores_itself:
+        return kind.metrics
+    added = (name for name, types in FOR_LABELS.items() if kind.label_type in types)
+    return (*kind.metrics, *added)
 
 
 def main_metric(names: Sequence[str]) -> str:

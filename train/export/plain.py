@@ -132,13 +132,14 @@ def _difference(model: PolyheadModel, task: str, folder: Path) -> float:
     config = model.config.tasks[task]
     probe, written = probe_rows(model), _auto_class(config).from_pretrained(folder).eval()
     training = model.training
-    output, expected = written(**probe), model.eval()(**probe, tasks=[task])
+    expected = model.eval()(**probe, tasks=[task])
     model.train(training)
     real = probe["attention_mask"].bool()
+    kind = kind_of(config)
     pairs: tuple[Tensor, Tensor] = (
-        (output.last_hidden_state[real], expected.last_hidden_state[real])
-        if kind_of(config).auto_class == BARE
-        else (output.logits, expected.logits[task])
+        (written(**probe).last_hidden_state[real], expected.last_hidden_state[real])
+        if kind.auto_class == BARE
+        else (kind.plain_logits(written, probe), expected.logits[task])
     )
     if pairs[0].shape != pairs[1].shape:
         return float("inf")

@@ -31,6 +31,12 @@ from .proof import read_proofs
 
 LOCAL = ("parquet", "csv", "json", "jsonl", "text", "arrow")  # `path` of data that is no Hub id
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
+EXAMPLES = {
+    "text": '"some text"',
+    "pair": '("some text", "another")',
+    "choices": '("some text", ["one choice", "another"])',
+}
+READS = {"text": "a text", "pair": "two texts", "choices": "a text and others to choose from"}
 FIGHT = -0.1  # mean cosine of gradients below which two tasks are said to pull apart
 
 
@@ -169,7 +175,7 @@ def render_card(model: PolyheadModel, folder: str | Path) -> str:
     data = {name: every[name] for name in model.task_names if name in every}
     template = resources.files("polyhead.train.hub").joinpath("model_card.md")
     first = model.task_names[0] if model.task_names else ""
-    text = '("some text", "another")' if first and model.config.tasks[first].pair else '"some text"'
+    text = EXAMPLES[model.config.tasks[first].reads if first else "text"]
     return Template(template.read_text(encoding="utf-8")).substitute(
         metadata=_metadata(model, scores, runs, data).to_yaml(),
         encoder=model.encoder.config.model_type,
@@ -230,10 +236,9 @@ def _task_row(name: str, task: TaskConfig, scores: dict[str, Any]) -> str:
         for metric, value in scores.get(name, {}).items()
         if isinstance(value, float)
     )
-    reads = "two texts" if task.pair else "a text"
     adapter = f"`{task.adapter}`" if task.adapter else "-"
     kind = task.problem_type or task.head
-    return f"| `{name}` | {kind} | {reads} | {adapter} | {shown or 'not measured'} |\n"
+    return f"| `{name}` | {kind} | {READS[task.reads]} | {adapter} | {shown or 'not measured'} |\n"
 
 
 def _labels(name: str, task: TaskConfig) -> str:

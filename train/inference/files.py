@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 pc: Any = pyarrow.compute  # its functions are made at import, unseen by a type checker
 SHARD = 2048  # rows
 SIZES = ("batch_tokens", "batch_size")  # smaller ones may go on where memory was short
+LISTS = (datasets.List, datasets.LargeList)
 FORMAT = 2  # of a shard; another one cannot go on with it
 WEIGHTS = (".safetensors", ".json", ".onnx", ".data", ".xml", ".bin")
 
@@ -49,7 +50,8 @@ class FileJob:
             complete.
         tasks: names.
         text: column with the texts.
-        text_pair: column with the second texts, for pair tasks.
+        text_pair: column with the second texts, for pair tasks; with lists of them, for tasks that
+            choose.
         options: further arguments of the pipeline's call.
     """
 
@@ -84,7 +86,8 @@ def predict_file(
         UserError: a file kind or a column is wrong, a text is missing, or shards of another call
             are there, and nothing is written; or the disk is full.
     """
-    rows = ranks.together(lambda: _read(job))
+    reads = pipe.model.config.tasks[job.tasks[0]].reads
+    rows = ranks.together(lambda: _read(job, choices=reads == "choices"))
     schema = _schema(rows, answer_features(pipe, job.tasks))
     parts = OutputParts(job.target, _plan(pipe, job, rows), schema)
     ranks.together(parts.claim if ranks.is_first else parts.find)
@@ -181,14 +184,15 @@ def _files(source: Path) -> list[Path]:
     return sorted(source.glob("[!.]*.parquet")) if source.is_dir() else [source]
 
 
-def _read(job: FileJob) -> datasets.Dataset:
+def _read(job: FileJob, *, choices: bool) -> datasets.Dataset:
     faults = path_faults(job.source, job.target)
     if faults:
         raise UserError("predict", faults)
     rows = _load(job.source)
     faults = _column_faults(rows, job.text, "--text")
     if job.text_pair is not None:
-        faults += _column_faults(rows, job.text_pair, "--text-pair")
+        check = _choice_faults if choices else _column_faults
+        faults += check(rows, job.text_pair, "--text-pair")
     faults += [
         f"column {name!r} has the name of a task, whose answers would replace it; rename the "
         "column, or choose other --tasks"
@@ -253,7 +257,32 @@ def _column_faults(rows: datasets.Dataset, column: str, option: str) -> list[str
         count = values.null_count
         if count:
             first = pc.index(pc.is_null(values), True).as_py()
-    return [f"{option}: column {column!r}: no text in row {first} ({count} rows)"] if count else []
+    if not count:
+        return []
+    fault = f"{option}: column {column!r}: no text in row {first} ({count} rows)"
+    if isinstance(rows.features[column], LISTS):
+        fault += ", but a list; name with --tasks those that choose between texts"
+    return [fault]
+
+
+def _choice_faults(rows: datasets.Dataset, column: str, option: str) -> list[str]:
+    """Rows without a list of texts to choose from."""
+    if column not in rows.column_names:
+        return _column_faults(rows, column, option)
+    feature = rows.features[column]
+    if not isinstance(feature, (JsonText, *LISTS)):
+        return [
+            f"{option}: column {column!r} has no lists of texts to choose from (CSV has none; use "
+            "JSON Lines or parquet)"
+        ]
+    bad, first = 0, 0
+    for start in range(0, len(rows), SHARD):
+        for row, value in enumerate(rows[start : start + SHARD][column], start):
+            if not (isinstance(value, list) and value and all(map(is_text, value))):
+                bad, first = bad + 1, first if bad else row
+    if not bad:
+        return []
+    return [f"{option}: column {column!r}: no list of texts in row {first} ({bad} rows)"]
 
 
 def plain(value: Any) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.heads import HEADS
+from ...modeling.tables import Table
 from ..recipe.schema import TaskRecipe
 from .base import CLOSED, Answers, BatchLayout, SplitRows, TaskKind
 from .classification import MultiLabel, SingleLabel
@@ -26,17 +28,52 @@ def _sequence_kind(task: Any) -> TaskKind:
     return BY_PROBLEM.get(task.problem_type, SingleLabel)(task)
 
 
-KINDS: dict[str, Callable[[Any], TaskKind]] = {
-    "sequence_classification": _sequence_kind,
-    "token_classification": Tokens,
-    "embedding": embedding_kind,
-    "masked_lm": MaskedLM,
-}
+KINDS: Table[Callable[[Any], TaskKind]] = Table(
+    "kind",
+    {
+        "sequence_classification": _sequence_kind,
+        "token_classification": Tokens,
+        "embedding": embedding_kind,
+        "masked_lm": MaskedLM,
+    },
+)
+
+
+def register_kind(head: str, kind: type[TaskKind]) -> None:
+    """Say how tasks with a head of one's own are trained, scored and written.
+
+    A head that is a subclass of one of ours needs none: its tasks are of the same kind.
+
+    Args:
+        head: the name that `register_head` was given.
+        kind: a subclass of `TaskKind`.
+
+    Raises:
+        ValueError: there is no such head, it has a kind already, or `kind` is no such class.
+    """
+    if head not in HEADS:
+        raise ValueError(HEADS.fault("kind", head))
+    if not (isinstance(kind, type) and issubclass(kind, TaskKind)):
+        raise ValueError(f"kind {head!r} is {kind!r}; give a subclass of TaskKind")
+    KINDS.add(head, kind, kind)
 
 
 def kind_of(task: TaskConfig | TaskRecipe) -> TaskKind:
-    """The kind of a task of a recipe or of a model."""
-    return KINDS[task.head](task)
+    """The kind of a task of a recipe or of a model.
+
+    Raises:
+        ValueError: the head is a user's that neither has a kind nor is a subclass of one of ours.
+    """
+    if task.head in KINDS:
+        return KINDS[task.head](task)
+    head = HEADS[task.head]
+    for name, kind in KINDS.items():  # the head that it is a subclass of
+        if issubclass(head, HEADS[name]):
+            return kind(task)
+    raise ValueError(
+        f"head {task.head!r} is of no kind that is known here; say how its tasks are trained and "
+        "scored by register_kind(head, kind), or make it a subclass of one of Polyhead's heads"
+    )
 
 
 __all__ = [
@@ -47,4 +84,5 @@ __all__ = [
     "SplitRows",
     "TaskKind",
     "kind_of",
+    "register_kind",
 ]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ..recipe.schema import DataConfig, TaskRecipe
@@ -174,6 +175,19 @@ class TaskKind(ABC):
             f"{rows_named(bad)} holds {value!r:.60}"
         ]
 
+    def row_faults(
+        self, data: DataConfig, place: str, split: str, batch: dict[str, list]
+    ) -> list[str]:
+        """What the columns of a split say against each other; each for itself is right.
+
+        Args:
+            data: of the task.
+            place: `tasks.NAME.data`.
+            split: train, validation or test.
+            batch: columns of the data.
+        """
+        return []
+
     @abstractmethod
     def encode(self, value: Any, data: DataConfig) -> Any:
         """Raw label of a row to what `collate` stacks; a mark for none where it is missing."""
@@ -230,6 +244,15 @@ class TaskKind(ABC):
         return {}
 
     # ---- files ----
+
+    def plain_logits(self, model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+        """Logits of a model of `auto_class`, shaped as those of our head.
+
+        Args:
+            model: of transformers.
+            batch: its inputs, (N, T).
+        """
+        return model(**batch).logits
 
     @abstractmethod
     def feature(self) -> Any:

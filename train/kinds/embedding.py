@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.losses import LOSSES
 from ..recipe.schema import DataConfig, TaskRecipe
 from .base import Answers, LabelType, SplitRows, TaskKind
 from .counting import compare_numbers
@@ -152,14 +153,11 @@ class TeacherVectors(Embedding):
         return {"cosine": float(F.cosine_similarity(embeddings, vectors).mean())}
 
 
-BY_LOSS: dict[str | None, type[Embedding]] = {
-    "contrastive": TextGroups,
-    "triplet": Triplets,
-    "margin_mse": TeacherMargins,
-    "mse": TeacherVectors,
-}
-
-
 def embedding_kind(task: Any) -> Embedding:
-    """The kind of an embedding task, by its loss."""
-    return BY_LOSS.get(task.loss, ScoredPairs)(task)
+    """The kind of an embedding task, by what its loss reads."""
+    loss = LOSSES.get(task.loss, LOSSES["cosent"])
+    if loss.label == "vector":
+        return TeacherVectors(task)
+    if loss.label is None:
+        return Triplets(task) if loss.group[0] > 2 else TextGroups(task)
+    return TeacherMargins(task) if loss.group[0] > 2 else ScoredPairs(task)

@@ -10,10 +10,17 @@ from ..lazy import lazy
 
 if TYPE_CHECKING:
     from .arguments import training_arguments
+    from .code import allow_code
     from .reader import load_recipe
     from .schema import Recipe
 
-__all__ = ["Recipe", "load_recipe", "training_arguments"]
+__all__ = ["Recipe", "allow_code", "load_recipe", "training_arguments"]
 __getattr__ = lazy(
-    __name__, {"Recipe": "schema", "load_recipe": "reader", "training_arguments": "arguments"}
+    __name__,
+    {
+        "Recipe": "schema",
+        "allow_code": "code",
+        "load_recipe": "reader",
+        "training_arguments": "arguments",
+    },
 )

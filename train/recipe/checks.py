@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ...modeling.checks import check_task_name
 from ...modeling.configuration_polyhead import options_without_effect
-from ..evaluation.metrics import METRICS
+from ..evaluation.metrics import METRICS, metrics_for
 from ..kinds import kind_of
 from .schema import IN_BATCH_LOSSES, TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe, in_batch
 
@@ -30,7 +30,7 @@ def task_faults(name: str, task: TaskRecipe) -> list[str]:
         faults.append(
             f"{key}.cached: only for embedding losses {', '.join(IN_BATCH_LOSSES)}; take it out"
         )
-    allowed = kind_of(config).metrics
+    allowed = metrics_for(kind_of(config))
     for metric in task.metrics or []:
         if metric not in (*METRICS, *allowed):
             faults.append(f"{key}.metrics: {metric!r} is unknown; allowed: {', '.join(METRICS)}")

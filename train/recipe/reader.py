@@ -24,6 +24,7 @@ from ..batches.strategies import sampling_faults, sources_of
 from ..errors import UserError
 from .arguments import training_faults, whole_numbers
 from .checks import output_dir_faults, stopping_faults, task_faults
+from .code import with_names
 from .schema import Recipe, RowsInMemory, TaskRecipe
 from .yaml_text import BYTES, read_yaml
 
@@ -95,6 +96,7 @@ def build_recipe(
     if scored is not None:
         raw.setdefault("encoder", str(scored.name_or_path))
     faults += _number_faults(raw)
+    raw = with_names(raw, faults)
     try:
         recipe = TypeAdapter(Recipe).validate_python(raw)
     except ValidationError as error:

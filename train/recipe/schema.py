@@ -108,14 +108,15 @@ class DataConfig:
         revision: revision of a Hub dataset.
         splits: our split (train, validation, test) to the dataset's own name or slice.
         text: column with the text.
-        text_pair: column with the second text of a pair, or the positive of an embedding task.
+        text_pair: column with the second text of a pair, or the positive of an embedding task; for
+            heads that choose, with a list of texts.
         negative: column with a hard negative, for contrastive, triplet and margin_mse embedding
             tasks.
         tokens: column with lists of words, instead of `text` or beside it.
         label: column with the label: a string or id, a list of them or a 0/1 vector beside `labels`
             (multi-label), a number (regression,
             scored pairs, a teacher's margin), a list of tags (token classification) or of numbers
-            (a teacher's embedding).
+            (a teacher's embedding); for heads that choose, the number of the right text, from 0.
         missing_label: a value, or several, of `label` that stand for no label, as -1 or "n/a"; null
             and NaN always do.
         label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
@@ -229,10 +230,11 @@ class Sampling:
     """How rows of the tasks are mixed. Tasks that share their rows count as one here.
 
     Args:
-        strategy: proportional takes each row once an epoch (`epochs` of a task: more or less
-            often). uniform: as many rows of each task. temperature: in proportion to
-            rows^(1 / temperature) (arXiv:1907.05019). weights: in proportion to `weights`.
-            schedule: to weights that change from epoch to epoch. round_robin: tasks take turns.
+        strategy: one of `STRATEGIES`. proportional takes each row once an epoch (`epochs` of a
+            task: more or less often). uniform: as many rows of each task. temperature: in
+            proportion to rows^(1 / temperature) (arXiv:1907.05019). weights: in proportion to
+            `weights`. schedule: to weights that change from epoch to epoch. round_robin: tasks take
+            turns.
             sequential: all batches of one task, then those of the next.
         temperature: 1 is proportional, large values near uniform.
         size_cap: rows beyond this number do not count for a task's share (arXiv:1910.10683).
@@ -252,15 +254,7 @@ class Sampling:
             share an optimizer step, where it would be a false negative of a contrastive loss.
     """
 
-    strategy: Literal[
-        "proportional",
-        "uniform",
-        "temperature",
-        "weights",
-        "schedule",
-        "round_robin",
-        "sequential",
-    ] = "proportional"
+    strategy: str = "proportional"
     temperature: Number | None = Field(default=None, ge=0.1)
     size_cap: Whole | None = Field(default=None, gt=0)
     weights: dict[str, Number] | None = None
@@ -281,7 +275,7 @@ class Balancing:
     The weights come on top of each task's own `loss_weight`.
 
     Args:
-        method: see `balancing/methods.py`, which names the paper of each.
+        method: one of `METHODS`; see `balancing/methods.py`, which names the paper of each.
         learning_rate: of the weights that uncertainty, famo and gradnorm learn.
         temperature: dwa: large values near equal weights.
         alpha: gradnorm: how strongly tasks that learn slowly are favoured.
@@ -290,23 +284,7 @@ class Balancing:
             logged, 0 for never; default 16 times the number of tasks, which costs some 4 %.
     """
 
-    method: Literal[
-        "none",
-        "size",
-        "classes",
-        "random",
-        "uncertainty",
-        "dwa",
-        "geometric",
-        "famo",
-        "gradnorm",
-        "pcgrad",
-        "cagrad",
-        "mgda",
-        "upgrad",
-        "aligned_mtl",
-        "nash_mtl",
-    ] = "none"
+    method: str = "none"
     learning_rate: Number | None = Field(default=None, gt=0)
     temperature: Number | None = Field(default=None, ge=0.01)
     alpha: Number | None = Field(default=None, ge=0)

@@ -6,6 +6,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from ..errors import UserError
+from .code import with_modules
 from .schema import Recipe
 from .yaml_text import read_yaml
 
@@ -47,4 +48,6 @@ def recipe_text(recipe: Recipe) -> str:
     plain = TypeAdapter(Recipe).dump_python(
         recipe, mode="json", by_alias=True, exclude_defaults=True
     )
-    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(
+        with_modules(plain), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
+    )

@@ -145,7 +145,7 @@ class EvaluationLoop:
     def _spread(self, name: str, values: Tensor, inputs: dict[str, Any], rows: int) -> Tensor:
         """Values of the task's own rows to one entry per row: NaN for windows it does not read."""
         number = self.model.task_names.index(name)
-        reads = (inputs["task_ids"] == number).any(1)
+        reads = (inputs["task_ids"] == number).any(1).view(rows, -1)[:, 0]  # by example
         if bool(reads.all()):
             return values
         spread = values.new_full((rows, *values.shape[1:]), float("nan"))

@@ -776,6 +776,7 @@ class TestInspect:
             "problem_type": None,
             "pooling": "mean",
             "pair": False,
+            "reads": "text",
             "scheme": "iob2",
             "labels": ["O", "B-city", "I-city"],
             "parameters": 16 * 3 + 3,
