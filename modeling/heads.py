@@ -226,6 +226,46 @@ def _whole(labels: Tensor) -> Tensor:
     return (~labels.isnan()).view(len(labels), -1).all(1)
 
 
+class MultipleChoiceHead(Head):
+    """One score for a question and a choice in one sequence; a softmax over the choices of a row.
+
+        x = pooled;  x = act(W1 dropout(x) + b1) if `activation`;  score = w dropout(x) + b
+
+    Rows come in consecutive groups, a question with each of its C choices: N = G * C. With pooling
+    `cls` and `activation` tanh these are the layers of HF's BertForMultipleChoice.
+    """
+
+    grouped = True
+    chooses = True
+    options = frozenset(("pooling", "activation", "dropout"))
+
+    def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
+        super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
+        self.dropout = nn.Dropout(task.dropout)
+        self.dense = nn.Linear(self.pooled_size, self.pooled_size) if task.activation else None
+        self.act = ACT2FN[task.activation] if task.activation else None
+        self.out = nn.Linear(self.pooled_size, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, pooled_size) -> (N, 1)."""
+        if self.dense is not None and self.act is not None:
+            x = self.act(self.dense(self.dropout(x)))
+        return self.out(self.dropout(x))
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of (N, 1) scores over the choices of each row, and (G,) of their numbers.
+
+        Raises:
+            ValueError: the scores do not divide into G groups.
+        """
+        rows, groups = len(logits), len(labels)
+        if groups == 0:
+            return logits.sum() * 0
+        if rows % groups:
+            raise ValueError(f"{rows} rows for {groups} labels: each group has as many choices")
+        return super().loss_sum(logits.view(groups, rows // groups), labels)
+
+
 class MaskedLMHead(Head):
     """Masked-token prediction with the input embeddings as output layer.
 
@@ -281,6 +321,7 @@ HEADS: Table[type[Head]] = Table(
         "sequence_classification": SequenceClassificationHead,
         "token_classification": TokenClassificationHead,
         "masked_lm": MaskedLMHead,
+        "multiple_choice": MultipleChoiceHead,
     },
 )
 

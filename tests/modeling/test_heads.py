@@ -7,6 +7,7 @@ from polyhead.modeling import PolyheadConfig, PolyheadModel, TaskConfig
 from torch.testing import assert_close
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
@@ -139,6 +140,44 @@ def test_token_classification_equals_hf(kind, batch_of):
     labels[:, 0] = -100
     assert_close(ours(**batch).logits["task"], theirs(**batch).logits)
     assert_same_loss_and_gradients(theirs, ours, modules, batch, labels)
+
+
+CHOICE = {  # as SEQUENCE, for the encoders whose heads differ there
+    "bert": SEQUENCE["bert"],
+    "distilbert": SEQUENCE["distilbert"],
+    "deberta-v2": SEQUENCE["deberta-v2"],
+    "roberta": (
+        {"pooling": "cls", "activation": "tanh"},
+        {"dense": "roberta.pooler.dense", "out": "classifier"},
+    ),
+    "mpnet": (
+        {"pooling": "cls", "activation": "tanh"},
+        {"dense": "mpnet.pooler.dense", "out": "classifier"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(CHOICE))
+def test_multiple_choice_equals_hf(kind, batch_of):
+    options, modules = CHOICE[kind]
+    task = TaskConfig(head="multiple_choice", dropout=0.0, **options)
+    theirs, ours = twins(kind, AutoModelForMultipleChoice, task, modules)
+    batch = batch_of(ours, [9, 5, 12, 7, 3, 8])
+    grouped = {name: values.view(2, 3, -1) for name, values in batch.items()}
+    labels = torch.tensor([2, 0])
+    expected = theirs(**grouped, labels=labels)
+    found = ours(**batch, labels={"task": labels})
+    assert found.logits["task"].shape == (6, 1)
+    assert_close(found.logits["task"].view(2, 3), expected.logits)
+    assert_close(found.loss, expected.loss)
+    expected.loss.backward()
+    found.loss.backward()
+    encoder = dict(theirs.base_model.named_parameters())
+    for name, parameter in ours.encoder.named_parameters():
+        assert_close(parameter.grad, encoder[name].grad, atol=1e-5, rtol=1e-4)
+    for part, module in modules.items():
+        mine = ours.heads["task"].get_submodule(part).weight.grad
+        assert_close(mine, theirs.get_submodule(module).weight.grad, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", list(MASKED))
@@ -330,3 +369,46 @@ def test_a_step_on_one_task_leaves_other_heads_and_their_optimizer_state(mixed, 
         assert torch.equal(after["slots"][name], value), name
     assert not torch.equal(after["intent"]["out.weight"], before["intent"]["out.weight"])
     assert not torch.equal(model.get_input_embeddings().weight, encoder)
+
+
+# ---- rows that are groups of choices ----
+
+
+@pytest.fixture
+def chooser(make_model):
+    return make_model("bert", {"which": TaskConfig(head="multiple_choice", dropout=0.0)})
+
+
+def test_a_group_without_a_label_is_left_out(chooser, batch_of):
+    batch = batch_of(chooser, [9, 5, 12, 7, 3, 8])
+    out = chooser(**batch, labels={"which": torch.tensor([-100, 1])})
+    scores = out.logits["which"].view(2, 3)
+    assert_close(out.loss, -scores[1].log_softmax(0)[1])
+    assert chooser.count_items({"which": torch.tensor([-100, 1])}) == {"which": torch.tensor(1)}
+    none = chooser(**batch, labels={"which": torch.tensor([-100, -100])})
+    assert none.loss == 0
+
+
+def test_groups_lie_among_rows_of_other_tasks(make_model, batch_of):
+    tasks = {"intent": TASKS["intent"], "which": TaskConfig(head="multiple_choice", dropout=0.0)}
+    model = make_model("bert", tasks)
+    batch = batch_of(model, [9, 5, 12, 7, 3, 8])
+    rows = torch.tensor([1, 2, 4, 5])
+    labels = {"intent": torch.tensor([0, 2]), "which": torch.tensor([1, 0])}
+    out = model(**batch, task_ids=torch.tensor([0, 1, 1, 0, 1, 1]), labels=labels)
+    own = {name: values[rows] for name, values in batch.items()}
+    expected = model(**own, tasks=["which"], labels={"which": labels["which"]})
+    assert_close(out.losses["which"], expected.loss)
+
+
+@pytest.mark.parametrize("count", [4, 7])
+def test_rows_that_do_not_divide_into_groups_are_refused(chooser, batch_of, count):
+    batch = batch_of(chooser, [9, 5, 12, 7, 3, 8])
+    with pytest.raises(ValueError, match=f"6 rows for {count} labels: each group has as many"):
+        chooser(**batch, labels={"which": torch.zeros(count, dtype=torch.long)})
+
+
+@pytest.mark.parametrize("option", [{"labels": ["a"]}, {"pair": True}, {"prompts": ["q: "]}])
+def test_options_that_a_chooser_does_not_read_are_refused(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        TaskConfig(head="multiple_choice", **option)

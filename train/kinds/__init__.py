@@ -14,6 +14,7 @@ from .base import CLOSED, Answers, BatchLayout, SplitRows, TaskKind
 from .classification import MultiLabel, SingleLabel
 from .embedding import embedding_kind
 from .masked_lm import MaskedLM
+from .multiple_choice import MultipleChoice
 from .numbers import Regression
 from .tokens import Tokens
 
@@ -35,6 +36,7 @@ KINDS: Table[Callable[[Any], TaskKind]] = Table(
         "token_classification": Tokens,
         "embedding": embedding_kind,
         "masked_lm": MaskedLM,
+        "multiple_choice": MultipleChoice,
     },
 )
 

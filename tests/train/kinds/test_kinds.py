@@ -20,6 +20,7 @@ TASKS = {
     "number": TaskConfig(head="sequence_classification", problem_type="regression"),
     "tags": TaskConfig(head="token_classification", labels=["O", "B-x", "I-x"]),
     "words": TaskConfig(head="masked_lm"),
+    "choice": TaskConfig(head="multiple_choice"),
     **{
         loss: TaskConfig(head="embedding", loss=loss)
         for loss in ("cosent", "cosine_mse", "angle", "contrastive", "triplet", "margin_mse", "mse")
@@ -71,6 +72,8 @@ class TestLabels:
             ("cosent", SCALED, 5.0, 1.0),
             ("margin_mse", PLAIN, -2.5, -2.5),
             ("contrastive", DataConfig(), None, 1.0),
+            ("choice", PLAIN, 2, 2),
+            ("choice", PLAIN, None, IGNORE),
             ("mse", PLAIN, [1, 2], [1.0, 2.0]),
         ],
     )
