@@ -40,7 +40,7 @@ def read_labels(
     by_column: dict[str, dict[str, TaskRecipe]] = {}
     for name, task in tasks.items():
         if task.data.label is not None:
-            by_column.setdefault(task.data.label, {})[name] = task
+            by_column.setdefault(str(task.data.label), {})[name] = task
     texts = {getattr(task.data, key) for task in tasks.values() for key in TEXT_COLUMNS}
     for column, readers in by_column.items():
         if column in texts:  # a text too: it stays as it is
