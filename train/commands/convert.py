@@ -62,7 +62,8 @@ def convert(  # noqa: PLR0913 - each is an option of the command line
     if task is None and len(recipe.tasks) == 1:
         task = next(iter(recipe.tasks))
     if task not in recipe.tasks:
-        faults.append(f"--task: {task}; name one of {', '.join(recipe.tasks)}")
+        unknown = "" if task is None else f"{task} is unknown; "
+        faults.append(f"--task: {unknown}name one of {', '.join(recipe.tasks)}")
     if faults:
         raise UserError("convert", faults)
     recipe.tasks = {str(task): recipe.tasks[str(task)]}

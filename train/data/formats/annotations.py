@@ -55,7 +55,7 @@ def _numbered(task: TaskRecipe, splits: Splits) -> TaskRecipe:
         for key in ("tokens", "label")
         if isinstance(value := getattr(data, key), str)
     }
-    tokens = named.get("tokens")
+    tokens = named.get("tokens", "")
     if tokens in lists and all(map(_counts_up, rows[tokens][:])):
         after = lists[min(lists.index(tokens) + 1, len(lists) - 1)]
         raise _Unreadable(
@@ -93,7 +93,7 @@ def _unwrapped(task: TaskRecipe, label: str, splits: Splits) -> TaskRecipe:
         isinstance(value, list) for rows in splits.values() for value in rows[label][:] if value
     ]
     one = kind_of(task).label_type == "class"
-    if all(lists) != one and any(lists) == one:
+    if (one and not any(lists)) or (not one and all(lists)):
         return task
     column = f"{label} ({'one' if one else 'list'})"
     for split, rows in splits.items():
