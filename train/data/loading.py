@@ -186,7 +186,8 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
         for name, task in same_rows.items():
             data = named_columns(task).data
             columns = (data.text, data.text_pair, data.negative)
-            words = data.tokens if data.text is None else None  # they are the text
+            # they are the text
+            words = None if data.text is not None else (data.tokens, data.separator)
             by_text.setdefault((*columns, kind_of(task).row_form, words), {})[name] = task
         single = [key for key in by_text if key[0] and key[1:4] == (None, None, None)]
         bare = [key for key in by_text if key[0] is None]

@@ -46,7 +46,7 @@ def _column_faults(task: TaskRecipe) -> list[str]:
     kind = kind_of(task)
     named = named_columns(task).data
     columns = {name for name in (*TEXT_COLUMNS, "label") if getattr(named, name) is not None}
-    faults += _form_faults(task)
+    faults += [*_format_faults(task), *_form_faults(task)]
     spans = data.format is not None and FORMATS[data.format].spans and kind.label_type == "tags"
     for column in sorted(kind.needed - columns - {"tokens" if spans else ""}):
         faults.append(f"{column}: missing; {task.head} needs the name of this column")
@@ -66,29 +66,41 @@ def _column_faults(task: TaskRecipe) -> list[str]:
     return faults
 
 
-def _form_faults(task: TaskRecipe) -> list[str]:
-    """Options on the form of labels that have no effect, or do not go together."""
+def _format_faults(task: TaskRecipe) -> list[str]:
+    """Keys that the format of the data has no use for."""
     data, faults = task.data, []
-    kind = kind_of(task).label_type
     fmt = None if data.format is None else FORMATS[data.format]
-    spans = [name for name, other in FORMATS.items() if other.spans]
+    of_spans = [name for name, other in FORMATS.items() if other.spans]
     for key in ("offsets", "overlap"):
         if getattr(data, key) is not None and (fmt is None or not fmt.spans):
-            faults.append(f"{key}: only beside format: {', '.join(spans)}; take it out")
-    if fmt is not None and fmt.spans and kind == "tags" and data.tokens is not None:
+            faults.append(f"{key}: only beside format: {', '.join(of_spans)}; take it out")
+    if fmt is None:
+        return faults
+    if fmt.spans and kind_of(task).label_type == "tags" and data.tokens is not None:
         faults.append(f"tokens: format: {data.format} makes the words of its spans; take it out")
-    if data.separator is not None and kind not in ("classes", "tags") and data.tokens is None:
-        faults.append("separator: only for several labels, or words and tags; take it out")
-    elif data.separator is not None and (isinstance(data.label, list) or fmt is not None):
-        other = "format" if fmt is not None else "the list of label"
-        faults.append(f"separator: {other} says how labels are written; take it out")
+    if fmt.read_files is not None and data.rows is None:
+        if data.data_files is None:
+            faults.append(f"data_files: missing; format: {data.format} is read from local files")
+        elif data.path is not None:
+            faults.append(f"path: format: {data.format} reads data_files; take it out")
+    return faults
+
+
+def _form_faults(task: TaskRecipe) -> list[str]:
+    """`separator` and a list of columns where they have no effect, or do not go together."""
+    data, faults = task.data, []
+    kind = kind_of(task).label_type
+    if data.separator is not None:
+        if kind not in ("classes", "tags") and data.tokens is None:
+            faults.append("separator: only for several labels, or words and tags; take it out")
+        elif isinstance(data.label, list) or data.format is not None:
+            other = "format" if data.format is not None else "the list of label"
+            faults.append(f"separator: {other} says how labels are written; take it out")
     if isinstance(data.label, list):
         if kind not in ("class", "classes"):
             faults.append("label: a list of columns is for classes only; name one column")
         elif not data.label or len(set(data.label)) < len(data.label):
             faults.append("label: name each column of the list once")
-    if data.format in ("conll", "brat") and data.rows is None and data.data_files is None:
-        faults.append(f"data_files: missing; format: {data.format} is read from local files")
     return faults
 
 

@@ -36,6 +36,7 @@ FormatName = Literal[
     "conll", "spans", "doccano", "label_studio", "prodigy", "spacy", "argilla", "brat"
 ]
 SPLITS = ("train", "validation", "test")
+OTHER_SCHEMES = {"bio": "iob2", **dict.fromkeys(("bilou", "biluo", "bmes", "iobes"), "bioes")}
 LARGEST = 1e9  # of any number in a recipe
 
 
@@ -51,6 +52,11 @@ def _label(value: Any) -> Any:
     if not isinstance(value, (str, int)):
         raise ValueError("a label is wanted, in quotes where it is empty")
     return str(value)
+
+
+def _scheme(value: Any) -> Any:
+    """Other names of tag schemes; tags in the letters of BILOU and BMES are read as BIOES."""
+    return OTHER_SCHEMES.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
 
 def _in_table(table: Mapping[str, Any]) -> AfterValidator:
@@ -186,6 +192,7 @@ class TaskRecipe(TaskOptions):
     problem_type: (
         Literal["single_label_classification", "multi_label_classification", "regression"] | None
     ) = None
+    scheme: Annotated[str | None, BeforeValidator(_scheme)] = None
     dropout: Number = Field(default=0.1, ge=0, lt=1)
     threshold: Number = Field(default=0.5, gt=0, lt=1)
     temperature: Number = Field(default=0.05, ge=1e-4)

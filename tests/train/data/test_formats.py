@@ -12,7 +12,7 @@ from polyhead.modeling.windows import locate_words
 from polyhead.train.commands.convert import our_rows
 from polyhead.train.data.formats.spans import SpanReader
 from polyhead.train.errors import UserError
-from polyhead.train.recipe.schema import RowsInMemory
+from polyhead.train.recipe.schema import Recipe, RowsInMemory
 from train_helpers import (
     MULTI,
     SEQUENCE,
@@ -809,3 +809,50 @@ def test_annotations_of_brat_without_a_text_are_told(tmp_path):
     (tmp_path / "b.ann").write_text("")
     with pytest.raises(UserError, match="there is no b.txt beside it"):
         sources_of(t=task(TOKENS, data_files={"train": str(tmp_path)}, format="brat"))
+
+
+def test_tasks_that_read_one_column_in_two_ways_have_each_their_own(tmp_path):
+    data = {"data_files": {"train": str(DATA / "spans_overlap.jsonl")}, "format": "spans"}
+    data |= {"overlap": "longest"}
+    [source] = sources_of(
+        one=task(TOKENS, scheme="bilou", **data), two=task(TOKENS, scheme="bio", **data)
+    )
+    tags = {name: next(our_rows(source, name, "train"))["tags"] for name in ("one", "two")}
+    assert tags["one"] == ["B-LOC", "I-LOC", "E-LOC", "O"]
+    assert tags["two"] == ["B-LOC", "I-LOC", "I-LOC", "O"]
+
+
+def test_words_by_another_separator_are_another_text(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("words,tags,label\na_b c,O B-x,u\nd e,O O,v\n")
+    data = {"data_files": {"train": str(path)}, "tokens": "words"}
+    sources = sources_of(
+        slots=task(TOKENS, label="tags", separator=" ", **data),
+        topic=task(SEQUENCE, label="label", separator="_", **data),
+    )
+    rows = {
+        name: list(our_rows(source, name, "train")) for source in sources for name in source.tasks
+    }
+    assert rows["slots"][0] == {"tokens": ["a_b", "c"], "tags": ["O", "B-x"]}
+    assert rows["topic"][0] == {"tokens": ["a", "b c"], "label": "u"}
+
+
+def test_names_of_columns_stay_as_they_are_written():
+    text = f"""
+encoder: x
+output_dir: out
+tasks:
+  words:
+    head: token_classification
+    scheme: BILOU
+    data: {{data_files: {{train: {DATA}/wnut.conll}}, format: conll, tokens: 0, label: -1}}
+  marks:
+    head: sequence_classification
+    problem_type: multi_label_classification
+    data: {{data_files: {{train: {DATA}/one_hot.csv}}, text: 007, label: [001, no, -1]}}
+"""
+    recipe = Recipe.from_yaml(text)
+    words, marks = recipe.tasks["words"], recipe.tasks["marks"]
+    assert (words.data.tokens, words.data.label, words.scheme) == ("0", "-1", "bioes")
+    assert (marks.data.text, marks.data.label) == ("007", ["001", "no", "-1"])
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe

@@ -77,17 +77,17 @@ def _with_labels(name: str, task: TaskRecipe, splits: Splits) -> tuple[TaskRecip
         task = _split_strings(task, splits)
     label = task.data.label
     if isinstance(label, list):
-        return _one_hot(task, label, splits), []
+        return _one_hot(name, task, label, splits), []
     if label is None or fmt is None or _lacks(splits, label):
         return task, []  # a column that is not there is told by the checks of columns
     if kind == "tags" and fmt.spans and task.data.tokens is None:
         return _tagged(name, task, splits)
     if kind in ("class", "classes") and fmt.unwraps:
-        return _unwrapped(task, label, splits), []
+        return _unwrapped(name, task, label, splits), []
     return task, []
 
 
-def _unwrapped(task: TaskRecipe, label: str, splits: Splits) -> TaskRecipe:
+def _unwrapped(name: str, task: TaskRecipe, label: str, splits: Splits) -> TaskRecipe:
     """One class, or a list of several, as the task wants it."""
     lists = [
         isinstance(value, list) for rows in splits.values() for value in rows[label][:] if value
@@ -95,7 +95,7 @@ def _unwrapped(task: TaskRecipe, label: str, splits: Splits) -> TaskRecipe:
     one = kind_of(task).label_type == "class"
     if (one and not any(lists)) or (not one and all(lists)):
         return task
-    column = f"{label} ({'one' if one else 'list'})"
+    column = f"{label} (of {name})"
     for split, rows in splits.items():
         values = rows[label][:]
         if one:
@@ -106,10 +106,10 @@ def _unwrapped(task: TaskRecipe, label: str, splits: Splits) -> TaskRecipe:
     return _reading(task, label=column)
 
 
-def _one_hot(task: TaskRecipe, labels: list[str], splits: Splits) -> TaskRecipe:
+def _one_hot(name: str, task: TaskRecipe, labels: list[str], splits: Splits) -> TaskRecipe:
     """The labels whose columns hold a 1."""
     one = kind_of(task).label_type == "class"
-    column, marks = f"{'+'.join(labels)} ({'one' if one else 'list'})", Marks(task.data)
+    column, marks = f"{', '.join(labels)} (of {name})", Marks(task.data)
     for split, rows in splits.items():
         if absent := [label for label in labels if label not in rows.column_names]:
             raise _Unreadable(
@@ -122,7 +122,9 @@ def _one_hot(task: TaskRecipe, labels: list[str], splits: Splits) -> TaskRecipe:
         except ValueError as error:
             raise _Unreadable(f"label: {split}, {error}") from error
         if one:
-            lists = _checked("label", split, "+".join(labels), read_single, lists, "columns with 1")
+            lists = _checked(
+                "label", split, ", ".join(labels), read_single, lists, "columns with 1"
+            )
         splits[split] = _added(rows, column, lists, STRING if one else STRINGS)
     task = _reading(task, label=column, missing_label=None)
     if task.labels is None:
@@ -140,8 +142,8 @@ def _split_strings(task: TaskRecipe, splits: Splits) -> TaskRecipe:
         for split, rows in splits.items():
             arguments = (rows[column][:], str(data.separator))
             lists = _checked(key, split, column, read_separated, *arguments)
-            splits[split] = _added(rows, f"{column} (list)", lists, STRINGS)
-        task = _reading(task, **{key: f"{column} (list)"})
+            splits[split] = _added(rows, f"{column} (by {data.separator!r})", lists, STRINGS)
+        task = _reading(task, **{key: f"{column} (by {data.separator!r})"})
     return task
 
 
@@ -149,7 +151,7 @@ def _tagged(name: str, task: TaskRecipe, splits: Splits) -> tuple[TaskRecipe, li
     """Spans as words and tags."""
     data, notes = task.data, []
     text, label = str(data.text), str(data.label)
-    words_column, tags_column = f"{label} (words)", f"{label} (tags)"
+    words_column, tags_column = f"{label} (words of {name})", f"{label} (tags of {name})"
     for split, rows in splits.items():
         if text not in rows.column_names:
             return task, []
