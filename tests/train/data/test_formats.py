@@ -10,6 +10,7 @@ from pages import ROOT
 from polyhead.modeling.decoding import gold_entities
 from polyhead.modeling.windows import locate_words
 from polyhead.train.commands.convert import our_rows
+from polyhead.train.commands.from_objects import Task
 from polyhead.train.data.formats.spans import SpanReader
 from polyhead.train.errors import UserError
 from polyhead.train.recipe.schema import Recipe, RowsInMemory
@@ -773,6 +774,7 @@ FILES = {  # name and content of a file, format, what the message says
         "argilla",
         "question 'label' has 2 responses that differ",
     ),
+    "no column of words": ("a.conll", "a\nb\n", "conll", "column '0' is that of the words"),
     "no brat": ("a.csv", "text\n", "brat", "brat has .txt files, with .ann files beside them"),
 }
 
@@ -856,3 +858,17 @@ tasks:
     assert (words.data.tokens, words.data.label, words.scheme) == ("0", "-1", "bioes")
     assert (marks.data.text, marks.data.label) == ("007", ["001", "no", "-1"])
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+def test_a_class_that_is_none_is_told(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "label": ["x"]}\n{"text": "b", "label": [{"y": 1}]}\n')
+    with pytest.raises(UserError) as caught:
+        sources_of(t=task(SEQUENCE, data_files={"train": str(path)}, format="doccano"))
+    assert "a class, or a list of them, is wanted, but row 1 holds [{'y': 1}]" in str(caught.value)
+
+
+def test_a_task_of_python_names_its_format():
+    one = Task(head=TOKENS, data=[], format="spans", offsets="utf16", overlap="longest")
+    data = {"format": "spans", "offsets": "utf16", "overlap": "longest"}
+    assert one.keys() == {"head": TOKENS, "data": data}

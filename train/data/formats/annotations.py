@@ -6,7 +6,9 @@ from typing import Any
 import datasets
 
 from ...kinds import kind_of
+from ...kinds.values import rows_named
 from ...recipe.schema import TaskRecipe
+from .base import shown
 from .columns import Marks, read_one_hot, read_separated, read_single
 from .conll import CONLL, CONLLU, column_name
 from .spans import SpanReader
@@ -56,6 +58,11 @@ def _numbered(task: TaskRecipe, splits: Splits) -> TaskRecipe:
         if isinstance(value := getattr(data, key), str)
     }
     tokens = named.get("tokens", "")
+    if tokens == named.get("label"):
+        raise _Unreadable(
+            f"label: column {tokens!r} is that of the words; there are: "
+            f"{', '.join(rows.column_names)}"
+        )
     if tokens in lists and all(map(_counts_up, rows[tokens][:])):
         after = lists[min(lists.index(tokens) + 1, len(lists) - 1)]
         raise _Unreadable(
@@ -98,12 +105,23 @@ def _unwrapped(name: str, task: TaskRecipe, label: str, splits: Splits) -> TaskR
     column = f"{label} (of {name})"
     for split, rows in splits.items():
         values = rows[label][:]
+        odd = [n for n, value in enumerate(values) if not _is_class(value)]
+        if odd:
+            raise _Unreadable(
+                f"label: {split}, column {label!r}: a class, or a list of them, is wanted, but "
+                f"{rows_named(odd)} holds {shown(values[odd[0]])}"
+            )
         if one:
             values = _checked("label", split, label, read_single, values, "classes")
         else:
             values = [[value] if isinstance(value, str) else value for value in values]
         splits[split] = _added(rows, column, values, STRING if one else STRINGS)
     return _reading(task, label=column)
+
+
+def _is_class(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return value is None or all(isinstance(part, str) for part in values)
 
 
 def _one_hot(name: str, task: TaskRecipe, labels: list[str], splits: Splits) -> TaskRecipe:
