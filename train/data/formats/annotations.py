@@ -8,6 +8,7 @@ import datasets
 from ...kinds import kind_of
 from ...kinds.values import rows_named
 from ...recipe.schema import TaskRecipe
+from ..source import with_column
 from .base import shown
 from .columns import Marks, read_one_hot, read_separated, read_single
 from .conll import CONLL, CONLLU, column_name
@@ -115,7 +116,7 @@ def _unwrapped(name: str, task: TaskRecipe, label: str, splits: Splits) -> TaskR
             values = _checked("label", split, label, read_single, values, "classes")
         else:
             values = [[value] if isinstance(value, str) else value for value in values]
-        splits[split] = _added(rows, column, values, STRING if one else STRINGS)
+        splits[split] = with_column(rows, column, values, STRING if one else STRINGS)
     return _reading(task, label=column)
 
 
@@ -143,7 +144,7 @@ def _one_hot(name: str, task: TaskRecipe, labels: list[str], splits: Splits) -> 
             lists = _checked(
                 "label", split, ", ".join(labels), read_single, lists, "columns with 1"
             )
-        splits[split] = _added(rows, column, lists, STRING if one else STRINGS)
+        splits[split] = with_column(rows, column, lists, STRING if one else STRINGS)
     task = _reading(task, label=column, missing_label=None)
     if task.labels is None:
         task.labels = list(labels)
@@ -160,7 +161,7 @@ def _split_strings(task: TaskRecipe, splits: Splits) -> TaskRecipe:
         for split, rows in splits.items():
             arguments = (rows[column][:], str(data.separator))
             lists = _checked(key, split, column, read_separated, *arguments)
-            splits[split] = _added(rows, f"{column} (by {data.separator!r})", lists, STRINGS)
+            splits[split] = with_column(rows, f"{column} (by {data.separator!r})", lists, STRINGS)
         task = _reading(task, **{key: f"{column} (by {data.separator!r})"})
     return task
 
@@ -186,7 +187,7 @@ def _tagged(name: str, task: TaskRecipe, splits: Splits) -> tuple[TaskRecipe, li
             (words_column, [w for w, _ in read]),
             (tags_column, [t for _, t in read]),
         ):
-            rows = _added(rows, column, values, STRINGS)
+            rows = with_column(rows, column, values, STRINGS)
         splits[split] = rows
         notes += [
             f"{name}: spans of {split} {what}, {told.count:,}: {told}"
@@ -217,9 +218,3 @@ def _reading(task: TaskRecipe, **columns: Any) -> TaskRecipe:
         setattr(data, key, column)
     task.data = data
     return task
-
-
-def _added(rows: datasets.Dataset, column: str, values: list, feature: Any) -> datasets.Dataset:
-    if column in rows.column_names:
-        rows = rows.remove_columns(column)
-    return rows.add_column(column, values, feature=feature)  # pyright: ignore
