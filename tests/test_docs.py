@@ -261,3 +261,13 @@ def test_two_processes_on_cpus_while_lines_for_gpus_and_nodes_are_parsed(recipe,
         load_file(f"runs/{by}/model/model.safetensors") for by in ("torchrun", "accelerate")
     )
     torch.testing.assert_close(one, other)
+
+
+@pytest.mark.slow
+def test_training_from_python_on_rows_in_memory(recipe, encoder_folder):
+    encoder = encoder_folder("bert")
+    write_recipe(Path("recipe.yaml"), {"encoder": str(encoder)} | recipe)
+    known = run_page("docs/python.md", encoder)
+    assert known["metrics"]["eval_intent_accuracy"] >= 0
+    assert [sorted(answer) for answer in known["answers"]] == [["label", "score"]] * 4
+    assert (Path("runs/objects/model") / "config.json").is_file()

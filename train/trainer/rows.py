@@ -221,11 +221,10 @@ def answers_of(
     Of an embedding task, the vectors of the first texts.
 
     Args:
-        model: the model; it stays in the mode, training or not, that it is in.
+        model: the model, in evaluation.
         tokenizer: the model's.
         splits: checked rows, by source.
     """
-    training = model.training
     device, mode = model.device, model.compute.mode
     pipe = PolyheadPipeline(model=model, tokenizer=tokenizer, device=device, compute=mode)
     answers: dict[str, list] = {}
@@ -241,5 +240,4 @@ def answers_of(
             texts: list[Any] = list(zip(*columns, strict=True)) if pairs else columns[0]
             rows: Any = pipe(texts, [name])
             answers[name] = [row[name] for row in rows]
-    model.train(training)
     return answers, labels

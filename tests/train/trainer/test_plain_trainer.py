@@ -82,12 +82,10 @@ def test_predictions_are_those_of_the_pipeline(make):
     assert found["same"] == [answer["same"] for answer in pipe(texts, ["same"])]
 
 
-def test_predicting_changes_nothing_of_the_model(make):
+def test_predicting_leaves_how_the_model_computes(make):
     trainer = make(columns=columns_of("intent"))
-    trainer.model.train()
     mode = trainer.model.compute.mode
     trainer.predict({"intent": DEV})
-    assert trainer.model.training
     assert trainer.model.compute.mode == mode
 
 
