@@ -185,6 +185,19 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
 
 
 @pytest.mark.slow
+def test_annotations_of_tools(recipe, encoder_folder):
+    for name in ("label_studio.json", "wnut.conll"):
+        Path(name).symlink_to(ROOT / "tests/data" / name)
+    encoder = encoder_folder("bert")
+    write_recipe(Path("recipe.yaml"), {"encoder": str(encoder)} | recipe)
+    [config] = run_page("docs/data.md", encoder)["parts"]
+    assert sorted(config.tasks) == ["entities", "intent", "sentiment"]
+    rows = [json.loads(line) for line in Path("spans.jsonl").read_text().splitlines()]
+    spans = [[{"start": 0, "end": 4, "label": "PER"}], [], None]
+    assert [row["spans"] for row in rows] == spans
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("tables")
 def test_parts_of_ones_own(typed, encoder_folder):
     write("pairs_test.csv", pairs(6), "text1", "text2", "score")

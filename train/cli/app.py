@@ -259,6 +259,38 @@ def inspect(
 
 
 @app.command()
+def convert(  # noqa: PLR0913 - each is an option of the command line
+    what: Annotated[str, typer.Argument(help="Recipe (YAML), or a file or folder of data.")],
+    output: Annotated[Path, typer.Option(help="File to write, .jsonl.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value; beside a file keys of data, as label=entities."),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--format", help="Of the file: conll, spans, doccano, ...")
+    ] = None,
+    to: Annotated[str, typer.Option(help="tokens (and tags), or spans.")] = "tokens",
+    task: Annotated[str | None, typer.Option(help="Of the recipe; needed if several.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "train",
+    overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the rows of a task, of any format, as JSON Lines of ours."""
+    run_code(allow_code, what)
+    from ..commands.convert import convert as run
+
+    options: Any = {"format": kind, "to": to, "task": task, "split": split}
+    found = run(what, output, overrides, **options, overwrite=overwrite)
+    if as_json:
+        print_json(found)
+        return
+    for line in found["notes"]:
+        note(line)
+    say(f"{output}: {found['rows']} rows of {', '.join(found['columns'])}", console=err)
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, the recipe's output_dir.")],
     as_json: AsJson = False,

@@ -1,5 +1,6 @@
 """The verbs: what the command line and notebooks call."""
 
+from .convert import convert
 from .edit_tasks import add_task, remove_task, verify
 from .inspection import inspect_model, inspect_recipe
 from .scoring import evaluate
@@ -8,6 +9,7 @@ from .training import train
 
 __all__ = [
     "add_task",
+    "convert",
     "evaluate",
     "inspect_model",
     "inspect_recipe",

@@ -54,7 +54,11 @@ class Task(TaskOptions):
         text_pair: column with the second text of a pair, or the positive of an embedding task.
         negative: column with a hard negative.
         tokens: column with lists of words, instead of `text` or beside it.
-        label: column with the label.
+        label: column with the label; a list of columns of 0 and 1, one for each label.
+        format: of an annotation tool; see docs/data.md.
+        separator: between the labels (or words, and tags) of a row that are one string.
+        offsets: what start and end of spans count: characters, bytes or utf16.
+        overlap: of spans: error or longest.
         missing_label: a value, or several, of `label` that stand for no label.
         label_range: [lowest, highest] of the numbers in `label`.
         splits: our split to the name of one in `data`, or a slice of it, as `train[:90%]`.
@@ -73,7 +77,11 @@ class Task(TaskOptions):
     text_pair: str | None = None
     negative: str | None = None
     tokens: str | None = None
-    label: str | None = None
+    label: str | list[str] | None = None
+    format: str | None = None
+    separator: str | None = None
+    offsets: str | None = None
+    overlap: str | None = None
     missing_label: Any = None
     label_range: tuple[float, float] | None = None
     splits: Mapping[str, str] | None = None

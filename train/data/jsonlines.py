@@ -267,3 +267,33 @@ def _refuse_overflow(path: Path) -> None:
     """`Infinity` is what it says; 1e400 would become it."""
     for _ in _rows(path, FINITE):
         pass
+
+
+def json_values(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each line of a file, of each item of the list that it is, or of all of it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no JSON; with the line.
+    """
+    lines = [(number, line) for number, line in enumerate(lines_of(path), 1) if line.strip()]
+    if not lines:
+        raise ValueError("no data: a file is empty")
+    if len(lines) > 1 and _is_whole(lines[0][1]):
+        for row, (number, line) in enumerate(lines):
+            place = f"line {number} (row {row})"
+            yield place, _parse(path, place, line, DECODER)
+        return
+    value = _parse(path, "the whole", "".join(line for _, line in lines), DECODER)
+    if isinstance(value, list) and not (value and isinstance(value[0], str)):
+        yield from ((f"item {number}", item) for number, item in enumerate(value))
+    else:
+        yield f"line {lines[0][0]}", value
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        DECODER.decode(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -18,6 +18,7 @@ from ..kinds import CLOSED, kind_of
 from ..kinds.values import NUMBER, is_real, number_of
 from ..recipe.schema import TEXT_COLUMNS, TaskRecipe
 from .jsonlines import JsonText
+from .source import with_column
 
 INTEGER = re.compile(r"-?[0-9]{1,18}")
 BITS = (0, 1, "0", "1")  # floats and booleans compare equal to the first two
@@ -40,7 +41,7 @@ def read_labels(
     by_column: dict[str, dict[str, TaskRecipe]] = {}
     for name, task in tasks.items():
         if task.data.label is not None:
-            by_column.setdefault(task.data.label, {})[name] = task
+            by_column.setdefault(str(task.data.label), {})[name] = task
     texts = {getattr(task.data, key) for task in tasks.values() for key in TEXT_COLUMNS}
     for column, readers in by_column.items():
         if column in texts:  # a text too: it stays as it is
@@ -154,7 +155,7 @@ def _read_column(
     feature = _feature(new, mixed=kind == "numbers")
     if feature is None:  # a mixture, which the checks refuse
         return rows
-    return rows.remove_columns(column).add_column(column, new, feature=feature)  # pyright: ignore
+    return with_column(rows, column, new, feature)
 
 
 def _kind(readers: dict[str, TaskRecipe]) -> str:
@@ -268,7 +269,7 @@ def ids_to_names(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     text = datasets.Value("string")
     values = [name_of(value) for value in rows[column][:]]
     feature = text if inner is kind else datasets.List(text)
-    return rows.remove_columns(column).add_column(column, values, feature=feature)  # pyright: ignore
+    return with_column(rows, column, values, feature)
 
 
 # ---- 0/1 vectors ----
@@ -323,7 +324,7 @@ def _read_indicators(
             for v in values[split]
         ]
         feature: Any = datasets.List(datasets.Value("string"))
-        splits[split] = rows.remove_columns(column).add_column(column, names, feature=feature)  # pyright: ignore
+        splits[split] = with_column(rows, column, names, feature)
     return [f"{name}: 0/1 vectors of {width} are read as the labels {', '.join(labels)}"], []
 
 

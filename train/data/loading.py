@@ -22,6 +22,7 @@ from ..kinds import SplitRows, kind_of
 from ..kinds.values import labels_in, rows_named
 from ..recipe.schema import TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe
 from .checks import text_faults
+from .formats import named_columns, read_annotations
 from .label_values import class_notes, missing_notes, read_labels
 from .labels import find_labels
 from .splits import load_splits
@@ -108,9 +109,10 @@ def load_sources(recipe: Recipe) -> list[Source]:
         except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
             faults.append(f"tasks.{first}.data: cannot be loaded: {reason(error)}")
             continue
+        tasks, notes, found_faults = read_annotations(tasks, splits)
         text = next((t.data.text for t in tasks.values() if t.data.text), None)
-        found = Source(tasks=tasks, splits=splits, text=text)
-        found_faults = _column_faults(found)
+        found = Source(tasks=tasks, splits=splits, text=text, notes=notes)
+        found_faults = found_faults or _column_faults(found)
         if not found_faults:
             found_faults = _check_rows(found)
         faults += found_faults
@@ -174,15 +176,18 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
     """Tasks that read the same rows and texts."""
     groups: dict[str, dict[str, TaskRecipe]] = {}
     for name, task in tasks.items():
-        data = task.data
+        data = named_columns(task).data
         place = (data.path, data.name, data.data_files, data.data_dir, data.revision, data.splits)
+        place += (None if data.format == "spans" else data.format,)
         place += () if data.rows is None else data.rows.identity
         groups.setdefault(repr((place, task.max_rows)), {})[name] = task
     for same_rows in groups.values():
         by_text: dict[tuple, dict[str, TaskRecipe]] = {}
         for name, task in same_rows.items():
-            columns = (task.data.text, task.data.text_pair, task.data.negative)
-            words = task.data.tokens if task.data.text is None else None  # they are the text
+            data = named_columns(task).data
+            columns = (data.text, data.text_pair, data.negative)
+            # they are the text
+            words = None if data.text is not None else (data.tokens, data.separator)
             by_text.setdefault((*columns, kind_of(task).row_form, words), {})[name] = task
         single = [key for key in by_text if key[0] and key[1:4] == (None, None, None)]
         bare = [key for key in by_text if key[0] is None]
@@ -199,8 +204,12 @@ COLUMNS = (*TEXT_COLUMNS, "label")
 
 
 def _columns_read(tasks: dict[str, TaskRecipe]) -> set[str]:
-    names = (getattr(task.data, key) for task in tasks.values() for key in COLUMNS)
-    return {name for name in names if name is not None}
+    names = set()
+    for task in tasks.values():
+        data = named_columns(task).data
+        for column in (getattr(data, key) for key in COLUMNS):
+            names |= set(column) if isinstance(column, list) else {column}
+    return names - {None}
 
 
 def _column_faults(source: Source) -> list[str]:
@@ -222,7 +231,8 @@ def _column_faults(source: Source) -> list[str]:
 
 def _check_rows(source: Source) -> list[str]:
     """Faults of values; then, where there are none, of labels, which makes the task configs."""
-    source.notes, faults = read_labels(source.tasks, source.splits)
+    notes, faults = read_labels(source.tasks, source.splits)
+    source.notes += notes
     unread = {name for name in source.tasks if any(f"tasks.{name}." in fault for fault in faults)}
     for split, rows in source.splits.items():
         batch = rows[:]

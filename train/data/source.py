@@ -95,6 +95,25 @@ def rows_of_table(table: pa.Table, json_columns: set[str]) -> datasets.Dataset:
     return datasets.Dataset(rows, info=info, fingerprint=os.urandom(8).hex())
 
 
+def with_column(
+    rows: datasets.Dataset, column: str, values: list, feature: Any
+) -> datasets.Dataset:
+    """The rows with one more column, or another one of the name; values are not hashed.
+
+    Args:
+        rows: the rows.
+        column: name of the column.
+        values: of it, one for each row.
+        feature: its type, of `datasets`.
+    """
+    if rows.column_names == [column]:  # nothing else would say how many rows there are
+        features = datasets.Features({column: feature})
+        return datasets.Dataset.from_dict({column: values}, features=features)
+    if column in rows.column_names:
+        rows = rows.remove_columns(column)
+    return rows.add_column(column, values, new_fingerprint=os.urandom(8).hex(), feature=feature)
+
+
 def _through_file(tables: Iterable[pa.Table]) -> pa.Table:
     """All tables as one, mapped from a file without a name."""
     folder = Path(datasets.config.HF_DATASETS_CACHE)

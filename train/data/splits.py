@@ -8,9 +8,17 @@ import numpy as np
 from datasets.download import DownloadManager
 
 from ..recipe.schema import SPLITS, DataConfig, TaskRecipe
+from .formats import open_format, read_rows
 from .memory import splits_in_memory
 from .source import ENDINGS, ending, find_files, open_files
 
+OTHER_ENDINGS = {
+    **dict.fromkeys((".conll", ".conllu", ".bio", ".iob", ".iob2"), "write format: conll"),
+    ".txt": "write format: conll for a word in each line, format: brat for texts with .ann files",
+    ".ann": "write format: brat and name the folder",
+    ".spacy": "write format: spacy and give JSON",
+    ".xlsx": "save it as CSV",
+}
 KINDS = ("parquet", "csv", "json")  # `data.path` of local files; those of packaged readers
 
 
@@ -31,7 +39,7 @@ def load_splits(task: TaskRecipe, columns: set[str]) -> dict[str, datasets.Datas
     if loaded is None:
         loaded = _from_files(data)
     if loaded is None:
-        loaded = _from_dataset(data)
+        loaded = _formatted(data, _from_dataset(data))
     if "train" not in loaded:
         raise ValueError(f"has no split train, but {', '.join(loaded)}; name them in data.splits")
     if task.max_rows is not None:
@@ -48,6 +56,7 @@ def _from_memory(task: TaskRecipe, columns: set[str]) -> dict[str, datasets.Data
         return None
     named = data.splits is not None
     splits = splits_in_memory(data.rows, columns, named=named, max_rows=task.max_rows)
+    splits = _formatted(data, splits)
     return _sliced(data, splits) if named else splits
 
 
@@ -59,11 +68,42 @@ def _from_files(data: DataConfig) -> dict[str, datasets.Dataset] | None:
     remote = any("://" in name for names in named.values() for name in names)
     if files is None or remote or data.data_dir or data.path not in (None, *KINDS):
         return None
-    paths = {split: sum(map(find_files, names), []) for split, names in named.items()}
-    kinds = {split: [_kind(str(p), data.path) for p in found] for split, found in paths.items()}
-    if not data.splits:
-        return {s: open_files(paths[s], kinds[s]) for s in SPLITS if s in paths}
-    return _sliced(data, {split: open_files(paths[split], kinds[split]) for split in paths})
+    names_of = {s: names for s, names in named.items() if data.splits or s in SPLITS}
+    loaded = {split: _open(data, names) for split, names in names_of.items()}
+    return _sliced(data, loaded) if data.splits else {s: loaded[s] for s in SPLITS if s in loaded}
+
+
+def _open(data: DataConfig, names: list[str]) -> datasets.Dataset:
+    """The rows of local files of one split."""
+    folders = [Path(name) for name in names if Path(name).is_dir()]
+    if data.format == "brat":
+        files = sum((find_files(name) for name in names if Path(name) not in folders), folders)
+        return open_format("brat", files)
+    if len(names) == 1 and folders and is_saved(folders[0]):
+        rows = datasets.load_from_disk(names[0])
+        if isinstance(rows, datasets.DatasetDict):
+            raise ValueError(
+                f"{names[0]} holds splits ({', '.join(map(str, rows))}); name it as data.path"
+            )
+        return rows if data.format is None else read_rows(data.format, rows)
+    files = sum(map(find_files, names), [])
+    if data.format is not None:
+        return open_format(data.format, files)
+    return open_files(files, [_kind(str(file), data.path) for file in files])
+
+
+def is_saved(folder: Path) -> bool:
+    """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _formatted(
+    data: DataConfig, splits: dict[str, datasets.Dataset]
+) -> dict[str, datasets.Dataset]:
+    """Rows that are no files as those of the format that `data` names."""
+    if data.format is None:
+        return splits
+    return {split: read_rows(data.format, rows) for split, rows in splits.items()}
 
 
 def _sliced(data: DataConfig, splits: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
@@ -86,13 +126,21 @@ def _kind(name: str, path: str | None) -> str:
     kind = ENDINGS.get(ending(name))
     if path is None:
         if kind is None:
-            raise ValueError(f"{name}: ending {ending(name)}; name data.path (parquet, csv, json)")
+            other = f", or {OTHER_ENDINGS[end]}" if (end := ending(name)) in OTHER_ENDINGS else ""
+            raise ValueError(f"{name}: ending {end}; name data.path (parquet, csv, json){other}")
         return kind
     return "tsv" if path == "csv" and kind == "tsv" else path
 
 
 def _from_dataset(data: DataConfig) -> dict[str, datasets.Dataset]:
     """Splits of what `datasets` finds; files without types of their own go through our reader."""
+    if data.path is not None and is_saved(Path(data.path)):
+        saved = datasets.load_from_disk(data.path)
+        parts = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        every = {str(split): rows for split, rows in parts.items()}
+        if data.splits:
+            return _sliced(data, every)
+        return {split: every[split] for split in SPLITS if split in every} or every
     options: dict[str, Any] = {
         "name": data.name,
         "data_files": data.data_files,

@@ -17,6 +17,7 @@ from ...modeling.tags import legal_transitions
 from ...modeling.windows import split_words
 from ..kinds.tokens import row_words, tags_in
 from ..recipe.schema import TaskRecipe
+from .source import with_column
 
 SHOWN = 10  # tags named in a fault
 OTHER_LETTERS = {"L": "E", "U": "S", "M": "I", "W": "S"}  # BILOU, BMES, BMEWO
@@ -75,8 +76,7 @@ def find_tags(
             None if row is None else [found.renamed.get(str(tag), tag) for tag in row]
             for row in part
         ]
-        without = splits[split].remove_columns(column)
-        splits[split] = without.add_column(column, part, feature=feature)  # pyright: ignore
+        splits[split] = with_column(splits[split], column, part, feature)
     if renamed := sorted(found.renamed.keys() & seen):
         pairs = ", ".join(f"{tag} as {found.renamed[tag]}" for tag in renamed[:5])
         more = f" and {len(renamed) - 5} more" if len(renamed) > 5 else ""

@@ -51,7 +51,7 @@ class SplitRows:
         """The column of labels; None for each row where there is none."""
         if self.data.label is None:
             return [None] * len(next(iter(self.raw.values()), []))
-        return self.raw[self.data.label]
+        return self.raw[str(self.data.label)]
 
     def first_windows(self) -> list[int]:
         """Positions in `tokenized` of the first window of each row."""

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from ...modeling.checks import check_task_name
 from ...modeling.configuration_polyhead import options_without_effect
+from ..data.formats import FORMATS, named_columns
+from ..data.splits import is_saved
 from ..evaluation.metrics import METRICS, metrics_for
 from ..kinds import kind_of
 from .schema import IN_BATCH_LOSSES, TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe, in_batch
@@ -42,8 +44,11 @@ def task_faults(name: str, task: TaskRecipe) -> list[str]:
 def _column_faults(task: TaskRecipe) -> list[str]:
     data, faults = task.data, []
     kind = kind_of(task)
-    columns = {name for name in (*TEXT_COLUMNS, "label") if getattr(data, name) is not None}
-    for column in sorted(kind.needed - columns):
+    named = named_columns(task).data
+    columns = {name for name in (*TEXT_COLUMNS, "label") if getattr(named, name) is not None}
+    faults += [*_format_faults(task), *_form_faults(task)]
+    spans = data.format is not None and FORMATS[data.format].spans and kind.label_type == "tags"
+    for column in sorted(kind.needed - columns - {"tokens" if spans else ""}):
         faults.append(f"{column}: missing; {task.head} needs the name of this column")
     for column in sorted(columns - kind.needed - kind.optional - {"text", "tokens"}):
         faults.append(f"{column}: {task.head} does not read it; take it out")
@@ -58,6 +63,44 @@ def _column_faults(task: TaskRecipe) -> list[str]:
             faults.append("label_range: only for tasks with numbers as labels")
         elif data.label_range[0] >= data.label_range[1]:
             faults.append(f"label_range: {list(data.label_range)}; write [lowest, highest]")
+    return faults
+
+
+def _format_faults(task: TaskRecipe) -> list[str]:
+    """Keys that the format of the data has no use for."""
+    data, faults = task.data, []
+    fmt = None if data.format is None else FORMATS[data.format]
+    of_spans = [name for name, other in FORMATS.items() if other.spans]
+    for key in ("offsets", "overlap"):
+        if getattr(data, key) is not None and (fmt is None or not fmt.spans):
+            faults.append(f"{key}: only beside format: {', '.join(of_spans)}; take it out")
+    if fmt is None:
+        return faults
+    if fmt.spans and kind_of(task).label_type == "tags" and data.tokens is not None:
+        faults.append(f"tokens: format: {data.format} makes the words of its spans; take it out")
+    if fmt.read_files is not None and data.rows is None:
+        if data.data_files is None:
+            faults.append(f"data_files: missing; format: {data.format} is read from local files")
+        elif data.path is not None:
+            faults.append(f"path: format: {data.format} reads data_files; take it out")
+    return faults
+
+
+def _form_faults(task: TaskRecipe) -> list[str]:
+    """`separator` and a list of columns where they have no effect, or do not go together."""
+    data, faults = task.data, []
+    kind = kind_of(task).label_type
+    if data.separator is not None:
+        if kind not in ("classes", "tags") and data.tokens is None:
+            faults.append("separator: only for several labels, or words and tags; take it out")
+        elif isinstance(data.label, list) or data.format is not None:
+            other = "format" if data.format is not None else "the list of label"
+            faults.append(f"separator: {other} says how labels are written; take it out")
+    if isinstance(data.label, list):
+        if kind not in ("class", "classes"):
+            faults.append("label: a list of columns is for classes only; name one column")
+        elif not data.label or len(set(data.label)) < len(data.label):
+            faults.append("label: name each column of the list once")
     return faults
 
 
@@ -80,7 +123,7 @@ def _file_faults(data: DataConfig) -> list[str]:
     faults = []
     for split, names in files.items():
         for name in [names] if isinstance(names, str) else names:
-            if not any(sign in name for sign in "*?[{:$") and not Path(name).is_file():
+            if not any(sign in name for sign in "*?[{:$") and not _is_there(data, Path(name)):
                 place = f"data_files.{split}".strip(".")
                 faults.append(f"{place}: there is no file {name} (seen from {Path.cwd()})")
     if isinstance(data.data_files, dict):
@@ -88,6 +131,10 @@ def _file_faults(data: DataConfig) -> list[str]:
             if split not in ("train", "validation", "test") and data.splits is None:
                 faults.append(f"data_files.{split}: allowed: train, validation, test")
     return faults
+
+
+def _is_there(data: DataConfig, path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and (data.format == "brat" or is_saved(path)))
 
 
 def output_dir_faults(name: str) -> list[str]:

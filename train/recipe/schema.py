@@ -32,7 +32,11 @@ _recipe = lazy(
     {"load_recipe": "reader", "parse_recipe": "reader", "recipe_text": "writer"},
 )
 TEXT_COLUMNS = ("text", "text_pair", "negative", "tokens")
+FormatName = Literal[
+    "conll", "spans", "doccano", "label_studio", "prodigy", "spacy", "argilla", "brat"
+]
 SPLITS = ("train", "validation", "test")
+OTHER_SCHEMES = {"bio": "iob2", **dict.fromkeys(("bilou", "biluo", "bmes", "iobes"), "bioes")}
 LARGEST = 1e9  # of any number in a recipe
 
 
@@ -48,6 +52,11 @@ def _label(value: Any) -> Any:
     if not isinstance(value, (str, int)):
         raise ValueError("a label is wanted, in quotes where it is empty")
     return str(value)
+
+
+def _scheme(value: Any) -> Any:
+    """Other names of tag schemes; tags in the letters of BILOU and BMES are read as BIOES."""
+    return OTHER_SCHEMES.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
 
 def _in_table(table: Mapping[str, Any]) -> AfterValidator:
@@ -107,6 +116,7 @@ class DataConfig:
         data_dir: folder given to `load_dataset`.
         revision: revision of a Hub dataset.
         splits: our split (train, validation, test) to the dataset's own name or slice.
+        format: of an annotation tool, which then says what the columns are; see docs/data.md.
         text: column with the text.
         text_pair: column with the second text of a pair, or the positive of an embedding task; for
             heads that choose, with a list of texts.
@@ -116,7 +126,12 @@ class DataConfig:
         label: column with the label: a string or id, a list of them or a 0/1 vector beside `labels`
             (multi-label), a number (regression,
             scored pairs, a teacher's margin), a list of tags (token classification) or of numbers
-            (a teacher's embedding); for heads that choose, the number of the right text, from 0.
+            (a teacher's embedding); for heads that choose, the number of the right text, from 0. A
+            list of columns: one of 0 and 1 for each label.
+        separator: between the labels (or words, and tags) of a row that are one string.
+        offsets: what start and end of spans count; default characters.
+        overlap: error (default) refuses spans that overlap or are empty; longest takes the longest
+            of those that overlap and leaves empty ones out, with a note.
         missing_label: a value, or several, of `label` that stand for no label, as -1 or "n/a"; null
             and NaN always do.
         label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
@@ -132,11 +147,15 @@ class DataConfig:
     data_dir: str | None = None
     revision: str | None = None
     splits: dict[Literal["train", "validation", "test"], str] | None = None
+    format: FormatName | None = None
     text: str | None = None
     text_pair: str | None = None
     negative: str | None = None
     tokens: str | None = None
-    label: str | None = None
+    label: str | list[str] | None = None
+    separator: str | None = Field(default=None, min_length=1, max_length=8)
+    offsets: Literal["characters", "bytes", "utf16"] | None = None
+    overlap: Literal["error", "longest"] | None = None
     missing_label: (
         StrictStr | StrictInt | StrictFloat | list[StrictStr | StrictInt | StrictFloat] | None
     ) = None
@@ -173,6 +192,7 @@ class TaskRecipe(TaskOptions):
     problem_type: (
         Literal["single_label_classification", "multi_label_classification", "regression"] | None
     ) = None
+    scheme: Annotated[str | None, BeforeValidator(_scheme)] = None
     dropout: Number = Field(default=0.1, ge=0, lt=1)
     threshold: Number = Field(default=0.5, gt=0, lt=1)
     temperature: Number = Field(default=0.05, ge=1e-4)

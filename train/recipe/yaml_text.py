@@ -35,8 +35,8 @@ COLLECTIONS = {f"{TAG}seq": SequenceNode, f"{TAG}map": MappingNode}
 # Dotted keys whose plain scalars are texts, whatever they look like.
 LABELS = re.compile(r"tasks\.[^.]+\.labels\.\d+")
 TEXTS = re.compile(
-    r"tasks\.[^.]+\.(data\.(path|name|data_dir|revision|text|text_pair|negative|tokens|label"
-    r"|license|splits\.[^.]+|data_files(\.[^.]+)*)|prompts\.\d+)"
+    r"tasks\.[^.]+\.(data\.(path|name|data_dir|revision|text|text_pair|negative|tokens|label(\.\d+)?"
+    r"|separator|license|splits\.[^.]+|data_files(\.[^.]+)*)|prompts\.\d+)"
     r"|card\.(license|limits|language\.\d+)|output_dir|encoder|encoder\.tokenizer"
 )
 
