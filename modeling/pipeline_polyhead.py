@@ -261,7 +261,7 @@ class PolyheadPipeline(Pipeline):
         start = total = 0
         for place, length in enumerate(lengths):
             count = place - start
-            cost = total + length if self._packs else (count + 1) * lengths[start]
+            cost = total + length if self.packs else (count + 1) * lengths[start]
             if count and (count == batch_size if batch_size else cost > batch_tokens):
                 yield slice(start, place)
                 start, total = place, 0
@@ -269,7 +269,8 @@ class PolyheadPipeline(Pipeline):
         yield slice(start, len(lengths))
 
     @property
-    def _packs(self) -> bool:
+    def packs(self) -> bool:
+        """Passes hold no padding: their cost is their tokens, not windows times the longest."""
         model = self.model
         dtype = torch.bfloat16 if model.compute.runs_bf16 else model.dtype
         # on a GPU without the kernel packing would cost more than the padding of sorted batches
@@ -344,7 +345,7 @@ class PolyheadPipeline(Pipeline):
         if entries[0].window.token_type_ids is not None:
             features["token_type_ids"] = [entry.window.token_type_ids for entry in entries]
         lengths = [entry.length for entry in entries]
-        packed = self._packs
+        packed = self.packs
         if packed:
             batch: Any = {k: torch.tensor([list(chain(*rows))]) for k, rows in features.items()}
             batch["cu_seq_lens_q"] = cumulative(torch.tensor(lengths))
