@@ -55,14 +55,14 @@ class Batcher:
     rate: float | None = None  # windows a second
 
     def __post_init__(self) -> None:
-        self.model_thread = ThreadPoolExecutor(1, "polyhead-model")
-        self.text_threads = ThreadPoolExecutor(TEXT_THREADS, "polyhead-text")
         self.runner: asyncio.Task | None = None
-        self.arrived = asyncio.Event()
         self.reading: set[asyncio.Task] = set()
 
     async def start(self) -> None:
         """Begin to serve, on the running event loop."""
+        self.model_thread = ThreadPoolExecutor(1, "polyhead-model")
+        self.text_threads = ThreadPoolExecutor(TEXT_THREADS, "polyhead-text")
+        self.arrived = asyncio.Event()
         self.runner = asyncio.create_task(self._run())
 
     async def stop(self) -> None:

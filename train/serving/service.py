@@ -54,6 +54,7 @@ class Service:
 
     async def start(self) -> None:
         """Load the model and begin to serve."""
+        self.stopping = False
         if self.loaded is None:
             board = self._board()
             folder, generation = board or (self.settings.model, 0)

@@ -7,7 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from conftest import CORPUS
+from polyhead.train.export.graph import export_graph
+from polyhead.train.inference import load_model
 from polyhead.train.inference.files import plain
+from polyhead.train.serving import Settings
+from polyhead.train.serving.loaded import load
 from serving_fixtures import (  # noqa: F401
     LABELS,
     SINGLE,
@@ -199,3 +203,19 @@ def test_a_stopping_server_refuses(client):
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert client.get("/health").status_code == 503
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.slow
+def test_an_exported_folder_answers_as_the_model_it_was_made_of(
+    served, pipe, client_of, tmp_path, kind
+):
+    model, tokenizer = load_model(served)
+    tasks = ["intent", "topics", "slots", "near"]
+    export_graph(model, tokenizer, kind, tasks=tasks, folder=tmp_path / kind)
+    client = client_of(loaded=load(str(tmp_path / kind), Settings("-", compute="exact")))
+    bodies = [{"texts": CORPUS[n:], "tasks": tasks[n % 4 :]} for n in range(5) for _ in range(4)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda body: client.post("/predict", json=body), bodies))
+    for body, response in zip(bodies, found, strict=True):
+        assert same(response.json(), plain(pipe(body["texts"], body["tasks"])))
