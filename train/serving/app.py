@@ -209,6 +209,8 @@ def _add_tei(app: FastAPI, service: Service) -> None:
     async def health() -> Any:
         if service.stopping:
             raise Refusal(503, "the server is stopping")
+        if service.batcher.ended:
+            raise Refusal(503, "the server answers no more; start it anew")
         return {"status": "ok"}
 
 

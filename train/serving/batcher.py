@@ -65,6 +65,11 @@ class Batcher:
         self.arrived = asyncio.Event()
         self.runner = asyncio.create_task(self._run())
 
+    @property
+    def ended(self) -> bool:
+        """It runs no passes any more."""
+        return self.runner is None or self.runner.done()
+
     async def stop(self) -> None:
         """End; what has not been answered is dropped."""
         if self.runner is not None:

@@ -7,11 +7,13 @@ import httpx
 import pytest
 from conftest import CORPUS
 from polyhead.modeling import PolyheadPipeline
+from polyhead.train.commands.edit_tasks import remove_task
 from polyhead.train.hub import save_folder
 from polyhead.train.inference import load_model
 from polyhead.train.inference.files import plain
 from polyhead.train.serving import Settings, create_app
 from polyhead.train.serving.loaded import Loaded
+from safetensors.torch import load_file, save_file
 from serving_fixtures import make_pipe, make_served, same  # noqa: F401
 
 
@@ -218,6 +220,40 @@ def test_a_model_is_exchanged_under_load_and_no_request_is_lost(served, changed,
     assert set(kinds) == {"old", "new"}
     assert kinds[0] == "old"
     assert kinds[-1] == "new"
+
+
+@pytest.mark.slow
+def test_what_a_proof_says_is_the_same_is_compared_with_what_serves(
+    served, changed, pipe, tmp_path
+):
+    remove_task(str(served), ["urgency"], tmp_path / "less")  # writes a proof
+    reload = {"model": str(tmp_path / "less"), "allow_removed": True}
+    others = ["intent", "topics", "slots", "near", "words", "same"]
+    token = {"Authorization": "Bearer t"}
+
+    async def agrees(client, service):
+        told = (await client.post("/admin/reload", json=reload, headers=token)).json()
+        assert sorted(told["proven"]) == sorted(others)
+        assert service.current.generation == 1
+
+    async def differs(client, service):
+        refused = await client.post("/admin/reload", json=reload, headers=token)
+        assert refused.status_code == 409
+        assert "task intent: its weights changed; task intent: its logits changed" in refused.text
+        assert service.current.generation == 0
+
+    async def is_not_what_it_says(client, service):
+        weights = tmp_path / "less/model.safetensors"
+        tensors = load_file(weights)
+        tensors["heads.topics.out.bias"] += 1
+        save_file(tensors, weights, {"format": "pt"})
+        refused = await client.post("/admin/reload", json=reload, headers=token)
+        assert refused.status_code == 409
+        assert "task topics: its weights changed" in refused.text
+
+    run(served, pipe, agrees, token="t")
+    run(served, load(changed), differs, token="t")
+    run(served, pipe, is_not_what_it_says, token="t")
 
 
 def load(folder):
