@@ -24,9 +24,9 @@ from torch import Tensor
 from transformers import Pipeline, PreTrainedTokenizerBase
 
 from .attention import has_kernel
+from .calls import Call, Entry, Part
 from .checks import check_tokenizer
 from .compute import Mode, check_mode
-from .decoding import even_scores, read_scores
 from .first_use import FIRST_USE
 from .inputs import TextOrPair, read_inputs, read_items, tokenizable
 from .packing import cumulative
@@ -135,36 +135,63 @@ class PolyheadPipeline(Pipeline):
         given, single = read_inputs(texts)
         if not given:
             return []
-        chosen = self.choose_tasks(given, tasks)
-        if _form_of(given[0]) == "choices":
-            results = self._choose(given, chosen, options)
-            return results[0] if single else results
-        results: list[dict[str, Any]] = [{} for _ in given]
-        for prompt, own in self._by_prompt(chosen, int(document)).items():
-            read = [prompt + text for text in given] if prompt else given  # pyright: ignore
-            found = self._predict(read, own, options)
-            results = [{**one, **more} for one, more in zip(results, found, strict=True)]
-        results = [{name: result[name] for name in chosen} for result in results]
+        call = self._read(given, self.choose_tasks(given, tasks), options)
+        model = self._without_dropout()
+        entries = sorted(call.entries, key=lambda entry: -entry.length)
+        sizes = {name: options[name] for name in ("batch_tokens", "batch_size")}
+        for cut in self._batches([entry.length for entry in entries], **sizes):
+            for entry, values in zip(entries[cut], self._encode(model, entries[cut]), strict=True):
+                entry.take(values)
+        results = call.answers()
         return results[0] if single else results
 
-    def _choose(
-        self, texts: list[Any], tasks: list[str], options: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        """Answers to texts that come with others to choose from; each two are read as a pair."""
-        pairs: list[TextOrPair] = [(text, other) for text, others in texts for other in others]
-        scored = iter(self._predict(pairs, tasks, options))
-        results = []
-        for _, others in texts:
-            answers = list(islice(scored, len(others)))
-            results.append({})
-            for name in tasks:
-                task = self.model.config.tasks[name]
-                of_task = [answer[name] for answer in answers]
-                results[-1][name] = task.head_class.answer_choice(task, of_task, others)
-        return results
+    # ---- a call in steps, for servers ----
+
+    def read(
+        self,
+        texts: Iterable[TextOrPair],
+        tasks: Sequence[str] | None = None,
+        *,
+        top_k: int | None = 1,
+        threshold: float | None = None,
+        document: bool = False,
+    ) -> Call:
+        """The windows of a call, for `encode`; its `answers()` are due when all are encoded.
+
+        Windows of several calls, of any tasks and adapters, may go into one pass. Arguments and
+        errors are those of a call; `texts` is a list, and not empty.
+        """
+        options = {"top_k": top_k, "threshold": threshold, "document": document}
+        _check_options({**options, "batch_tokens": None, "batch_size": None})
+        given, _ = read_inputs(texts)
+        if not given:
+            raise ValueError("texts is []; give one or more")
+        return self._read(given, self.choose_tasks(given, tasks), options)
+
+    def encode(self, entries: list[Entry]) -> list[dict[str, Tensor]]:
+        """One encoder pass: what the tasks of each window give for it; `entry.take` reads it."""
+        return self._encode(self._without_dropout(), entries)
+
+    def _read(self, texts: list[TextOrPair], tasks: list[str], options: dict[str, Any]) -> Call:
+        configs = self.model.config.tasks
+        asked = {name: options[name] for name in ("top_k", "threshold")}
+        asked["tokenizer"] = self.tokenizer
+        chooses = _form_of(texts[0]) == "choices"
+        pairs: list[TextOrPair] = (
+            [(one, other) for one, others in texts for other in others] if (chooses) else texts
+        )
+        parts = []
+        prompts = {"": tasks} if chooses else self._by_prompt(tasks, int(options["document"]))
+        for prompt, own in prompts.items():
+            read = [prompt + text for text in pairs] if prompt else pairs  # pyright: ignore
+            units, windows = self._windows(read, own)
+            part = Part(read, own, configs, asked, units)
+            part.entries = [Entry(window, part, row, reads) for row, window, reads in windows]
+            parts.append(part)
+        return Call(texts, tasks, parts, configs, chooses)
 
     def _by_prompt(self, tasks: list[str], part: int) -> dict[str, list[str]]:
-        """Tasks by what is put before their texts; each group takes a pass of its own."""
+        """Tasks by what is put before their texts; each group is read on its own."""
         groups: dict[str, list[str]] = {}
         for name in tasks:
             groups.setdefault(self.model.config.tasks[name].prompt(part), []).append(name)
@@ -234,7 +261,7 @@ class PolyheadPipeline(Pipeline):
         start = total = 0
         for place, length in enumerate(lengths):
             count = place - start
-            cost = total + length if self._packs else (count + 1) * lengths[start]
+            cost = total + length if self.packs else (count + 1) * lengths[start]
             if count and (count == batch_size if batch_size else cost > batch_tokens):
                 yield slice(start, place)
                 start, total = place, 0
@@ -242,46 +269,12 @@ class PolyheadPipeline(Pipeline):
         yield slice(start, len(lengths))
 
     @property
-    def _packs(self) -> bool:
+    def packs(self) -> bool:
+        """Passes hold no padding: their cost is their tokens, not windows times the longest."""
         model = self.model
         dtype = torch.bfloat16 if model.compute.runs_bf16 else model.dtype
         # on a GPU without the kernel packing would cost more than the padding of sorted batches
         return model.can_pack and (model.device.type == "cpu" or has_kernel(model.device, dtype))
-
-    def _predict(
-        self, texts: list[TextOrPair], tasks: list[str], options: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        model, configs = self._without_dropout(), self.model.config.tasks
-        asked = {name: options[name] for name in ("top_k", "threshold")}
-        results: list[dict[str, Any]] = [{} for _ in texts]
-        units, windows = self._windows(texts, tasks)
-        # (U, L) log-probabilities of each text, filled window by window
-        scores = {
-            name: [even_scores(len(u), configs[name].num_labels) for u in units]
-            for name in tasks
-            if configs[name].head_class.decodes_spans
-        }
-        windows.sort(key=lambda entry: -len(entry[1].input_ids))
-        lengths = [len(window.input_ids) for _, window, _ in windows]
-        for cut in self._batches(lengths, options["batch_tokens"], options["batch_size"]):
-            batch = windows[cut]
-            outputs = self._encode(model, [window for _, window, _ in batch], tasks)
-            for name in tasks:
-                task = configs[name]
-                for values, (row, window, reads) in zip(outputs[name], batch, strict=True):
-                    if name in scores:
-                        read_scores(scores[name][row], values, reads)
-                    elif window.first:
-                        results[row][name] = task.head_class.answer(
-                            task, values, window.input_ids, tokenizer=self.tokenizer, **asked
-                        )
-        for name, rows in scores.items():
-            task = configs[name]
-            for row, text in enumerate(texts):
-                results[row][name] = task.head_class.answer_spans(
-                    task, str(text), units[row], rows[row]
-                )
-        return results
 
     def _windows(
         self, texts: list[TextOrPair], tasks: list[str]
@@ -346,15 +339,13 @@ class PolyheadPipeline(Pipeline):
         return copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors}).eval()
 
     @torch.no_grad()
-    def _encode(
-        self, model: Any, windows: list[Window], tasks: list[str]
-    ) -> dict[str, list[Tensor]]:
-        """By task, what it gives for each window: (L,) or (D,), or (its tokens, L)."""
-        features: dict[str, list] = {"input_ids": [window.input_ids for window in windows]}
-        if windows[0].token_type_ids is not None:
-            features["token_type_ids"] = [window.token_type_ids for window in windows]
-        lengths = [len(window.input_ids) for window in windows]
-        packed = self._packs
+    def _encode(self, model: Any, entries: list[Entry]) -> list[dict[str, Tensor]]:
+        """What its tasks give for each window: (L,) or (D,), or (its tokens, L)."""
+        features: dict[str, list] = {"input_ids": [entry.window.input_ids for entry in entries]}
+        if entries[0].window.token_type_ids is not None:
+            features["token_type_ids"] = [entry.window.token_type_ids for entry in entries]
+        lengths = [entry.length for entry in entries]
+        packed = self.packs
         if packed:
             batch: Any = {k: torch.tensor([list(chain(*rows))]) for k, rows in features.items()}
             batch["cu_seq_lens_q"] = cumulative(torch.tensor(lengths))
@@ -363,15 +354,22 @@ class PolyheadPipeline(Pipeline):
         else:
             batch = self.tokenizer.pad(features, padding_side="right", return_tensors="pt")
             batch = batch.to(self.model.device)
-        output = model(**batch, tasks=tasks)
-        found = {}
+        rows = _rows_of_tasks(entries)
+        if any(len(own) < len(entries) for own in rows.values()):
+            names = self.model.task_names
+            ids = torch.full((len(entries), len(rows)), -1)
+            for column, (name, own) in enumerate(rows.items()):
+                ids[own, column] = names.index(name)
+            batch["task_ids"] = ids
+        output = model(**batch, tasks=list(rows))
+        found: list[dict[str, Tensor]] = [{} for _ in entries]
         for name, values in {**(output.logits or {}), **(output.embeddings or {})}.items():
-            values = values.float().cpu()
+            values, own = values.float().cpu(), [lengths[row] for row in rows[name]]
             if values.dim() == 3:
-                parts = values[0].split(lengths) if packed else values
-                found[name] = [part[:n] for part, n in zip(parts, lengths, strict=True)]
-            else:
-                found[name] = list(values)
+                parts = values[0].split(own) if packed else values
+                values = [part[:n] for part, n in zip(parts, own, strict=True)]
+            for row, value in zip(rows[name], values, strict=True):
+                found[row][name] = value
         return found
 
     # The base class runs text by text; `__call__` above replaces its loop, its hooks are refused.
@@ -389,6 +387,15 @@ class PolyheadPipeline(Pipeline):
     def postprocess(self, model_outputs: Any, **_: Any) -> Any:
         """Refused, as `preprocess` is."""
         raise NotImplementedError(CALL_IT)
+
+
+def _rows_of_tasks(entries: list[Entry]) -> dict[str, list[int]]:
+    """By task, the numbers of the windows that it reads."""
+    rows: dict[str, list[int]] = {}
+    for row, entry in enumerate(entries):
+        for name in entry.part.tasks:
+            rows.setdefault(name, []).append(row)
+    return rows
 
 
 def _form_of(text: TextOrPair) -> str:

@@ -3,21 +3,25 @@
 It happens in the working folder, which holds the files and models that the page names. Commands run
 in this process, those of several ranks in their own. What is changed: a small encoder stands for
 the page's, `affinity` takes few steps, ranks train on CPUs. What needs GPUs or several machines is
-parsed by accelerate, and targets of `make` by make; neither is run.
+parsed by accelerate, and targets of `make` by make; neither is run. `serve` opens no port; `curl`
+asks its application.
 """
 
+import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from polyhead.modeling import PolyheadConfig
 from polyhead.train.commands.setup import prepare
 from polyhead.train.commands.training import fit
+from starlette.testclient import TestClient
 from train_helpers import run_cli, write_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +90,29 @@ def polyhead(arguments: list[str], encoder: Path) -> None:
         arguments = [*arguments, "--steps", "8"]
     if arguments[:1] == ["train"] and arguments[1].startswith("configs/"):
         arguments = [*arguments, f"encoder={encoder}"]
+    if arguments[0] == "serve":
+        with patch("uvicorn.run", lambda app, **_: SERVED.append(app)), patch.dict(os.environ):
+            assert run_cli(*arguments, "--compute", "exact") == 0, arguments
+        return
     assert run_cli(*arguments) == 0, arguments
+
+
+def curl(arguments: list[str], encoder: Path) -> None:
+    """Ask the server that the page has started last."""
+    url, options = arguments[0], iter(arguments[1:])
+    headers, body = {"Content-Type": "application/json"}, None
+    for option in options:
+        assert option in ("--header", "--json")
+        if option == "--json":
+            body = next(options)
+        else:
+            name, _, value = next(options).partition(": ")
+            headers[name] = value
+    with TestClient(SERVED[-1]) as client:
+        method = "GET" if body is None else "POST"
+        path = url.removeprefix("http://127.0.0.1:8080")
+        response = client.request(method, path, headers=headers, content=body)
+    assert response.status_code == 200, (arguments, response.text)
 
 
 def in_ranks(module: str, arguments: list[str], folder: str) -> None:
@@ -116,4 +142,11 @@ def make(arguments: list[str], encoder: Path) -> None:
     subprocess.run(call, check=True, capture_output=True)
 
 
-COMMANDS = {"polyhead": polyhead, "torchrun": torchrun, "accelerate": accelerate, "make": make}
+SERVED: list[Any] = []  # what `polyhead serve` would run
+COMMANDS = {
+    "curl": curl,
+    "polyhead": polyhead,
+    "torchrun": torchrun,
+    "accelerate": accelerate,
+    "make": make,
+}

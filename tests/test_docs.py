@@ -116,6 +116,11 @@ def test_every_way_to_use_a_model(quickstart, encoder_folder):
 
 
 @pytest.mark.slow
+def test_a_server_without_its_port(quickstart, encoder_folder):
+    run_page("docs/serve.md", encoder_folder("bert"))
+
+
+@pytest.mark.slow
 def test_the_readme_with_make_on_a_dry_run_and_ranks_left_to_their_page(
     quickstart, encoder_folder, monkeypatch
 ):

@@ -28,6 +28,7 @@ from .console import (
     show_fault,
 )
 from .predict import AllowCode, AsJson, ModelPath, Overwrite, embed, predict, run_code
+from .serve import serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -220,6 +221,7 @@ def evaluate(
 
 app.command()(predict)
 app.command()(embed)
+app.command()(serve)
 
 
 @app.command()
