@@ -113,8 +113,8 @@ def room_of(module: str) -> str:
     The keys of a recipe are a room of their own: all others read them, the recipe's reader needs
     most others.
     """
-    if module == "train.recipe.schema":
-        return module
+    if module in ("train.recipe.schema", "train.recipe.sections"):
+        return "train.recipe.schema"
     parts = module.split(".")
     return "modeling" if parts[0] == "modeling" else ".".join(parts[:2])
 

@@ -10,7 +10,8 @@ from polyhead.train.data.dataset import MultiTaskDataset
 from polyhead.train.data.loading import Source
 from polyhead.train.data.tokenization import tokenize
 from polyhead.train.evaluation.scoring import EvalSplit, eval_splits
-from polyhead.train.recipe.schema import MultiTaskArguments, Sampling, TaskRecipe
+from polyhead.train.recipe.schema import TaskRecipe
+from polyhead.train.recipe.sections import MultiTaskArguments, Sampling
 from polyhead.train.trainer import MultiTaskTrainer
 from train_helpers import files_of, messages, pairs, sources_of, task, write_splits
 from transformers import TrainingArguments

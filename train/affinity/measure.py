@@ -46,7 +46,7 @@ from ..data.tokenization import tokenize
 from ..errors import UserError
 from ..optimization.freezing import apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
-from ..recipe.schema import Sampling
+from ..recipe.sections import Sampling
 from ..reports import figures as plots
 from .advice import conclude, draw
 from .side_by_side import both_ways

@@ -12,7 +12,8 @@ from ..artifacts import read_json, write_json, write_text
 from ..commands.setup import PreparedRun
 from ..commands.training import train
 from ..evaluation.metrics import LOWER_IS_BETTER, main_metric
-from ..recipe.schema import Balancing, Recipe, Sampling
+from ..recipe.schema import Recipe
+from ..recipe.sections import Balancing, Sampling
 from ..records import RUN_SCORES, read_record
 
 logger = logging.getLogger(__name__)

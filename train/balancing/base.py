@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...modeling.configuration_polyhead import TaskConfig
-from ..recipe.schema import Balancing
+from ..recipe.sections import Balancing
 
 Numbers = dict[str, float]  # by task
 

@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.tables import Table
 from ..adapters import adapter_name
-from ..recipe.schema import Balancing, Recipe
+from ..recipe.schema import Recipe
+from ..recipe.sections import Balancing
 from .base import Balancer
 from .by_gradient import WEIGHTINGS, GradientBalancer, missing_packages
 from .by_loss import (

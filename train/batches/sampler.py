@@ -22,7 +22,7 @@ from itertools import zip_longest
 import numpy as np
 from transformers import TrainingArguments
 
-from ..recipe.schema import MultiTaskArguments, Sampling
+from ..recipe.sections import MultiTaskArguments, Sampling
 from .strategies import apportion, by_source, option_faults, rows_of_epoch, spread_duplicates
 
 BUCKET = 16  # optimizer steps whose rows are sorted by length together

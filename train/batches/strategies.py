@@ -16,7 +16,8 @@ import numpy as np
 from ...modeling.tables import Table
 from ..data.loading import group_tasks
 from ..kinds.values import is_real
-from ..recipe.schema import Recipe, Sampling
+from ..recipe.schema import Recipe
+from ..recipe.sections import Sampling
 
 TEMPERATURE = 2.0  # of the strategy with this name
 Counts = dict[str, int]

@@ -20,18 +20,8 @@ from ..evaluation.scoring import MetricFunction
 from ..outputs import MODEL
 from ..recipe.arguments import SET_BY_OPTIMIZER, training_of
 from ..recipe.reader import build_recipe
-from ..recipe.schema import (
-    Balancing,
-    Card,
-    DataConfig,
-    Freeze,
-    OptimizerOptions,
-    Recipe,
-    RowsInMemory,
-    Sampling,
-    ScratchEncoder,
-    Stopping,
-)
+from ..recipe.schema import DataConfig, Recipe, RowsInMemory, ScratchEncoder
+from ..recipe.sections import Balancing, Card, Freeze, OptimizerOptions, Sampling, Stopping
 from ..trainer.trainer import MultiTaskTrainer
 from .setup import Hooks, prepare
 from .training import output_faults, train_run

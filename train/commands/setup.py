@@ -28,7 +28,8 @@ from ..kinds import kind_of
 from ..optimization.parameter_groups import freeze_faults
 from ..recipe.arguments import optimizer_faults, training_arguments
 from ..recipe.reader import load_recipe
-from ..recipe.schema import MultiTaskArguments, Recipe
+from ..recipe.schema import Recipe
+from ..recipe.sections import MultiTaskArguments
 from ..trainer.checkpoints import is_intact
 from .encoders import add_heads, build_model, origin_of
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..recipe.schema import Freeze, OptimizerOptions, Unfreeze
+from ..recipe.sections import Freeze, OptimizerOptions, Unfreeze
 from .model_parts import Part, model_parts
 
 logger = logging.getLogger(__name__)

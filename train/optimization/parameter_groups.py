@@ -6,7 +6,7 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..recipe.schema import Freeze, OptimizerOptions
+from ..recipe.sections import Freeze, OptimizerOptions
 from .freezing import EPSILON, checked_schedule, layer_count, misfits, schedule_of, trained_weights
 from .model_parts import Part, model_parts
 

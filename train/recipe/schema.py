@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     StrictFloat,
     StrictInt,
@@ -24,8 +23,18 @@ from ...modeling.losses import LOSSES
 from ...modeling.options import TaskOptions
 from ...modeling.pooling import POOL
 from ..lazy import lazy
+from .sections import (
+    STRICT,
+    Balancing,
+    Card,
+    Freeze,
+    Number,
+    OptimizerOptions,
+    Sampling,
+    Stopping,
+    Whole,
+)
 
-STRICT = ConfigDict(extra="forbid")
 # Reader and writer, which need most rooms, are asked for when a recipe is read or written.
 _recipe = lazy(
     __package__ or "",
@@ -37,14 +46,6 @@ FormatName = Literal[
 ]
 SPLITS = ("train", "validation", "test")
 OTHER_SCHEMES = {"bio": "iob2", **dict.fromkeys(("bilou", "biluo", "bmes", "iobes"), "bioes")}
-LARGEST = 1e9  # of any number in a recipe
-
-
-def _number(value: Any) -> Any:
-    """Pydantic takes true and '5' for numbers."""
-    if isinstance(value, (bool, str)):
-        raise ValueError(f"a number is wanted{', without quotes' * isinstance(value, str)}")
-    return value
 
 
 def _label(value: Any) -> Any:
@@ -72,8 +73,6 @@ def _in_table(table: Mapping[str, Any]) -> AfterValidator:
     return AfterValidator(check)
 
 
-Number = Annotated[float, BeforeValidator(_number), Field(ge=-LARGEST, le=LARGEST)]
-Whole = Annotated[int, BeforeValidator(_number), Field(ge=-LARGEST, le=LARGEST)]
 Label = Annotated[str, BeforeValidator(_label)]
 HeadName = Annotated[str, _in_table(HEADS)]
 PoolingName = Annotated[str, _in_table(POOL)]
@@ -233,166 +232,6 @@ class ScratchEncoder:
 
 
 @dataclass(config=STRICT, kw_only=True)
-class SchedulePoint:
-    """The shares of the tasks at an epoch; between two points they change evenly.
-
-    Args:
-        epoch: counted from 0.
-        weights: uniform, proportional, or a weight for each task.
-    """
-
-    epoch: Number = Field(ge=0)
-    weights: Literal["uniform", "proportional"] | dict[str, Number]
-
-
-@dataclass(config=STRICT, kw_only=True)
-class Sampling:
-    """How rows of the tasks are mixed. Tasks that share their rows count as one here.
-
-    Args:
-        strategy: one of `STRATEGIES`. proportional takes each row once an epoch (`epochs` of a
-            task: more or less often). uniform: as many rows of each task. temperature: in
-            proportion to rows^(1 / temperature) (arXiv:1907.05019). weights: in proportion to
-            `weights`. schedule: to weights that change from epoch to epoch. round_robin: tasks take
-            turns.
-            sequential: all batches of one task, then those of the next.
-        temperature: 1 is proportional, large values near uniform.
-        size_cap: rows beyond this number do not count for a task's share (arXiv:1910.10683).
-        weights: by task.
-        schedule: points of `{epoch: 0, weights: uniform}`, in order.
-        until: round_robin ends when the shortest task is through (default), or the longest (the
-            others begin anew).
-        order_of_tasks: sequential: the tasks in the order that they come.
-        rows_per_epoch: rows of an epoch for uniform, temperature, weights and schedule; default
-            the rows there are. Pure batches fill whole optimizer steps.
-        batches: mixed puts rows of several tasks into a batch; pure one task at a time.
-        batch_tokens: tokens in a batch of a rank, about, instead of
-            `training.per_device_train_batch_size` rows: long rows then come in smaller batches.
-        packing: batches without padding, where the encoder can read them: the same losses, faster.
-        order: shuffled; length: rows of like length share a batch, which saves padding;
-            no_duplicates: rows of text groups (embedding tasks) that have a text in common do not
-            share an optimizer step, where it would be a false negative of a contrastive loss.
-    """
-
-    strategy: str = "proportional"
-    temperature: Number | None = Field(default=None, ge=0.1)
-    size_cap: Whole | None = Field(default=None, gt=0)
-    weights: dict[str, Number] | None = None
-    schedule: list[SchedulePoint] | None = Field(default=None, min_length=1)
-    until: Literal["shortest", "longest"] | None = None
-    order_of_tasks: list[str] | None = None
-    rows_per_epoch: Whole | None = Field(default=None, gt=0, le=10**8)
-    batches: Literal["mixed", "pure"] = "mixed"
-    batch_tokens: Whole | None = Field(default=None, ge=8)
-    packing: bool = True
-    order: Literal["shuffled", "length", "no_duplicates"] = "shuffled"
-
-
-@dataclass(config=STRICT, kw_only=True)
-class Balancing:
-    """How the losses, or the gradients, of the tasks are weighed against each other.
-
-    The weights come on top of each task's own `loss_weight`.
-
-    Args:
-        method: one of `METHODS`; see `balancing/methods.py`, which names the paper of each.
-        learning_rate: of the weights that uncertainty, famo and gradnorm learn.
-        temperature: dwa: large values near equal weights.
-        alpha: gradnorm: how strongly tasks that learn slowly are favoured.
-        c: cagrad: how far from the mean gradient, 0 to 1.
-        gradient_steps: every so many optimizer steps the gradients of the tasks are compared and
-            logged, 0 for never; default 16 times the number of tasks, which costs some 4 %.
-    """
-
-    method: str = "none"
-    learning_rate: Number | None = Field(default=None, gt=0)
-    temperature: Number | None = Field(default=None, ge=0.01)
-    alpha: Number | None = Field(default=None, ge=0)
-    c: Number | None = Field(default=None, ge=0, lt=1)
-    gradient_steps: Whole | None = Field(default=None, ge=0)
-
-
-@dataclass(config=STRICT, kw_only=True)
-class Unfreeze:
-    """Frozen layers that join one after the other (ULMFiT, arXiv:1801.06146).
-
-    Args:
-        every: epochs between one layer and the next; the first joins after this time.
-        from_: `from` in the recipe: top or bottom, the layer that joins first.
-        layers: those of `freeze.layers` that join; default all.
-    """
-
-    every: Number = Field(gt=0)
-    from_: Literal["top", "bottom"] = Field(default="top", alias="from")
-    layers: list[Whole] | None = None
-
-
-@dataclass(config=STRICT, kw_only=True)
-class Freeze:
-    """What does not train.
-
-    Args:
-        encoder: the encoder's own weights; heads and adapters train.
-        embeddings: all of the encoder below its first layer.
-        layers: numbers of layers, from 0 at the bottom; negative ones count from the top.
-        heads: tasks whose head keeps its first weights.
-        unfreeze: when frozen layers join.
-    """
-
-    encoder: bool = False
-    embeddings: bool = False
-    layers: list[Whole] = Field(default_factory=list)
-    heads: list[str] = Field(default_factory=list)
-    unfreeze: Unfreeze | None = None
-
-
-@dataclass(config=STRICT, kw_only=True)
-class OptimizerOptions:
-    """Learning rates that differ from `training.learning_rate`.
-
-    Args:
-        layer_decay: each layer's rate is that of the layer above times this (arXiv:1801.06146).
-        head_lr: of the heads.
-        adapter_lr: of the adapters.
-    """
-
-    layer_decay: Number | None = Field(default=None, gt=0, le=1)
-    head_lr: Number | None = Field(default=None, gt=0)
-    adapter_lr: Number | None = Field(default=None, gt=0)
-
-
-@dataclass(config=STRICT, kw_only=True)
-class Stopping:
-    """When training, or a task, ends early.
-
-    Args:
-        by: macro ends the run when the macro score stops improving. task freezes a task whose own
-            main metric stops improving and takes its rows out; the others go on.
-        patience: evaluations without improvement.
-        threshold: what counts as an improvement.
-    """
-
-    by: Literal["macro", "task"] = "macro"
-    patience: Whole = Field(gt=0)
-    threshold: Number = Field(default=0.0, ge=0)
-
-
-@dataclass(config=STRICT, kw_only=True)
-class Card:
-    """What the model card says that no file knows.
-
-    Args:
-        language: codes of the languages of the texts, as [en, de].
-        license: of the model, by the Hub's name for it, as apache-2.0.
-        limits: what users should know: whom the data leaves out, what it was not tried on.
-    """
-
-    language: list[str] = Field(default_factory=list)
-    license: str | None = None
-    limits: str | None = None
-
-
-@dataclass(config=STRICT, kw_only=True)
 class Recipe:
     """All that a training run needs.
 
@@ -462,31 +301,6 @@ class Recipe:
             UserError: rows of a task are in memory.
         """
         return _recipe("recipe_text")(self)
-
-
-@dataclass(config=STRICT, kw_only=True)
-class MultiTaskArguments:
-    """What a training of several tasks has beside TrainingArguments; see `Recipe`.
-
-    Args:
-        sampling: how rows of the tasks are mixed.
-        passes: by source, passes over its rows in an epoch.
-        balancing: how the tasks are weighed against each other.
-        freeze: what does not train.
-        optimizer: learning rates of parts of the model.
-        stopping: when training, or a task, ends early.
-        nan_loss: what to do with a loss that is not finite.
-        cached: embedding tasks whose texts are compared over all micro-batches of a step.
-    """
-
-    sampling: Sampling = Field(default_factory=Sampling)
-    passes: dict[str, Number] = Field(default_factory=dict)
-    balancing: Balancing = Field(default_factory=Balancing)
-    freeze: Freeze = Field(default_factory=Freeze)
-    optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
-    stopping: Stopping | None = None
-    nan_loss: Literal["stop", "skip"] = "stop"
-    cached: set[str] = Field(default_factory=set)
 
 
 # Embedding losses of ours that compare the groups of a batch with each other.

@@ -14,7 +14,7 @@ from ..batches.sampler import MultiTaskBatchSampler
 from ..evaluation.metrics import main_metric
 from ..evaluation.scoring import EvalSplit
 from ..kinds import kind_of
-from ..recipe.schema import Stopping
+from ..recipe.sections import Stopping
 from .meters import TaskCounters
 
 

@@ -19,7 +19,7 @@ from ...modeling.modeling_polyhead import PolyheadModel
 from ...modeling.routing import layers_of
 from ..adapters import is_adapter_weight
 from ..balancing.methods import METHODS, reads_tasks_apart
-from ..recipe.schema import MultiTaskArguments
+from ..recipe.sections import MultiTaskArguments
 
 
 def prepare_sharding(

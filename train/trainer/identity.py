@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import read_json
 from ..errors import UserError
-from ..recipe.schema import MultiTaskArguments
+from ..recipe.sections import MultiTaskArguments
 from .callbacks import RunIdentity
 
 BLOCK = 10_000  # rows that are hashed at a time

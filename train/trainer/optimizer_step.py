@@ -31,7 +31,8 @@ from ..balancing.task_gradients import (
 from ..batches.collator import model_inputs
 from ..errors import UserError
 from ..optimization.freezing import Unfreezing
-from ..recipe.schema import MultiTaskArguments, in_batch
+from ..recipe.schema import in_batch
+from ..recipe.sections import MultiTaskArguments
 from .gradcache import CachedBatch, cache_step, loss_over_ranks
 from .meters import LossMeter, TaskCounters
 from .sigterm import SigtermCallback

@@ -37,7 +37,7 @@ from ..data.dataset import MultiTaskDataset
 from ..evaluation.scoring import EvalSplit, MetricFunction
 from ..optimization.freezing import Unfreezing, apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
-from ..recipe.schema import MultiTaskArguments
+from ..recipe.sections import MultiTaskArguments
 from .callbacks import (
     AfterStep,
     RunIdentity,

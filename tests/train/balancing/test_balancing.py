@@ -11,7 +11,8 @@ from polyhead.modeling import TaskConfig
 from polyhead.train.balancing.base import Balancer
 from polyhead.train.balancing.by_gradient import WEIGHTINGS
 from polyhead.train.balancing.methods import METHODS, balancing_faults, make_balancer
-from polyhead.train.recipe.schema import Balancing, Freeze, Recipe, Sampling
+from polyhead.train.recipe.schema import Recipe
+from polyhead.train.recipe.sections import Balancing, Freeze, Sampling
 from torch import Tensor
 from torch.testing import assert_close
 from torchjd import aggregation, scalarization

@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from polyhead.train.batches.sampler import BUCKET, MultiTaskBatchSampler, make_sampler
 from polyhead.train.batches.strategies import spread_duplicates
-from polyhead.train.recipe.schema import MultiTaskArguments, Sampling, SchedulePoint
+from polyhead.train.recipe.sections import MultiTaskArguments, Sampling, SchedulePoint
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 

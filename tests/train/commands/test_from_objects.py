@@ -14,7 +14,7 @@ from polyhead.train.commands import training as run
 from polyhead.train.commands.from_objects import _task_faults
 from polyhead.train.errors import UserError
 from polyhead.train.recipe.arguments import training_of
-from polyhead.train.recipe.schema import Sampling
+from polyhead.train.recipe.sections import Sampling
 from safetensors.torch import load_file
 from train_helpers import SEQUENCE, TOKENS, messages, pairs, write_recipe, write_rows
 from transformers import TrainerCallback, TrainingArguments

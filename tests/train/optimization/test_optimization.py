@@ -23,7 +23,7 @@ from polyhead.train.optimization.parameter_groups import (
     optimizer_groups,
     parameter_table,
 )
-from polyhead.train.recipe.schema import Freeze, MultiTaskArguments, OptimizerOptions, Unfreeze
+from polyhead.train.recipe.sections import Freeze, MultiTaskArguments, OptimizerOptions, Unfreeze
 from polyhead.train.trainer import MultiTaskTrainer
 from torch.testing import assert_close
 from train_helpers import messages, private_cache, sources_of, task, write_rows  # noqa: F401

@@ -17,7 +17,7 @@ from polyhead.train.evaluation.metrics import compute, metrics_for
 from polyhead.train.kinds import TaskKind, kind_of, register_kind
 from polyhead.train.kinds.classification import SingleLabel
 from polyhead.train.recipe import allow_code, load_recipe
-from polyhead.train.recipe.schema import Sampling
+from polyhead.train.recipe.sections import Sampling
 from train_helpers import (  # noqa: F401
     SEQUENCE,
     messages,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from polyhead.train.recipe.schema import MultiTaskArguments
+from polyhead.train.recipe.sections import MultiTaskArguments
 from torch.testing import assert_close
 from train_helpers import private_cache, task  # noqa: F401
 from trainer_fixtures import logged, weights

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 from polyhead.train.errors import UserError
-from polyhead.train.recipe.schema import MultiTaskArguments, Sampling
+from polyhead.train.recipe.sections import MultiTaskArguments, Sampling
 from polyhead.train.trainer.identity import _content_of, check_resume, weights_digest
 
 

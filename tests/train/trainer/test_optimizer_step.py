@@ -16,7 +16,7 @@ from polyhead.train.balancing.task_gradients import (
 )
 from polyhead.train.batches.collator import model_inputs
 from polyhead.train.errors import UserError
-from polyhead.train.recipe.schema import Balancing, MultiTaskArguments, Sampling, Stopping
+from polyhead.train.recipe.sections import Balancing, MultiTaskArguments, Sampling, Stopping
 from polyhead.train.trainer.callbacks import TaskStopping
 from torch.testing import assert_close
 from train_helpers import private_cache  # noqa: F401

@@ -12,7 +12,7 @@ from polyhead.modeling import PolyheadModel
 from polyhead.train.batches.collator import model_inputs
 from polyhead.train.commands.training import resume_from
 from polyhead.train.data.dataset import MultiTaskDataset
-from polyhead.train.recipe.schema import MultiTaskArguments, Sampling
+from polyhead.train.recipe.sections import MultiTaskArguments, Sampling
 from polyhead.train.trainer import evaluation_loop as task_evaluation
 from safetensors.torch import load_file
 from torch.testing import assert_close
