@@ -65,6 +65,11 @@ def engine(name: str) -> Callable[[dict[str, Any]], tuple[float, list[float] | N
     return lambda r: (r["engines"][name]["ratio"], r["engines"][name]["ratio spread"])
 
 
+def server(name: str) -> Callable[[dict[str, Any]], tuple[float, list[float] | None]]:
+    """How many times the requests a second of one server."""
+    return lambda r: (r["servers"][name]["ratio"], r["servers"][name]["ratio spread"])
+
+
 ADAPTERS, FAN_OUT = "16x16, 16 adapters, even", "fan-out"
 COMPARED = "8 tasks, gradients compared"
 ROWS = [
@@ -167,6 +172,30 @@ ROWS = [
             r["sides"][COMPARED]["peak"]["ratio"],
             r["sides"][COMPARED]["peak"]["ratio spread"],
         ),
+    ),
+    Row(
+        "requests a second of `polyhead serve`, mixed texts, 1 to 8 tasks",
+        "a handler that calls the pipeline",
+        4.0,
+        True,
+        "serve_mixed",
+        server("a handler on the pipeline"),
+    ),
+    Row(
+        "the same, a message and a task a request",
+        "a handler that calls the pipeline",
+        4.0,
+        True,
+        "serve_short",
+        server("a handler on the pipeline"),
+    ),
+    Row(
+        "requests a second of `polyhead serve`, mixed texts, 1 to 8 tasks",
+        "a handler that calls 8 pipelines",
+        8.0,
+        True,
+        "serve_mixed",
+        server("a handler on 8 pipelines"),
     ),
     Row(
         "GPU: training tokens a second, bf16",
