@@ -207,8 +207,8 @@ class TaskKind(ABC):
 
     # ---- answers ----
 
-    def kept(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What evaluation keeps of a batch: logits, or counts where those would be too large."""
+    def gathered(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What evaluation gathers of a batch: logits, or counts where those would be too large."""
         return logits
 
     def scored_as(self, recipe: TaskRecipe) -> "TaskKind":
@@ -220,7 +220,7 @@ class TaskKind(ABC):
 
         Args:
             rows: the split.
-            values: what evaluation kept, one entry for each of `rows.tokenized`.
+            values: what evaluation gathered, one entry for each of `rows.tokenized`.
         """
         row_of, labels = rows.tokenized["row"][:], rows.labels
         labelled = [i for i in rows.first_windows() if not is_missing(labels[row_of[i]])]

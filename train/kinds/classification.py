@@ -85,11 +85,11 @@ class SingleLabel(Classes):
     def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
         """Confusions and calibration."""
         ids = {label: i for i, label in enumerate(self.labels)}
-        wanted = [ids.get(label, -1) for label in answers.references]
+        true_ids = [ids.get(label, -1) for label in answers.references]
         probabilities = answers.values.softmax(-1).numpy()
         return {
             "confusion": confusion(self.labels, answers.predictions, answers.references),
-            "reliability": reliability(probabilities, wanted),
+            "reliability": reliability(probabilities, true_ids),
         }
 
     def feature(self) -> Any:
@@ -138,10 +138,10 @@ class MultiLabel(Classes):
         """How often each label is rightly and wrongly set, and calibration."""
         counts = multi_label_confusion(self.labels, answers.predictions, answers.references)
         binary = MultiLabelBinarizer(classes=counts["labels"])
-        wanted: Any = binary.fit_transform(answers.references)
-        unknown = wanted.shape[1] - len(self.labels)  # the model gives them no probability
+        true: Any = binary.fit_transform(answers.references)
+        unknown = true.shape[1] - len(self.labels)  # the model gives them no probability
         probabilities = np.pad(answers.values.sigmoid().numpy(), ((0, 0), (0, unknown)))
-        return {"labels": counts, "reliability": reliability(probabilities, wanted)}
+        return {"labels": counts, "reliability": reliability(probabilities, true)}
 
     def feature(self) -> Any:
         """A list of labels with scores."""

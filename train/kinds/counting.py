@@ -17,23 +17,25 @@ CONFUSED = 20  # pairs of labels
 POINTS = 1000  # of a scatter plot
 
 
-def confusion(labels: Sequence[str], given: Sequence[str], wanted: Sequence[str]) -> dict[str, Any]:
+def confusion(
+    labels: Sequence[str], predictions: Sequence[str], references: Sequence[str]
+) -> dict[str, Any]:
     """Which label is taken for which.
 
     Args:
         labels: those that the model knows.
-        given: the model's answers.
-        wanted: true labels; one that is not among `labels` gets a row of its own.
+        predictions: the model's answers.
+        references: true labels; one that is not among `labels` gets a row of its own.
 
     Returns:
         `matrix`, L + U rows of L counts: true labels (`labels`) by predicted ones (`known`);
         `per_label` with precision, recall, f1, support; `confused`, the pairs with most errors.
     """
     known = list(labels)
-    names = known + sorted(set(wanted) - set(known))
+    names = known + sorted(set(references) - set(known))
     matrix = np.zeros((len(names), len(names)), dtype=int)
-    if len(wanted):  # scikit-learn refuses empty lists
-        matrix = sklearn_metrics.confusion_matrix(wanted, given, labels=names)
+    if len(references):  # scikit-learn refuses empty lists
+        matrix = sklearn_metrics.confusion_matrix(references, predictions, labels=names)
     support = matrix.sum(1)
     errors = matrix - np.diag(matrix.diagonal())
     order = np.argsort(-errors, axis=None, kind="stable")[:CONFUSED]
@@ -42,7 +44,7 @@ def confusion(labels: Sequence[str], given: Sequence[str], wanted: Sequence[str]
         "labels": names,
         "known": known,
         "matrix": matrix[:, : len(known)].tolist(),
-        "per_label": _per_label(names, wanted, given, names),
+        "per_label": _per_label(names, references, predictions, names),
         "confused": [
             {
                 "true": names[i],
@@ -57,27 +59,27 @@ def confusion(labels: Sequence[str], given: Sequence[str], wanted: Sequence[str]
 
 
 def multi_label_confusion(
-    labels: Sequence[str], given: Sequence[list[str]], wanted: Sequence[list[str]]
+    labels: Sequence[str], predictions: Sequence[list[str]], references: Sequence[list[str]]
 ) -> dict[str, Any]:
     """How often each label is rightly and wrongly set and left out.
 
     Args:
         labels: those that the model knows.
-        given: the labels that the model set, for each row.
-        wanted: the true ones; one that is not among `labels` is counted as missed.
+        predictions: the labels that the model set, for each row.
+        references: the true ones; one that is not among `labels` is counted as missed.
 
     Returns:
         `labels`, `known`, and `per_label` with precision, recall, f1, support and the counts
         true_positive, false_positive, false_negative, true_negative.
     """
     known = list(labels)
-    names = known + sorted({label for row in wanted for label in row} - set(known))
+    names = known + sorted({label for row in references for label in row} - set(known))
     binary = MultiLabelBinarizer(classes=names)
-    true, found = binary.fit_transform(wanted), binary.fit_transform(given)
-    per_label = _per_label(names, true, found, list(range(len(names))))
+    true, predicted = binary.fit_transform(references), binary.fit_transform(predictions)
+    per_label = _per_label(names, true, predicted, list(range(len(names))))
     counts = np.zeros((len(names), 2, 2), dtype=int)
-    if len(wanted):
-        counts = sklearn_metrics.multilabel_confusion_matrix(true, found)
+    if len(references):
+        counts = sklearn_metrics.multilabel_confusion_matrix(true, predicted)
     kinds = ("true_negative", "false_positive", "false_negative", "true_positive")
     for name, table in zip(names, counts, strict=True):
         per_label[name] |= dict(zip(kinds, table.flatten().tolist(), strict=True))
@@ -85,14 +87,14 @@ def multi_label_confusion(
 
 
 def _per_label(
-    names: list[str], wanted: Any, given: Any, labels: list
+    names: list[str], references: Any, predictions: Any, labels: list
 ) -> dict[str, dict[str, float]]:
     """Precision, recall, f1 and support by name, of what stands for it in `labels`."""
     values: Any = np.zeros((4, len(names)))
-    if len(wanted):
+    if len(references):
         values = sklearn_metrics.precision_recall_fscore_support(
-            wanted,
-            given,
+            references,
+            predictions,
             labels=labels,
             zero_division=0.0,  # pyright: ignore[reportArgumentType]
         )
@@ -103,7 +105,7 @@ def _per_label(
     }
 
 
-def reliability(probabilities: np.ndarray, wanted: Any) -> dict[str, Any]:
+def reliability(probabilities: np.ndarray, references: Any) -> dict[str, Any]:
     """Expected calibration error over 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599).
 
     The mean, over all answers, of the distance between the confidence of their bin and the share
@@ -111,7 +113,7 @@ def reliability(probabilities: np.ndarray, wanted: Any) -> dict[str, Any]:
 
     Args:
         probabilities: (N, L).
-        wanted: (N,) ids, -1 for a label that the model does not know: the answer is wrong,
+        references: (N,) ids, -1 for a label that the model does not know: the answer is wrong,
             confidence is the top probability. Or (N, L) of 0 and 1 for several labels a row: each
             label of each row counts, whatever the threshold; confidence is its probability, and
             accuracy the share of them that is true.
@@ -120,15 +122,18 @@ def reliability(probabilities: np.ndarray, wanted: Any) -> dict[str, Any]:
         `ece` (None without rows), `unit` (answers or labels), `count`, `not_finite` (rows left out,
         whose probabilities are no numbers), and `bins` with low, high, count, confidence, accuracy.
     """
-    probabilities, wanted = np.asarray(probabilities, dtype=float), np.asarray(wanted, dtype=int)
-    several = wanted.ndim == 2
+    probabilities, references = (
+        np.asarray(probabilities, dtype=float),
+        np.asarray(references, dtype=int),
+    )
+    several = references.ndim == 2
     finite = np.isfinite(probabilities).all(1)
-    probabilities, wanted = probabilities[finite], wanted[finite]
+    probabilities, references = probabilities[finite], references[finite]
     if several:
-        confidence, right = probabilities.flatten(), wanted.flatten()
+        confidence, right = probabilities.flatten(), references.flatten()
     else:
         confidence = probabilities.max(1, initial=0.0)
-        right = (probabilities.argmax(1) == wanted) if len(wanted) else wanted
+        right = (probabilities.argmax(1) == references) if len(references) else references
     edges = np.linspace(0, 1, BINS + 1)
     places = np.digitize(confidence, edges[1:-1], right=True)  # bins (low, high], as in the paper
     bins, error = [], 0.0
@@ -151,13 +156,13 @@ def reliability(probabilities: np.ndarray, wanted: Any) -> dict[str, Any]:
 
 
 def compare_numbers(
-    given: Sequence[float], wanted: Sequence[float], *, same_scale: bool = True
+    predictions: Sequence[float], references: Sequence[float], *, same_scale: bool = True
 ) -> dict[str, Any]:
     """Predicted numbers against true ones.
 
     Args:
-        given: predictions, or cosines of pairs.
-        wanted: true numbers, scaled as the model learns them.
+        predictions: predictions, or cosines of pairs.
+        references: true numbers, scaled as the model learns them.
         same_scale: a prediction is meant to equal the true number; False where only their order is
             learned, as CoSENT does.
 
@@ -166,20 +171,20 @@ def compare_numbers(
         out, whose predictions are no numbers; and on the same scale `residuals` of predicted -
         true: mean, mean_absolute, root_mean_square, and percentiles.
     """
-    pairs = np.array([wanted, given], dtype=float).T
+    pairs = np.array([references, predictions], dtype=float).T
     finite = np.isfinite(pairs).all(1)
     pairs = pairs[finite]
-    kept = np.unique(np.linspace(0, len(pairs) - 1, min(POINTS, len(pairs))).astype(int))
-    found: dict[str, Any] = {
-        "points": pairs[kept].tolist(),
+    shown = np.unique(np.linspace(0, len(pairs) - 1, min(POINTS, len(pairs))).astype(int))
+    numbers: dict[str, Any] = {
+        "points": pairs[shown].tolist(),
         "not_finite": int((~finite).sum()),
     }
     if same_scale and len(pairs):
         error = pairs[:, 1] - pairs[:, 0]
-        found["residuals"] = {
+        numbers["residuals"] = {
             "mean": float(error.mean()),
             "mean_absolute": float(np.abs(error).mean()),
             "root_mean_square": float(np.sqrt((error**2).mean())),
             "percentiles": {str(q): float(np.percentile(error, q)) for q in (5, 25, 50, 75, 95)},
         }
-    return found
+    return numbers

@@ -27,7 +27,7 @@ class MaskedLM(TaskKind):
     def encode(self, value: Any, data: DataConfig) -> None:
         """Nothing: the data has no labels."""
 
-    def kept(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def gathered(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(N, T, V) logits to (N, 2): masked tokens found, masked tokens."""
         masked = labels != IGNORE
         hits = (logits.argmax(-1) == labels) & masked

@@ -85,7 +85,7 @@ class MultipleChoice(TaskKind):
         """The number of the choice."""
         return None if label == IGNORE else label
 
-    def kept(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def gathered(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(N, 1) scores to those of the rows, (G, C)."""
         return logits.view(len(labels), -1)
 
@@ -95,8 +95,8 @@ class MultipleChoice(TaskKind):
 
     def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
         """Calibration."""
-        wanted = list(map(int, answers.references))
-        return {"reliability": reliability(answers.values.softmax(-1).numpy(), wanted)}
+        true_ids = list(map(int, answers.references))
+        return {"reliability": reliability(answers.values.softmax(-1).numpy(), true_ids)}
 
     def plain_logits(self, model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
         """(N, 1): the N sequences as the choices of one row, (1, N, T)."""

@@ -176,9 +176,9 @@ class Tokens(TaskKind):
         if "per_type" in scores:
             sections["entities"] = scores["per_type"]
         ids = {label: i for i, label in enumerate(self.labels)}
-        wanted = [ids.get(label, -1) for label in answers.unit_tags]
+        true_ids = [ids.get(label, -1) for label in answers.unit_tags]
         values = torch.cat([torch.zeros(0, len(self.labels)), *answers.values])
-        return sections | {"reliability": reliability(values.softmax(-1).numpy(), wanted)}
+        return sections | {"reliability": reliability(values.softmax(-1).numpy(), true_ids)}
 
     def feature(self) -> Any:
         """A list of entities; a label's own words where there is no scheme."""

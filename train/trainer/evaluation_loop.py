@@ -113,8 +113,8 @@ class EvaluationLoop:
             self.meter.add(name, loss * units[name], units[name])
         values: dict[str, Tensor] = {}
         for name, logits in (outputs.logits or {}).items():
-            kept = kind_of(model.config.tasks[name]).kept(logits, inputs["labels"][name])
-            values[name] = self._spread(name, kept.float(), inputs, count)
+            gathered = kind_of(model.config.tasks[name]).gathered(logits, inputs["labels"][name])
+            values[name] = self._spread(name, gathered.float(), inputs, count)
         for name, vectors in (outputs.embeddings or {}).items():
             values[name] = vectors.float().view(count, -1, vectors.shape[-1])
         for name in self._tasks:  # no rows: all are windows after the first

@@ -141,7 +141,7 @@ class TestAnswers:
     def test_hits_of_masks_are_counted(self):
         labels = torch.tensor([[IGNORE, 1, 0], [IGNORE, IGNORE, IGNORE]])
         logits = torch.nn.functional.one_hot(torch.tensor([[0, 1, 1], [0, 0, 0]]), 2).float()
-        counts = KIND["words"].kept(logits, labels)
+        counts = KIND["words"].gathered(logits, labels)
         assert counts.tolist() == [[1, 2], [0, 0]]
         assert KIND["words"].score(counts.numpy(), SplitRows({}, PLAIN, None)) == {
             "token_accuracy": 0.5
