@@ -168,7 +168,8 @@ def _readers(option: str) -> str:
         if option in head.options:
             other, values = head.only_with().get(option, ("", ()))
             readers.append(f"{other}: {' or '.join(values)}" if other else name)
-    return " and ".join(readers) or NONE_OF_OURS
+    *first, last = readers or [NONE_OF_OURS]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 # What HF's `from_pretrained` would take for a config's, and weights of a Polyhead contradict.

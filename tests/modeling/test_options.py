@@ -15,6 +15,7 @@ LEAST = {  # the fewest options of a task of each kind
     "sequence_classification": {"labels": ["x", "y"]},
     "token_classification": {"labels": ["x", "y"]},
     "masked_lm": {},
+    "multiple_choice": {},
 }
 OTHER = {  # a value of each option that is not its default
     "labels": ["x", "y"],
@@ -81,7 +82,7 @@ def test_a_loss_says_which_options_it_reads(loss):
     ("options", "says"),
     [
         ({"head": "masked_lm", "pooling": "cls"},
-         "pooling: only for embedding and sequence_classification; take it out"),
+         "pooling: only for embedding, sequence_classification and multiple_choice; take it out"),
         ({"head": "sequence_classification", "labels": ["x", "y"], "threshold": 0.9},
          "threshold: only for problem_type: multi_label_classification; take it out"),
         ({"head": "masked_lm", "temperature": 0.1},

@@ -600,7 +600,7 @@ def make_trainer(
             gradient_accumulation_steps=accumulation,
             **{**usual, **more},
         ),
-        tokenizer=tokenizer,
+        processing_class=tokenizer,
         sources={source.name: list(source.tasks) for source in sources},
         train_dataset=MultiTaskDataset({s.name: tokenize(s, "train", tokenizer) for s in sources}),
         multitask=MultiTaskArguments(freeze=freeze, optimizer=rates),
