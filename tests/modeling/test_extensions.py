@@ -157,7 +157,7 @@ def test_what_a_user_adds_stands_in_messages():
     register_pooling("ends", first_and_last)
     register_loss("manhattan", EmbeddingLoss(function=manhattan, options=frozenset(("margin",))))
     for options, message in (
-        ({"head": "crf"}, "allowed: embedding, .*, masked_lm, scaled"),
+        ({"head": "crf"}, "allowed: embedding, .*, masked_lm, .*scaled"),
         ({"head": "embedding", "pooling": "x"}, "allowed: mean, .*, ends"),
         ({"head": "embedding", "loss": "x"}, "allowed: contrastive, .*, manhattan"),
         ({"head": "scaled", "scheme": "iob2"}, "scheme belongs to token_class.*, not to scaled"),
