@@ -240,6 +240,18 @@ class TestRuns:
         assert_close(weights(resumed / "model"), weights(two_ranks / "model"), rtol=0, atol=1e-6)
         assert history(resumed)[-5:] == history(two_ranks)[-5:]
 
+    def test_two_ranks_retain_what_one_does(self, start, alone):
+        options = ["retain.weight=2.0", "retain.fade=true", "tasks.intent.adapter=slots"]
+        two, one = start([*TORCHRUN, "-m", "polyhead.train"], *options), alone(*options)
+        assert_close(weights(two / "model"), weights(one / "model"), rtol=0, atol=1e-5)
+        losses = [
+            [line["loss_retain"] for line in history(folder) if "loss_retain" in line]
+            for folder in (two, one)
+        ]
+        assert len(losses[0]) > 4
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        assert losses[0][-1] > 1e-4
+
     def test_texts_of_all_ranks_are_compared(self, start, alone):
         many = "{intent: 1, near: 6, same: 1, words: 1}"  # of near on both ranks
         options = ["sampling.strategy=weights", f"sampling.weights={many}"]

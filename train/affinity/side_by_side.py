@@ -56,6 +56,7 @@ def _alone(recipe: Recipe, name: str) -> Recipe:
         tasks={name: task},
         sampling=Sampling(packing=recipe.sampling.packing, order=recipe.sampling.order),
         balancing=Balancing(),
+        retain=None,
         freeze=replace(recipe.freeze, heads=[head for head in recipe.freeze.heads if head == name]),
         training=training,
     )

@@ -15,6 +15,8 @@ from ...modeling.heads import HEADS
 from ...modeling.packing import cumulative
 from ..kinds import BatchLayout, kind_of
 
+FOR_TRAINER = ("rows", "windows", "sources", "counts")  # keys that the model does not read
+
 
 @dataclass
 class MultiTaskCollator:
@@ -29,6 +31,7 @@ class MultiTaskCollator:
         labels: by task, of its own texts only: (n,) ids or numbers, (n, L) multi-label, (n, T) or
             packed (1, tokens) token tasks and masked LM, (groups,) heads over groups
         rows: (examples,), the number of each example in its dataset
+        windows: (examples,), the number of its window in a long text
         sources: (examples,), its source, as counted in `sources`
         counts: (tasks, 2), examples and tokens that each task of the model has in the batch
 
@@ -69,6 +72,7 @@ class MultiTaskCollator:
                 labels[name] = self._labels(name, own, batch)
         batch["labels"] = labels
         batch["rows"] = torch.tensor([row["row"] for row in rows])
+        batch["windows"] = torch.tensor([row["window"] for row in rows])
         names = list(self.sources)
         batch["sources"] = torch.tensor([names.index(row["source"]) for row in rows])
         batch["counts"] = self._counts(rows, members)
@@ -151,4 +155,4 @@ class MultiTaskCollator:
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch without what the collator tells the trainer alone."""
-    return {key: value for key, value in batch.items() if key not in ("rows", "counts", "sources")}
+    return {key: value for key, value in batch.items() if key not in FOR_TRAINER}

@@ -21,7 +21,15 @@ from ..outputs import MODEL
 from ..recipe.arguments import SET_BY_OPTIMIZER, training_of
 from ..recipe.reader import build_recipe
 from ..recipe.schema import DataConfig, Recipe, RowsInMemory, ScratchEncoder
-from ..recipe.sections import Balancing, Card, Freeze, OptimizerOptions, Sampling, Stopping
+from ..recipe.sections import (
+    Balancing,
+    Card,
+    Freeze,
+    OptimizerOptions,
+    Retain,
+    Sampling,
+    Stopping,
+)
 from ..trainer.trainer import MultiTaskTrainer
 from .setup import Hooks, prepare
 from .training import output_faults, train_run
@@ -132,6 +140,7 @@ def train(  # noqa: PLR0913 - the sections of a recipe
     freeze: Freeze | dict[str, Any] | None = None,
     optimizer: OptimizerOptions | dict[str, Any] | None = None,
     stopping: Stopping | dict[str, Any] | None = None,
+    retain: Retain | dict[str, Any] | None = None,
     nan_loss: str = "stop",
     compute: str = "exact",
     card: Card | dict[str, Any] | None = None,
@@ -156,6 +165,7 @@ def train(  # noqa: PLR0913 - the sections of a recipe
         freeze: what does not train.
         optimizer: learning rates of parts of the model.
         stopping: when training, or a task, ends early.
+        retain: what the encoder keeps of itself.
         nan_loss: stop, or skip.
         compute: exact, auto or bf16.
         card: for the model card.
@@ -182,6 +192,7 @@ def train(  # noqa: PLR0913 - the sections of a recipe
         "freeze": freeze,
         "optimizer": optimizer,
         "stopping": stopping,
+        "retain": retain,
         "nan_loss": nan_loss,
         "compute": compute,
         "card": card,

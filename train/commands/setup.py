@@ -97,6 +97,7 @@ class PreparedRun:
             optimizer=recipe.optimizer,
             stopping=recipe.stopping,
             nan_loss=recipe.nan_loss,
+            retain=recipe.retain,
             cached={name for name, task in recipe.tasks.items() if task.cached},
         )
 

@@ -25,6 +25,7 @@ from ..errors import UserError
 from .arguments import training_faults, whole_numbers
 from .checks import output_dir_faults, stopping_faults, task_faults
 from .code import with_names
+from .retain import retain_faults
 from .schema import Recipe, RowsInMemory, TaskRecipe
 from .yaml_text import BYTES, read_yaml
 
@@ -120,6 +121,7 @@ def build_recipe(
     faults += sampling_faults(recipe)
     faults += balancing_faults(recipe, len(sources_of(recipe)))
     faults += stopping_faults(recipe)
+    faults += retain_faults(recipe, sources_of(recipe))
     faults += training_faults(recipe.training)
     faults += output_dir_faults(recipe.output_dir)
     if faults:

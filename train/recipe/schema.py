@@ -30,6 +30,7 @@ from .sections import (
     Freeze,
     Number,
     OptimizerOptions,
+    Retain,
     Sampling,
     Stopping,
     Whole,
@@ -248,6 +249,7 @@ class Recipe:
         freeze: what does not train.
         optimizer: learning rates of parts of the model.
         stopping: when training, or a task, ends early; default never.
+        retain: what the encoder keeps of itself; default nothing.
         nan_loss: stop ends the run when a loss is not finite, naming task and rows; skip leaves
             that task out of the batch and counts it.
         compute: how the encoder's linear layers compute: exact, as torch does; auto, by what is
@@ -269,6 +271,7 @@ class Recipe:
     freeze: Freeze = Field(default_factory=Freeze)
     optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
     stopping: Stopping | None = None
+    retain: Retain | None = None
     nan_loss: Literal["stop", "skip"] = "stop"
     compute: Mode = "exact"
     card: Card = Field(default_factory=Card)

@@ -169,6 +169,26 @@ class Stopping:
 
 
 @dataclass(config=STRICT, kw_only=True)
+class Retain:
+    """Texts keep the vectors that the encoder gave them before training (LwF, arXiv:1606.09282).
+
+    A text's vector is pooled as by the embedding tasks, else as the model pools. The loss is the
+    mean over the texts of a step of 1 - cosine(vector now, vector then).
+
+    Args:
+        weight: of that loss, beside the tasks' own.
+        rows: sentences takes the rows that no token task reads, whose tags the pull on the mean of
+            a text's tokens would hold back; all takes those too. Never rows of masked LM, whose
+            texts are masked, nor rows that go through an adapter.
+        fade: the weight goes down evenly to 0 at the last step.
+    """
+
+    weight: Number = Field(default=1.0, gt=0)
+    rows: Literal["sentences", "all"] = "sentences"
+    fade: bool = False
+
+
+@dataclass(config=STRICT, kw_only=True)
 class Card:
     """What the model card says that no file knows.
 
@@ -196,6 +216,7 @@ class MultiTaskArguments:
         stopping: when training, or a task, ends early.
         nan_loss: what to do with a loss that is not finite.
         cached: embedding tasks whose texts are compared over all micro-batches of a step.
+        retain: what the encoder keeps of itself.
     """
 
     sampling: Sampling = Field(default_factory=Sampling)
@@ -206,3 +227,4 @@ class MultiTaskArguments:
     stopping: Stopping | None = None
     nan_loss: Literal["stop", "skip"] = "stop"
     cached: set[str] = Field(default_factory=set)
+    retain: Retain | None = None

@@ -108,6 +108,7 @@ def identity_of(
         "balancing.method": multitask.balancing.method,
         "freeze": asdict(multitask.freeze),
         "optimizer": asdict(multitask.optimizer),
+        "retain": None if multitask.retain is None else asdict(multitask.retain),
         "training.optim": optim or str(getattr(args.optim, "value", args.optim)),
         "training.seed": args.seed,
         "training.data_seed": args.data_seed,

@@ -31,10 +31,12 @@ from ..balancing.task_gradients import (
 from ..batches.collator import model_inputs
 from ..errors import UserError
 from ..optimization.freezing import Unfreezing
+from ..recipe.retain import NAME as RETAIN
 from ..recipe.schema import in_batch
 from ..recipe.sections import MultiTaskArguments
 from .gradcache import CachedBatch, cache_step, loss_over_ranks
 from .meters import LossMeter, TaskCounters
+from .retain import Retention
 from .sigterm import SigtermCallback
 
 ROWS_SHOWN = 20
@@ -57,6 +59,9 @@ class StepState:
         sketches: sketches of the tasks' gradients, to compare where balancing reads none or others.
         cached: what is cached of each micro-batch, where a loss compares all of them.
         position: the micro-batch that comes next.
+        progress: share of the training that is over.
+        retained: texts whose vectors are retained, over micro-batches and ranks.
+        pull: gradient of that loss, where balancing sets those of the shared weights.
     """
 
     number: int
@@ -71,6 +76,9 @@ class StepState:
     sketches: StepGradients | None = None
     cached: list[CachedBatch] = field(default_factory=list)
     position: int = 0
+    progress: float = 0.0
+    retained: float = 0.0
+    pull: StepGradients | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -89,6 +97,7 @@ class OptimizerStep:
         sources: source name to its tasks, as the collator counts them.
         prepare: moves a batch to the device.
         autocast: Trainer's context around a forward pass.
+        retention: what the encoder keeps of itself; a loss beside the tasks', not balanced.
     """
 
     model: PolyheadModel
@@ -102,27 +111,33 @@ class OptimizerStep:
     sources: dict[str, list[str]]
     prepare: Callable[[dict[str, Any]], dict[str, Any]]
     autocast: Callable[[], AbstractContextManager]
+    retention: Retention | None = None
 
     def __post_init__(self) -> None:
         self.meter = LossMeter(self.model.task_names)
+        self.retention_meter = LossMeter([RETAIN])
         self._state = StepState(0, 0.0, {}, [], [])
 
     # ---- before the first micro-batch ----
 
-    def begin(self, batches: list[dict[str, Any]], number: int, epoch: float) -> dict[str, Tensor]:
+    def begin(
+        self, batches: list[dict[str, Any]], number: int, epoch: float, progress: float = 0.0
+    ) -> dict[str, Tensor]:
         """Count what the step has, and get what balancing and comparing gradients need in it.
 
         Args:
             batches: this rank's micro-batches, as the collator made them.
             number: optimizer steps done before.
             epoch: epoch of the training, fractions included.
+            progress: share of the training that is over.
 
         Returns:
             Labelled units by task, over micro-batches and ranks: scalars, on the CPU.
         """
-        num_items, idle = self._count(batches)
+        num_items, idle, retained = self._count(batches)
         present = [name for name, count in num_items.items() if count]
         step = self._state = StepState(number, epoch, num_items, present, idle)
+        step.progress, step.retained = progress, retained
         if not batches:
             return num_items
         self._cache(batches)
@@ -135,8 +150,8 @@ class OptimizerStep:
         self._begin_gradients()
         return num_items
 
-    def _count(self, batches: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[str]]:
-        """Labelled units by task, and the tasks without rows, over micro-batches and ranks.
+    def _count(self, batches: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[str], float]:
+        """Labelled units by task, the tasks without rows, and retained texts, over all ranks.
 
         The same exchange tells all ranks of a SIGTERM, so that they leave after the same step.
         """
@@ -146,17 +161,21 @@ class OptimizerStep:
             total[:, 1:] += batch["counts"]
             for name, count in self.model.count_items(batch["labels"]).items():
                 total[names.index(name), 0] += count
-        flat = torch.cat([total.flatten(), total.new_tensor([self.sigterm.requested])]).float()
+        retained = 0
+        if self.retention is not None:
+            retained = sum(map(self.retention.numbers.count_in, batches))
+        others = total.new_tensor([retained, self.sigterm.requested])
+        flat = torch.cat([total.flatten(), others]).float()
         if self.accelerator.num_processes > 1:  # else the host would wait for its own numbers
             flat = flat.to(self.accelerator.device)
         summed: Any = self.accelerator.reduce(flat, "sum")
         flat = summed.cpu()
         self.sigterm.agree(bool(flat[-1]))
-        counts = flat[:-1].view(len(names), 3)
+        counts = flat[:-2].view(len(names), 3)
         self.counters.add(counts[:, 1:])
         rows = dict(zip(names, counts[:, 1].tolist(), strict=True))
         idle = [name for name, number in rows.items() if not number]
-        return dict(zip(names, counts[:, 0], strict=True)), idle
+        return dict(zip(names, counts[:, 0], strict=True)), idle, float(flat[-2])
 
     def _cache(self, batches: list[dict[str, Any]]) -> None:
         """The gradients of tasks that are compared over all micro-batches of the step."""
@@ -182,6 +201,7 @@ class OptimizerStep:
             step.gradients = StepGradients(step.present, last_layer_of(self.model, shared))
         elif balancer.reads_gradients and shared:
             step.gradients = StepGradients(step.present, shared)
+            step.pull = StepGradients([RETAIN], shared) if step.retained else None
         if is_compared and not balancer.reads_gradients:
             step.sketches = StepGradients(step.present, shared, SKETCH)
 
@@ -227,7 +247,28 @@ class OptimizerStep:
         counts = self.model.count_items(batch["labels"])
         for name, loss in losses.items():
             self.meter.add(name, loss.detach() * step.num_items[name], counts[name])
-        return self._weigh(losses) * self.accelerator.num_processes
+        loss = self._weigh(losses)
+        if step.retained:
+            loss = loss + self._retain(outputs, batch)
+        return loss * self.accelerator.num_processes
+
+    def _retain(self, outputs: PolyheadOutput, batch: dict[str, Any]) -> Tensor:
+        """The weighted loss of the retained texts, over those of the whole step."""
+        step, retention = self._state, self.retention
+        assert retention is not None
+        count = retention.numbers.count_in(batch)
+        total = retention.loss(outputs, batch)
+        if not total.isfinite():
+            if self.multitask.nan_loss == "stop":
+                where = f"step {step.number + 1} (epoch {step.epoch:.2f})"
+                fault = f"the loss of retain is {total.item()} in {where}"
+                raise UserError("training", [f"{fault}; lower training.learning_rate"])
+            total = torch.zeros_like(total)
+        self.retention_meter.add(RETAIN, total.detach(), torch.tensor(count).to(total.device))
+        loss = retention.weight(step.progress) * total / step.retained
+        if step.pull is not None:
+            step.pull.add({RETAIN: loss})
+        return loss
 
     def _task_losses(self, outputs: PolyheadOutput, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model's losses; those that compare texts over all ranks, or over the whole step.
@@ -304,7 +345,7 @@ class OptimizerStep:
     def end_backward(self) -> None:
         """After the last backward pass: balance and compare the tasks' gradients."""
         step, balancer, comparison = self._state, self.balancer, self.comparison
-        for gradients in (step.gradients, step.sketches):
+        for gradients in (step.gradients, step.sketches, step.pull):
             if gradients is not None:
                 gradients.reduce(self.accelerator)
         compared = step.sketches
@@ -312,7 +353,7 @@ class OptimizerStep:
             compared = step.gradients
             if compared is not None and step.present:
                 combined = balancer.combine(compared.total, step.present, step.number)
-                compared.write(combined)
+                compared.write(combined if step.pull is None else combined + step.pull.total[0])
         if compared is not None and comparison.missing:
             comparison.take(compared)
         self.unfreezing.clear_frozen()
@@ -340,5 +381,7 @@ class OptimizerStep:
     def log(self) -> dict[str, float]:
         """What there is to know of each task since the last log; see `MultiTaskTrainer.log`."""
         losses = self.meter.means(self.accelerator)
+        if self.retention is not None:
+            losses |= self.retention_meter.means(self.accelerator)
         logs = {f"loss_{name}": value for name, value in losses.items()}
         return logs | self.counters.log() | self.balancer.log() | self.comparison.log()

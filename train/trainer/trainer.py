@@ -31,7 +31,7 @@ from transformers.utils.generic import strtobool
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..balancing.methods import COMPILED, make_balancer, reads_tasks_apart
 from ..balancing.task_gradients import GradientComparison, shared_parameters
-from ..batches.collator import MultiTaskCollator, model_inputs
+from ..batches.collator import FOR_TRAINER, MultiTaskCollator, model_inputs
 from ..batches.sampler import make_sampler
 from ..data.dataset import MultiTaskDataset
 from ..evaluation.scoring import EvalSplit, MetricFunction
@@ -51,6 +51,7 @@ from .fsdp import ShardedTasks, check_deepspeed, prepare_sharding
 from .identity import check_resume, identity_of
 from .meters import TaskCounters
 from .optimizer_step import OptimizerStep
+from .retain import Retention
 from .rows import Columns, TaskRows, answers_of, read_task_rows
 from .saving import FolderCheckpoints
 from .sigterm import SigtermCallback, outlive_sigterm
@@ -58,7 +59,7 @@ from .sigterm import SigtermCallback, outlive_sigterm
 logger = logging.getLogger(__name__)
 COMPARE_EVERY = 16  # optimizer steps per task between two comparisons of gradients: some 4 % time
 # of a batch: read by the host, which would wait for the device to have done all before
-HOST = ("task_ids", "cu_seq_lens_q", "rows", "sources", "counts")
+HOST = ("task_ids", "cu_seq_lens_q", *FOR_TRAINER)
 
 
 class MultiTaskTrainer(FolderCheckpoints):
@@ -197,6 +198,7 @@ class MultiTaskTrainer(FolderCheckpoints):
             )
         if self.args.torch_compile and (by_task or balancing.gradient_steps):
             raise ValueError(f"balancing: {COMPILED}")
+        retain = self.multitask.retain
         return OptimizerStep(
             model=model,
             accelerator=self.accelerator,
@@ -209,6 +211,7 @@ class MultiTaskTrainer(FolderCheckpoints):
             sources=self.sources,
             prepare=self._prepare_inputs,
             autocast=self.compute_loss_context_manager,
+            retention=None if retain is None else Retention(model, retain, dataset, self.sources),
         )
 
     def _compare_every(self, tasks: int) -> int:
@@ -275,12 +278,28 @@ class MultiTaskTrainer(FolderCheckpoints):
         """
         if isinstance(resume_from_checkpoint, str):
             check_resume(resume_from_checkpoint, self.identity)
+        self._compute_targets()
         return super().train(resume_from_checkpoint, *args, **options)
+
+    def _compute_targets(self) -> None:
+        """What rows are to keep of the model as it is before it trains, or is resumed."""
+        dataset = self.train_dataset
+        if isinstance(dataset, MultiTaskDataset) and self.optimizer_step.retention is not None:
+            self.optimizer_step.retention.compute(
+                dataset,
+                self.data_collator,  # pyright: ignore[reportArgumentType]
+                self._prepare_inputs,
+                self.compute_loss_context_manager,
+                accelerator=self.accelerator,
+                progress=not self.args.disable_tqdm,
+            )
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """Begins an optimizer step, with all its micro-batches; labelled units by task."""
         state = self.state
-        return self.optimizer_step.begin(batch_samples, state.global_step, state.epoch or 0.0)
+        progress = state.global_step / max(state.max_steps, 1)
+        epoch = state.epoch or 0.0
+        return self.optimizer_step.begin(batch_samples, state.global_step, epoch, progress)
 
     def compute_loss(
         self,
@@ -291,7 +310,9 @@ class MultiTaskTrainer(FolderCheckpoints):
     ) -> Any:
         """Weighted sum of the tasks' losses, each over its units in the whole optimizer step."""
         self.optimizer_step.replay()
-        outputs = model(**model_inputs(inputs), num_items=num_items_in_batch)
+        retention = self.optimizer_step.retention
+        options = {} if retention is None else retention.model_options
+        outputs = model(**model_inputs(inputs), num_items=num_items_in_batch, **options)
         loss = self.optimizer_step.loss(outputs, inputs)
         return (loss, outputs) if return_outputs else loss
 

@@ -255,6 +255,15 @@ BROKEN = {
         "tasks.similar.cached": True, "tasks.similar.loss": "cosine_mse"}),
     "cached-and-losses-of-micro-batches": fault("tasks.similar.cached", "famo reads", keys={
         "tasks.similar.cached": True, "balancing": {"method": "famo"}}),
+    "retain-of-nothing": fault("retain.rows: sentences", "write rows: all, or take retain out",
+                               keys={"retain": {}, "tasks.similar": ...}),
+    "retain-beside-what-it-needs": Broken(
+        [["retain: without effect", "freeze.encoder"], ["retain: loss_retain", "rename the task"],
+         ["retain: the texts of intent+slots", "one adapter"], ["training.fsdp", "retain"]],
+        keys={"retain": {"weight": 2}, "freeze.encoder": True, "training.fsdp": "full_shard",
+              f"{SLOTS}.adapter": {"r": 2},
+              "tasks.retain": CLASSIFIES | {"data": pairs_of("same")}}),
+    "retain-without-weight": fault("retain.weight", "greater than 0", keys={"retain.weight": 0}),
     "pair-task-with-tokens": fault("tasks.similar.data.tokens", keys={
                                    "tasks.similar.data.tokens": "tokens"}),
     "masked-lm-with-label": fault("tasks.words.data.label", "take it out", keys={

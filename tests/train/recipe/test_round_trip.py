@@ -9,7 +9,7 @@ from polyhead.train import Recipe
 from polyhead.train.errors import UserError
 from polyhead.train.recipe import load_recipe
 from polyhead.train.recipe.schema import DataConfig, RowsInMemory, TaskRecipe
-from polyhead.train.recipe.sections import Freeze, Unfreeze
+from polyhead.train.recipe.sections import Freeze, Retain, Unfreeze
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -77,6 +77,13 @@ def test_sections_and_numbers_stay_as_they_are():
     assert Recipe.from_yaml(text) == recipe
     assert "from: bottom" in text
     assert "sampling" not in text
+
+
+@pytest.mark.parametrize("retain", [None, Retain(), Retain(weight=3.0, rows="all", fade=True)])
+def test_what_the_encoder_retains_stays_as_it_is(retain):
+    recipe = recipe_of()
+    recipe.retain = retain
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
 
 
 def test_what_is_no_key_is_not_written(tmp_path):
