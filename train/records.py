@@ -195,6 +195,23 @@ class PairOfTasks(TypedDict):
 
 
 @with_config(STRICT)
+class AverageTrial(TypedDict):
+    """Scores on validation with a share of the start's weights."""
+
+    share: float
+    macro: float
+    tasks: dict[TaskName, float]
+
+
+@with_config(STRICT)
+class Averaged(TypedDict):
+    """How much of the start's weights the encoder has, and what was tried."""
+
+    share: float
+    trials: list[AverageTrial]
+
+
+@with_config(STRICT)
 class Training(TypedDict):
     """An entry of training.json, as `about_run` makes it."""
 
@@ -212,6 +229,7 @@ class Training(TypedDict):
     machine: str
     versions: dict[str, str]
     gradient_cosines: list[PairOfTasks]
+    average: NotRequired[Averaged]
 
 
 @with_config(STRICT)

@@ -242,6 +242,7 @@ class TestRuns:
 
     def test_two_ranks_retain_what_one_does(self, start, alone):
         options = ["retain.weight=2.0", "retain.fade=true", "tasks.intent.adapter=slots"]
+        options += ["average.start=auto"]
         two, one = start([*TORCHRUN, "-m", "polyhead.train"], *options), alone(*options)
         assert_close(weights(two / "model"), weights(one / "model"), rtol=0, atol=1e-5)
         losses = [

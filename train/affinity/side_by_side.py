@@ -57,6 +57,7 @@ def _alone(recipe: Recipe, name: str) -> Recipe:
         sampling=Sampling(packing=recipe.sampling.packing, order=recipe.sampling.order),
         balancing=Balancing(),
         retain=None,
+        average=None,
         freeze=replace(recipe.freeze, heads=[head for head in recipe.freeze.heads if head == name]),
         training=training,
     )

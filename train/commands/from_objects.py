@@ -22,6 +22,7 @@ from ..recipe.arguments import SET_BY_OPTIMIZER, training_of
 from ..recipe.reader import build_recipe
 from ..recipe.schema import DataConfig, Recipe, RowsInMemory, ScratchEncoder
 from ..recipe.sections import (
+    Average,
     Balancing,
     Card,
     Freeze,
@@ -141,6 +142,7 @@ def train(  # noqa: PLR0913 - the sections of a recipe
     optimizer: OptimizerOptions | dict[str, Any] | None = None,
     stopping: Stopping | dict[str, Any] | None = None,
     retain: Retain | dict[str, Any] | None = None,
+    average: Average | dict[str, Any] | None = None,
     nan_loss: str = "stop",
     compute: str = "exact",
     card: Card | dict[str, Any] | None = None,
@@ -166,6 +168,7 @@ def train(  # noqa: PLR0913 - the sections of a recipe
         optimizer: learning rates of parts of the model.
         stopping: when training, or a task, ends early.
         retain: what the encoder keeps of itself.
+        average: how much of what it was the encoder gets back after training.
         nan_loss: stop, or skip.
         compute: exact, auto or bf16.
         card: for the model card.
@@ -193,6 +196,7 @@ def train(  # noqa: PLR0913 - the sections of a recipe
         "optimizer": optimizer,
         "stopping": stopping,
         "retain": retain,
+        "average": average,
         "nan_loss": nan_loss,
         "compute": compute,
         "card": card,

@@ -98,6 +98,7 @@ class PreparedRun:
             stopping=recipe.stopping,
             nan_loss=recipe.nan_loss,
             retain=recipe.retain,
+            average=recipe.average,
             cached={name for name, task in recipe.tasks.items() if task.cached},
         )
 
@@ -211,6 +212,9 @@ def _argument_faults(run: PreparedRun) -> list[str]:
     faults += freeze_faults(run.model, recipe.freeze, recipe.optimizer, args)
     if recipe.stopping is not None and args.eval_strategy == "no":
         faults.append("stopping: there are no evaluations to stop by")
+    if recipe.average is not None and recipe.average.start == "auto" and not run.evaluates:
+        fault = "there are no validation rows to choose the share by"
+        faults.append(f"average.start: {fault}; write a number, as 0.2")
     return faults
 
 

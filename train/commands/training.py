@@ -123,7 +123,7 @@ def about(trainer: MultiTaskTrainer, run: PreparedRun, scores: dict[str, Any]) -
     """What `training.json` says of a finished training."""
     took = [line["train_runtime"] for line in trainer.state.log_history if "train_runtime" in line]
     device = trainer.args.device
-    return about_run(
+    record = about_run(
         run.recipe,
         run.sources,
         trainer.state,
@@ -133,6 +133,7 @@ def about(trainer: MultiTaskTrainer, run: PreparedRun, scores: dict[str, Any]) -
         processes=trainer.args.world_size,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )
+    return record if trainer.average is None else {**record, "average": trainer.average.record()}
 
 
 def fit(

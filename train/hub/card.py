@@ -301,9 +301,34 @@ def _run(run: dict[str, Any]) -> str:
         f"{run['epochs']:g} epochs, {minutes} in {run['processes']} process(es) of "
         f"{run['threads']} thread(s) on {in_markdown(run['device'])} ({machine}).",
         "The energy was not measured.\n",
+        *_averaged(run.get("average")),
         f"{fenced(recipe, 'yaml')}\n",
     ]
     return "\n".join(lines)
+
+
+def _averaged(average: dict[str, Any] | None) -> list[str]:
+    """How much of the start's weights the encoder has, and what other shares gave."""
+    if average is None:
+        return []
+    lines = [
+        f"After it the encoder was averaged with its start: {average['share']:.0%} of the start's "
+        "weights; heads and adapters are as trained.\n"
+    ]
+    if average["trials"]:
+        names = sorted(average["trials"][0]["tasks"])
+        lines += [
+            f"| start | macro | {' | '.join(map(code, names))} |",
+            f"|---|---|{'---|' * len(names)}",
+        ]
+        lines += [
+            f"| {trial['share']:.0%} | {trial['macro']:.4f} | "
+            + " | ".join(f"{trial['tasks'].get(name, float('nan')):.4f}" for name in names)
+            + " |"
+            for trial in average["trials"]
+        ]
+        lines.append("")
+    return lines
 
 
 def _relations(runs: list[dict[str, Any]]) -> str:

@@ -150,6 +150,22 @@ def output_dir_faults(name: str) -> list[str]:
     return []
 
 
+def average_faults(recipe: Recipe) -> list[str]:
+    """Keys that leave `average` without effect, or whole weights out of its reach."""
+    if recipe.average is None:
+        return []
+    faults = [
+        f"training.{key}: does not go with average; take one of them out"
+        for key in ("fsdp", "deepspeed")
+        if recipe.training.get(key)
+    ]
+    if recipe.freeze.encoder:
+        faults.append(
+            "average: without effect on an encoder that freeze.encoder keeps; take it out"
+        )
+    return faults
+
+
 def stopping_faults(recipe: Recipe) -> list[str]:
     """What `stopping` and `training` say against each other."""
     if recipe.stopping is None:

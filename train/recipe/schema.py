@@ -25,6 +25,7 @@ from ...modeling.pooling import POOL
 from ..lazy import lazy
 from .sections import (
     STRICT,
+    Average,
     Balancing,
     Card,
     Freeze,
@@ -250,6 +251,7 @@ class Recipe:
         optimizer: learning rates of parts of the model.
         stopping: when training, or a task, ends early; default never.
         retain: what the encoder keeps of itself; default nothing.
+        average: how much of what it was the encoder gets back after training; default nothing.
         nan_loss: stop ends the run when a loss is not finite, naming task and rows; skip leaves
             that task out of the batch and counts it.
         compute: how the encoder's linear layers compute: exact, as torch does; auto, by what is
@@ -272,6 +274,7 @@ class Recipe:
     optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
     stopping: Stopping | None = None
     retain: Retain | None = None
+    average: Average | None = None
     nan_loss: Literal["stop", "skip"] = "stop"
     compute: Mode = "exact"
     card: Card = Field(default_factory=Card)

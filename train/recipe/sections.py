@@ -189,6 +189,20 @@ class Retain:
 
 
 @dataclass(config=STRICT, kw_only=True)
+class Average:
+    """After training, the encoder is averaged with what it was (WiSE-FT, arXiv:2109.01903).
+
+    Heads and adapters stay as trained.
+
+    Args:
+        start: share of the start's weights in the finished encoder; auto takes that of 0, 0.1, ...
+            0.5 with the best macro score on validation.
+    """
+
+    start: Literal["auto"] | Annotated[Number, Field(gt=0, le=1)] = "auto"
+
+
+@dataclass(config=STRICT, kw_only=True)
 class Card:
     """What the model card says that no file knows.
 
@@ -217,6 +231,7 @@ class MultiTaskArguments:
         nan_loss: what to do with a loss that is not finite.
         cached: embedding tasks whose texts are compared over all micro-batches of a step.
         retain: what the encoder keeps of itself.
+        average: how much of what it was the encoder gets back after training.
     """
 
     sampling: Sampling = Field(default_factory=Sampling)
@@ -228,3 +243,4 @@ class MultiTaskArguments:
     nan_loss: Literal["stop", "skip"] = "stop"
     cached: set[str] = Field(default_factory=set)
     retain: Retain | None = None
+    average: Average | None = None

@@ -117,6 +117,7 @@ def identity_of(
         "tasks": {n: {k: v for k, v in t.items() if k in MAY_DIFFER} for n, t in tasks.items()},
         "balancing": asdict(multitask.balancing),
         "stopping": None if multitask.stopping is None else asdict(multitask.stopping),
+        "average": None if multitask.average is None else asdict(multitask.average),
         "nan_loss": multitask.nan_loss,
         "training": {name: getattr(args, name) for name in SAID},
         "processes": args.world_size,

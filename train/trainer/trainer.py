@@ -38,6 +38,7 @@ from ..evaluation.scoring import EvalSplit, MetricFunction
 from ..optimization.freezing import Unfreezing, apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
 from ..recipe.sections import MultiTaskArguments
+from .average import StartAverage
 from .callbacks import (
     AfterStep,
     RunIdentity,
@@ -89,6 +90,7 @@ class MultiTaskTrainer(FolderCheckpoints):
         sampler: draws the rows; None without a train dataset, as `optimizer_step`.
         optimizer_step: the losses of a step, their weights, and what is known of each task.
         evaluation: the passes over the rows of each source.
+        average: what is averaged with the start's weights; None where nothing is.
         sigterm: within `with trainer.sigterm:` a SIGTERM saves a checkpoint and ends the training.
 
     Raises:
@@ -151,9 +153,11 @@ class MultiTaskTrainer(FolderCheckpoints):
             loop=self.evaluation_loop,
         )
         self.sampler = None
+        self.average: StartAverage | None = None
         self.sigterm = SigtermCallback()
         if isinstance(train_dataset, MultiTaskDataset):
             self._set_up_training(train_dataset, collator)
+            self._set_up_average()
             self._set_up_sharding()
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TaskProgress())
@@ -199,6 +203,8 @@ class MultiTaskTrainer(FolderCheckpoints):
         if self.args.torch_compile and (by_task or balancing.gradient_steps):
             raise ValueError(f"balancing: {COMPILED}")
         retain = self.multitask.retain
+        if retain is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("retain: does not go with FSDP or DeepSpeed; take it out")
         return OptimizerStep(
             model=model,
             accelerator=self.accelerator,
@@ -213,6 +219,17 @@ class MultiTaskTrainer(FolderCheckpoints):
             autocast=self.compute_loss_context_manager,
             retention=None if retain is None else Retention(model, retain, dataset, self.sources),
         )
+
+    def _set_up_average(self) -> None:
+        """What is averaged with the start's weights after training."""
+        options = self.multitask.average
+        if options is None:
+            return
+        if options.start == "auto" and not self.eval_dataset:
+            raise ValueError("average.start: auto needs rows to evaluate; write a number, as 0.2")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("average: does not go with FSDP or DeepSpeed; take it out")
+        self.average = StartAverage(self.model, options)
 
     def _compare_every(self, tasks: int) -> int:
         """0 for never: one task, nothing shared that trains, weights in shards, or compiled."""
@@ -273,13 +290,23 @@ class MultiTaskTrainer(FolderCheckpoints):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any):  # noqa: ANN201 - HF's
         """As HF's, from no checkpoint of other tasks, rows or steps.
 
+        The model it begins with is the start that `multitask.retain` and `average` speak of.
+
         Raises:
             UserError: something else made the checkpoint; every difference is named.
         """
         if isinstance(resume_from_checkpoint, str):
             check_resume(resume_from_checkpoint, self.identity)
         self._compute_targets()
-        return super().train(resume_from_checkpoint, *args, **options)
+        if self.average is None:
+            return super().train(resume_from_checkpoint, *args, **options)
+        self.average.keep_start()
+        output = super().train(resume_from_checkpoint, *args, **options)
+        splits: Any = self.eval_dataset
+        self.average.apply(lambda: self.evaluate_tasks(splits, "average")[0])
+        for line in self.average.logs():
+            self.log(line)
+        return output
 
     def _compute_targets(self) -> None:
         """What rows are to keep of the model as it is before it trains, or is resumed."""

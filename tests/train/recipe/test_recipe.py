@@ -263,6 +263,11 @@ BROKEN = {
         keys={"retain": {"weight": 2}, "freeze.encoder": True, "training.fsdp": "full_shard",
               f"{SLOTS}.adapter": {"r": 2},
               "tasks.retain": CLASSIFIES | {"data": pairs_of("same")}}),
+    "average-of-a-frozen-encoder": Broken(
+        [["average: without effect", "freeze.encoder"], ["training.deepspeed", "average"]],
+        keys={"average": {"start": 0.2}, "freeze.encoder": True, "training.deepspeed": "x.json"}),
+    "average-by-a-word": Broken([["average.start", "'auto'"], ["average.start", "a number"]],
+                                keys={"average.start": "half"}),
     "retain-without-weight": fault("retain.weight", "greater than 0", keys={"retain.weight": 0}),
     "pair-task-with-tokens": fault("tasks.similar.data.tokens", keys={
                                    "tasks.similar.data.tokens": "tokens"}),

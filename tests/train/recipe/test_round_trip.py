@@ -9,7 +9,7 @@ from polyhead.train import Recipe
 from polyhead.train.errors import UserError
 from polyhead.train.recipe import load_recipe
 from polyhead.train.recipe.schema import DataConfig, RowsInMemory, TaskRecipe
-from polyhead.train.recipe.sections import Freeze, Retain, Unfreeze
+from polyhead.train.recipe.sections import Average, Freeze, Retain, Unfreeze
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -83,6 +83,7 @@ def test_sections_and_numbers_stay_as_they_are():
 def test_what_the_encoder_retains_stays_as_it_is(retain):
     recipe = recipe_of()
     recipe.retain = retain
+    recipe.average = Average(start=0.2)
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
 
 
