@@ -24,7 +24,7 @@ from ..adapters import is_adapter_weight
 from ..data.dataset import MultiTaskDataset
 from ..recipe.retain import retained_sources, row_faults
 from ..recipe.sections import Retain
-from .row_targets import TextNumbers, compute_targets
+from .row_targets import RowNumbers, TextNumbers, compute_targets, rows_of_sources
 
 logger = logging.getLogger(__name__)
 TEXTS = (  # keys of a batch that the encoder reads
@@ -67,9 +67,8 @@ class Retention:
             raise ValueError("; ".join(faults))
         self.model = model
         self.options = options
-        self.numbers = TextNumbers(
-            dataset, list(sources), retained_sources(options, sources, tasks)
-        )
+        chosen = rows_of_sources(dataset, retained_sources(options, sources, tasks))
+        self.numbers = TextNumbers(RowNumbers(dataset, list(sources)), chosen)
         self.pooling = pooling_of(model)
         self.vectors: Tensor | None = None  # (E, D)
 
@@ -102,20 +101,23 @@ class Retention:
             return
         model = self.model
 
-        def forward(batch: dict[str, Any]) -> Tensor:
+        def vectors_of(rows: list[int]) -> tuple[Tensor, Tensor]:
+            batch = collate(dataset.__getitems__(rows))
+            positions, numbers = self.numbers.texts_in(batch)
             inputs = {key: value for key, value in prepare(batch).items() if key in TEXTS}
             with torch.no_grad(), autocast():
                 output = model(**inputs, tasks=(), **self.model_options)
-            return F.normalize(self._pooled(output, inputs).float(), dim=-1).half()
+            vectors = self._pooled(output, inputs)
+            vectors = vectors[moved_to(positions, vectors)].float()
+            return numbers, F.normalize(vectors, dim=-1).half()
 
         training = [module for module in model.modules() if module.training]
         model.eval()
         try:
             self.vectors = compute_targets(
-                dataset,
-                self.numbers,
-                collate,
-                forward,
+                self.numbers.batches(),
+                self.numbers.count,
+                vectors_of,
                 accelerator=accelerator,
                 title="Vectors of the start",
                 progress=progress,

@@ -1,9 +1,9 @@
 """Targets of training rows: computed once by a model, kept on the host, found again by row.
 
-Shapes: `E` texts with a target, `n` of them in a batch, `D` width of a vector.
+Shapes: `E` units with a target (texts, or words), `n` of them in a batch, `D` width of a target.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,69 +17,47 @@ from ..data.dataset import MultiTaskDataset
 from .gradcache import from_all_ranks
 
 TOKENS = 2**14  # of a batch while targets are computed
+# Rows of the dataset -> the numbers (n,) and targets (n, D) of their units.
+Compute = Callable[[list[int]], tuple[Tensor, Tensor]]
 
 
-class TextNumbers:
-    """The texts of some sources, numbered in the order of the dataset's rows.
+class RowNumbers:
+    """The rows of a batch by their number in the dataset, and what texts they hold.
 
     Args:
         dataset: tokenized rows of all sources.
         sources: all sources, as the collator counts them.
-        chosen: those of them whose texts get a number.
     """
 
-    def __init__(
-        self, dataset: MultiTaskDataset, sources: Sequence[str], chosen: Sequence[str]
-    ) -> None:
-        texts, longest, chosen_rows, first_rows, row_numbers = [], [], [], [], []
+    def __init__(self, dataset: MultiTaskDataset, sources: Sequence[str]) -> None:
+        texts, longest, first_windows, starts, total = [], [], [], {}, 0
         for name, part in dataset.parts.items():
-            table: Any = part.with_format("arrow")[:]
+            table: Any = part.select_columns(["input_ids", "window"]).with_format("arrow")[:]
             rows: Any = pa.concat_arrays(table.column("input_ids").chunks)
             counts = np.asarray(rows.value_lengths()).astype(int)
             lengths = np.asarray(rows.flatten().value_lengths()).astype(int)
             texts.append(counts)
             longest.append(np.maximum.reduceat(lengths, counts.cumsum() - counts))
-            chosen_rows.append(np.full(len(counts), name in chosen))
-            windows = table.column("window").to_numpy()
-            numbers = np.flatnonzero(windows == 0) + dataset.ranges[name].start
-            first_rows.append((name, sum(map(len, row_numbers))))
-            row_numbers.append(numbers)
-        self._texts = np.concatenate(texts)  # of each row of the dataset
-        self._longest = np.concatenate(longest)
-        self._chosen = np.concatenate(chosen_rows)
-        targets = np.where(self._chosen, self._texts, 0)
-        self._first = targets.cumsum() - targets
-        self._row_numbers = np.concatenate(row_numbers)  # of the first window of each row
-        self._source_starts = np.array([dict(first_rows)[name] for name in sources])
-        self.count = int(targets.sum())
+            first = np.flatnonzero(table.column("window").to_numpy() == 0)
+            first_windows.append(first + dataset.ranges[name].start)
+            starts[name] = total
+            total += len(first)
+        self.texts = np.concatenate(texts)  # of each row of the dataset
+        self.longest = np.concatenate(longest)  # tokens of its longest text
+        self._first_windows = np.concatenate(first_windows)
+        self._starts = np.array([starts[name] for name in sources])
 
     def rows_of(self, batch: dict[str, Any]) -> np.ndarray:
         """(examples,): number in the dataset of each example of a batch."""
-        first = self._source_starts[batch["sources"].numpy()] + batch["rows"].numpy()
-        return self._row_numbers[first] + batch["windows"].numpy()
+        first = self._starts[batch["sources"].numpy()] + batch["rows"].numpy()
+        return self._first_windows[first] + batch["windows"].numpy()
 
-    def count_in(self, batch: dict[str, Any]) -> int:
-        """How many texts of a batch have a number."""
-        rows = self.rows_of(batch)
-        return int(self._texts[rows][self._chosen[rows]].sum())
-
-    def texts_in(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """(n,) positions in a batch of the texts with a number, and (n,) the numbers."""
-        rows = self.rows_of(batch)
-        counts = self._texts[rows]
-        examples = np.repeat(np.arange(len(rows)), counts)
-        inside = np.arange(len(examples)) - np.repeat(counts.cumsum() - counts, counts)
-        numbers = self._first[rows][examples] + inside
-        positions = np.flatnonzero(self._chosen[rows][examples])
-        return torch.from_numpy(positions), torch.from_numpy(numbers[positions])
-
-    def batches(self, tokens: int = TOKENS) -> list[list[int]]:
-        """The chosen rows of the dataset in batches of about so many tokens, longest rows first."""
-        rows = np.flatnonzero(self._chosen)
-        rows = rows[np.argsort(-self._longest[rows], kind="stable")]
+    def batches(self, rows: np.ndarray, tokens: int = TOKENS) -> list[list[int]]:
+        """These rows in batches of about so many tokens, the longest first."""
+        rows = rows[np.argsort(-self.longest[rows], kind="stable")]
         batches: list[list[int]] = [[]]
         used = 0
-        for row, size in zip(rows.tolist(), (self._longest * self._texts)[rows], strict=True):
+        for row, size in zip(rows.tolist(), (self.longest * self.texts)[rows], strict=True):
             if batches[-1] and used + size > tokens:
                 batches.append([])
                 used = 0
@@ -88,60 +66,94 @@ class TextNumbers:
         return batches
 
 
+class TextNumbers:
+    """The texts of some rows, numbered in the order of the dataset.
+
+    Args:
+        rows: all rows of the dataset.
+        chosen: for each of them, whether its texts get a number.
+    """
+
+    def __init__(self, rows: RowNumbers, chosen: np.ndarray) -> None:
+        self.rows = rows
+        self._chosen = chosen
+        targets = np.where(chosen, rows.texts, 0)
+        self._first = targets.cumsum() - targets
+        self.count = int(targets.sum())
+
+    def count_in(self, batch: dict[str, Any]) -> int:
+        """How many texts of a batch have a number."""
+        rows = self.rows.rows_of(batch)
+        return int(self.rows.texts[rows][self._chosen[rows]].sum())
+
+    def texts_in(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """(n,) positions in a batch of the texts with a number, and (n,) the numbers."""
+        rows = self.rows.rows_of(batch)
+        examples, inside = _spread(self.rows.texts[rows])
+        numbers = self._first[rows][examples] + inside
+        positions = np.flatnonzero(self._chosen[rows][examples])
+        return torch.from_numpy(positions), torch.from_numpy(numbers[positions])
+
+    def batches(self, tokens: int = TOKENS) -> list[list[int]]:
+        """The chosen rows in batches of about so many tokens, longest rows first."""
+        return self.rows.batches(np.flatnonzero(self._chosen), tokens)
+
+
+def _spread(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[2, 1] -> [0, 0, 1] and [0, 1, 0]: whose each unit is, and its place there."""
+    owners = np.repeat(np.arange(len(counts)), counts)
+    return owners, np.arange(len(owners)) - np.repeat(counts.cumsum() - counts, counts)
+
+
+def rows_of_sources(dataset: MultiTaskDataset, names: Sequence[str]) -> np.ndarray:
+    """For each row of a dataset, whether it is of one of these sources."""
+    return np.concatenate(
+        [np.full(len(part), name in names) for name, part in dataset.parts.items()]
+    )
+
+
 def compute_targets(
-    dataset: MultiTaskDataset,
-    numbers: TextNumbers,
-    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
-    forward: Callable[[dict[str, Any]], Tensor],
+    batches: list[list[int]],
+    count: int,
+    compute: Compute,
     *,
     accelerator: Accelerator,
     title: str,
     progress: bool = True,
 ) -> Tensor:
-    """The targets of all numbered texts, the same on all ranks, each of which computes a share.
+    """The targets of all units, the same on all ranks, each of which computes a share.
 
     Batches do not depend on the number of ranks, so neither do the targets.
 
     Args:
-        dataset: tokenized rows of all sources.
-        numbers: which texts.
-        collate: rows to a batch.
-        forward: a batch to (N, D), a target of each of its texts, of any type.
+        batches: rows of the dataset.
+        count: E, units in all.
+        compute: rows to their units' numbers and targets, of a floating type.
         accelerator: knows the ranks. All of them have to call this.
         title: of the progress bar.
         progress: show one, on the first rank.
 
     Returns:
-        (E, D) on the host.
+        (E, D) on the host; NaN where no batch had the unit.
     """
-    batches = numbers.batches()
     ranks, rank = accelerator.num_processes, accelerator.process_index
-    shown = progress and accelerator.is_main_process
     rounds = [batches[first : first + ranks] for first in range(0, len(batches), ranks)]
-    targets: Tensor | None = None
-    for members in tqdm(rounds, desc=title, disable=not shown):
-        rows = members[min(rank, len(members) - 1)]  # one rank more often than needed at the end
-        batch = collate(dataset.__getitems__(rows))
-        positions, found = numbers.texts_in(batch)
-        vectors = forward(batch)
-        vectors = vectors[positions.to(vectors.device)]
-        for entries, values in _of_all_ranks(found, vectors, accelerator):
-            if targets is None:
-                targets = values.new_empty(numbers.count, values.shape[1], device="cpu")
-            targets[entries.cpu()] = values.cpu()
-    assert targets is not None
+    targets = torch.empty(0)
+    for members in tqdm(rounds, desc=title, disable=not (progress and accelerator.is_main_process)):
+        # at the end a rank may compute what another does too
+        numbers, values = compute(members[min(rank, len(members) - 1)])
+        if not targets.numel():
+            options: Any = {"dtype": values.dtype}
+            targets = torch.full((count, values.shape[1]), float("nan"), **options)
+        for units, computed in _of_all_ranks(numbers, values, accelerator):
+            targets[units.cpu()] = computed.cpu()
     return targets
 
 
 def _of_all_ranks(
-    numbers: Tensor, vectors: Tensor, accelerator: Accelerator
-) -> Iterator[tuple[Tensor, Tensor]]:
+    numbers: Tensor, values: Tensor, accelerator: Accelerator
+) -> list[tuple[Tensor, Tensor]]:
     if accelerator.num_processes == 1:
-        yield numbers, vectors
-        return
-    numbers = numbers.to(vectors.device)
-    yield from zip(
-        from_all_ranks(numbers, accelerator),
-        from_all_ranks(vectors, accelerator),
-        strict=True,
-    )
+        return [(numbers, values)]
+    shared = (from_all_ranks(part.to(values.device), accelerator) for part in (numbers, values))
+    return list(zip(*shared, strict=True))

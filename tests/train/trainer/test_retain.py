@@ -17,7 +17,7 @@ from polyhead.train.recipe.sections import (
     Retain,
     Sampling,
 )
-from polyhead.train.trainer.row_targets import TextNumbers
+from polyhead.train.trainer.row_targets import RowNumbers, TextNumbers, rows_of_sources
 from torch.testing import assert_close
 from train_helpers import task
 from trainer_fixtures import logged, weights
@@ -172,9 +172,10 @@ class TestRows:
         doubled = part.select([0, 0, 1, 2, 2]).remove_columns("window")
         doubled = doubled.add_column("window", [0, 1, 0, 0, 1])
         dataset = MultiTaskDataset({"slots": doubled})
-        numbers = TextNumbers(dataset, ["slots"], ["slots"])
+        rows = RowNumbers(dataset, ["slots"])
+        numbers = TextNumbers(rows, rows_of_sources(dataset, ["slots"]))
         batch = trainer.data_collator([dataset[n] for n in (4, 0, 2, 1)])
-        assert sorted(numbers.rows_of(batch).tolist()) == [0, 1, 2, 4]
+        assert sorted(rows.rows_of(batch).tolist()) == [0, 1, 2, 4]
         where = {4: (2, 1), 0: (0, 0), 2: (1, 0), 1: (0, 1)}
         found = zip(batch["rows"].tolist(), batch["windows"].tolist(), strict=True)
         assert [where[n] for n in numbers.texts_in(batch)[1].tolist()] == list(found)
