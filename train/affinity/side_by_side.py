@@ -58,6 +58,7 @@ def _alone(recipe: Recipe, name: str) -> Recipe:
         balancing=Balancing(),
         retain=None,
         average=None,
+        distill=None,
         freeze=replace(recipe.freeze, heads=[head for head in recipe.freeze.heads if head == name]),
         training=training,
     )

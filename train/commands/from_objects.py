@@ -25,6 +25,7 @@ from ..recipe.sections import (
     Average,
     Balancing,
     Card,
+    Distill,
     Freeze,
     OptimizerOptions,
     Retain,
@@ -143,6 +144,7 @@ def train(  # noqa: PLR0913 - the sections of a recipe
     stopping: Stopping | dict[str, Any] | None = None,
     retain: Retain | dict[str, Any] | None = None,
     average: Average | dict[str, Any] | None = None,
+    distill: Distill | dict[str, Any] | None = None,
     nan_loss: str = "stop",
     compute: str = "exact",
     card: Card | dict[str, Any] | None = None,
@@ -169,6 +171,7 @@ def train(  # noqa: PLR0913 - the sections of a recipe
         stopping: when training, or a task, ends early.
         retain: what the encoder keeps of itself.
         average: how much of what it was the encoder gets back after training.
+        distill: what tasks learn from other models.
         nan_loss: stop, or skip.
         compute: exact, auto or bf16.
         card: for the model card.
@@ -197,6 +200,7 @@ def train(  # noqa: PLR0913 - the sections of a recipe
         "stopping": stopping,
         "retain": retain,
         "average": average,
+        "distill": distill,
         "nan_loss": nan_loss,
         "compute": compute,
         "card": card,

@@ -32,6 +32,7 @@ from ..recipe.schema import Recipe
 from ..recipe.sections import MultiTaskArguments
 from ..trainer.checkpoints import is_intact
 from .encoders import add_heads, build_model, origin_of
+from .teachers import teacher_faults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,7 @@ class PreparedRun:
             nan_loss=recipe.nan_loss,
             retain=recipe.retain,
             average=recipe.average,
+            distill=recipe.distill,
             cached={name for name, task in recipe.tasks.items() if task.cached},
         )
 
@@ -209,6 +211,7 @@ def _argument_faults(run: PreparedRun) -> list[str]:
         faults.append("training.eval_on_start: there are no evaluations; give a validation split")
     faults += _best_model_faults(run)
     faults += optimizer_faults(args)
+    faults += teacher_faults(recipe, run.model)
     faults += freeze_faults(run.model, recipe.freeze, recipe.optimizer, args)
     if recipe.stopping is not None and args.eval_strategy == "no":
         faults.append("stopping: there are no evaluations to stop by")

@@ -37,6 +37,7 @@ from ..trainer.fsdp import unsharded_class
 from ..trainer.identity import check_resume
 from ..trainer.trainer import MultiTaskTrainer
 from .setup import PreparedRun, prepare
+from .teachers import distil
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +167,8 @@ def fit(
         logger.warning(line)
     for line in [] if checkpoint is None else check_resume(checkpoint, trainer.identity):
         logger.warning(line)
+    if run.recipe.distill is not None:
+        distil(trainer, run.recipe, run.sources)
     try:
         with trainer.sigterm:
             trainer.train(resume_from_checkpoint=checkpoint)

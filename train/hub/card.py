@@ -112,6 +112,8 @@ def _published(recipe: Recipe) -> dict[str, Any]:
         published.pop(key, None)
     if _hub_id(recipe.encoder) is None:
         published.pop("encoder", None)
+    for name, teacher in published.get("distill", {}).get("teachers", {}).items():
+        published["distill"]["teachers"][name] = _hub_id(teacher) or "a model on disk"
     for name, task in published["tasks"].items():
         private = ["rows", "data_files", "data_dir"]
         private += ["path"] if dataset_of(recipe.tasks[name].data) is None else []

@@ -205,6 +205,24 @@ class TaskKind(ABC):
         """Encoded labels of a batch as one tensor."""
         return torch.tensor(labels)
 
+    def teacher_loss(self, values: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+        """How far answers are from a teacher's, summed over the labelled units; a scalar.
+
+        A kind without this cannot be distilled.
+
+        Args:
+            values: float: what the head gave of the task's rows; of a token task (n, L), of the
+                labelled tokens.
+            targets: float, the teacher's for the same texts or tokens, in the same order.
+            labels: of the batch; of a token task (n,).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no teacher_loss")
+
+    @property
+    def has_teachers(self) -> bool:
+        """Tasks of this kind can be distilled."""
+        return type(self).teacher_loss is not TaskKind.teacher_loss
+
     # ---- answers ----
 
     def gathered(self, logits: Tensor, labels: Tensor) -> Tensor:

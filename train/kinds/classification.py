@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import datasets
 import numpy as np
+import torch.nn.functional as F
 from sklearn.preprocessing import MultiLabelBinarizer
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from ...modeling.heads import IGNORE
 from ..recipe.schema import DataConfig
 from .base import Answers, LabelType, TaskKind
 from .counting import confusion, multi_label_confusion, reliability
-from .values import labels_in, rows_named
+from .values import labels_in, rows_named, soft_cross_entropy
 
 BLANK = "a label with letters is wanted (name a mark of a missing one in data.missing_label)"
 ANSWER = {"label": datasets.Value("string"), "score": datasets.Value("float64")}
@@ -78,6 +79,10 @@ class SingleLabel(Classes):
         """The name of the class."""
         return self.labels[label] if label >= 0 else None
 
+    def teacher_loss(self, values: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of (N, L) logits to the teacher's probabilities."""
+        return (soft_cross_entropy(values, targets) * (labels != IGNORE)).sum()
+
     def read(self, values: Tensor) -> list[str]:
         """(N, L) logits to the label of the largest."""
         return [self.labels[i] for i in values.argmax(-1).tolist()]
@@ -128,6 +133,12 @@ class MultiLabel(Classes):
     def reference(self, value: Any, data: DataConfig) -> list[str]:
         """See the base class."""
         return labels_in(value)
+
+    def teacher_loss(self, values: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+        """Binary cross-entropy of (N, L) logits to the teacher's, a mean over the labels."""
+        options: Any = {"reduction": "none"}
+        errors = F.binary_cross_entropy_with_logits(values, targets.sigmoid(), **options)
+        return (errors.mean(1) * (~labels.isnan()).any(1)).sum()
 
     def read(self, values: Tensor) -> list[list[str]]:
         """(N, L) logits to the labels whose probability reaches the task's threshold."""

@@ -36,6 +36,21 @@ class Embedding(TaskKind):
         """See the base class."""
         return texts
 
+    def teacher_loss(self, values: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+        """Of (N, D) vectors in groups: 1 - cosine to the teacher's, a mean over a group's texts.
+
+        Of a teacher with vectors of another width: the squared difference of the cosines in a
+        group, a mean over its pairs.
+        """
+        known = (~labels.isnan()).view(len(labels), -1).all(1)
+        groups, wanted = (part.view(len(labels), -1, part.shape[-1]) for part in (values, targets))
+        groups, wanted = F.normalize(groups[known], dim=-1), F.normalize(wanted[known], dim=-1)
+        if groups.shape == wanted.shape:
+            return (1 - (groups * wanted).sum(-1)).mean(1).sum()
+        one, other = torch.triu_indices(groups.shape[1], groups.shape[1], 1, device=values.device)
+        cosines, taught = ((g[:, one] * g[:, other]).sum(-1) for g in (groups, wanted))
+        return (cosines - taught).square().mean(1).sum()
+
     def scored_as(self, recipe: TaskRecipe) -> TaskKind:
         """By what the rows hold, which may differ from what the model was trained on."""
         return embedding_kind(recipe)

@@ -11,7 +11,7 @@ from ...modeling.heads import IGNORE
 from ..recipe.schema import DataConfig
 from .base import Answers, LabelType, TaskKind
 from .counting import reliability
-from .values import is_text, rows_named
+from .values import is_text, rows_named, soft_cross_entropy
 
 
 class MultipleChoice(TaskKind):
@@ -84,6 +84,11 @@ class MultipleChoice(TaskKind):
     def decode(self, label: Any, tokens: list[str]) -> int | None:
         """The number of the choice."""
         return None if label == IGNORE else label
+
+    def teacher_loss(self, values: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of (N, 1) scores to the teacher's probabilities of a row's choices."""
+        scores, wanted = (part.view(len(labels), -1) for part in (values, targets))
+        return (soft_cross_entropy(scores, wanted) * (labels != IGNORE)).sum()
 
     def gathered(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(N, 1) scores to those of the rows, (G, C)."""

@@ -22,6 +22,7 @@ from ...modeling.windows import Span, Window, joined_words, locate_words, split_
 from ..recipe.schema import DataConfig, TaskRecipe
 from .base import Answers, BatchLayout, LabelType, SplitRows, TaskKind
 from .counting import confusion, reliability
+from .values import soft_cross_entropy
 
 NO_LABEL = (-1, -100)  # of class ids, as `datasets` and torch write it
 
@@ -121,6 +122,10 @@ class Tokens(TaskKind):
         if layout.packed:
             return torch.tensor([[tag for tags in labels for tag in tags]])
         return torch.tensor([tags + [IGNORE] * (layout.width - len(tags)) for tags in labels])
+
+    def teacher_loss(self, values: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of (n, L) logits of labelled tokens to the teacher's probabilities."""
+        return soft_cross_entropy(values, targets).sum()
 
     def answers(self, rows: SplitRows, values: Tensor) -> Answers:
         """What the pipeline answers to the texts of a split, against the words of its rows.

@@ -5,6 +5,8 @@ import re
 from decimal import Decimal
 from typing import Any, TypeGuard
 
+from torch import Tensor
+
 from ..recipe.schema import DataConfig
 
 NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*|\s*[-+]?nan\s*", re.A | re.I)
@@ -28,6 +30,11 @@ def is_text(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def soft_cross_entropy(values: Tensor, targets: Tensor) -> Tensor:
+    """(n, L) logits and a teacher's -> (n,) cross-entropy to the teacher's probabilities."""
+    return -(targets.softmax(-1) * values.log_softmax(-1)).sum(-1)
 
 
 def is_missing(value: Any) -> bool:

@@ -166,6 +166,26 @@ def average_faults(recipe: Recipe) -> list[str]:
     return faults
 
 
+def distill_faults(recipe: Recipe) -> list[str]:
+    """Teachers of no task, or of one that cannot learn from them."""
+    if recipe.distill is None:
+        return []
+    faults = []
+    for name in recipe.distill.teachers:
+        if name not in recipe.tasks:
+            known = ", ".join(recipe.tasks)
+            faults.append(f"distill.teachers.{name}: no task of this name; tasks: {known}")
+        elif not kind_of(recipe.tasks[name]).has_teachers:
+            head = recipe.tasks[name].head
+            faults.append(f"distill.teachers.{name}: {head} has no teachers; take it out")
+    faults += [
+        f"training.{key}: does not go with distill; take one of them out"
+        for key in ("fsdp", "deepspeed")
+        if recipe.training.get(key)
+    ]
+    return faults
+
+
 def stopping_faults(recipe: Recipe) -> list[str]:
     """What `stopping` and `training` say against each other."""
     if recipe.stopping is None:

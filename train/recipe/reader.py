@@ -23,7 +23,7 @@ from ..balancing.methods import balancing_faults
 from ..batches.strategies import sampling_faults, sources_of
 from ..errors import UserError
 from .arguments import training_faults, whole_numbers
-from .checks import average_faults, output_dir_faults, stopping_faults, task_faults
+from .checks import average_faults, distill_faults, output_dir_faults, stopping_faults, task_faults
 from .code import with_names
 from .retain import retain_faults
 from .schema import Recipe, RowsInMemory, TaskRecipe
@@ -123,6 +123,7 @@ def build_recipe(
     faults += stopping_faults(recipe)
     faults += retain_faults(recipe, sources_of(recipe))
     faults += average_faults(recipe)
+    faults += distill_faults(recipe)
     faults += training_faults(recipe.training)
     faults += output_dir_faults(recipe.output_dir)
     if faults:

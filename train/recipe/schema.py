@@ -28,6 +28,7 @@ from .sections import (
     Average,
     Balancing,
     Card,
+    Distill,
     Freeze,
     Number,
     OptimizerOptions,
@@ -252,6 +253,7 @@ class Recipe:
         stopping: when training, or a task, ends early; default never.
         retain: what the encoder keeps of itself; default nothing.
         average: how much of what it was the encoder gets back after training; default nothing.
+        distill: what tasks learn from other models; default nothing.
         nan_loss: stop ends the run when a loss is not finite, naming task and rows; skip leaves
             that task out of the batch and counts it.
         compute: how the encoder's linear layers compute: exact, as torch does; auto, by what is
@@ -275,6 +277,7 @@ class Recipe:
     stopping: Stopping | None = None
     retain: Retain | None = None
     average: Average | None = None
+    distill: Distill | None = None
     nan_loss: Literal["stop", "skip"] = "stop"
     compute: Mode = "exact"
     card: Card = Field(default_factory=Card)

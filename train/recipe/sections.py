@@ -203,6 +203,23 @@ class Average:
 
 
 @dataclass(config=STRICT, kw_only=True)
+class Distill:
+    """Tasks learn from other models' answers too (BAM, arXiv:1907.04829).
+
+    Args:
+        teachers: task to a finished Polyhead, a folder or Hub id, that has a task of this name and
+            of the same labels; its encoder may be another.
+        anneal: a task's loss is the teacher's at first and goes evenly over to that of the labels;
+            else it is the sum of both.
+        weight: of the teachers' part.
+    """
+
+    teachers: dict[str, str] = Field(min_length=1)
+    anneal: bool = True
+    weight: Number = Field(default=1.0, gt=0)
+
+
+@dataclass(config=STRICT, kw_only=True)
 class Card:
     """What the model card says that no file knows.
 
@@ -232,6 +249,7 @@ class MultiTaskArguments:
         cached: embedding tasks whose texts are compared over all micro-batches of a step.
         retain: what the encoder keeps of itself.
         average: how much of what it was the encoder gets back after training.
+        distill: what tasks learn from other models.
     """
 
     sampling: Sampling = Field(default_factory=Sampling)
@@ -244,3 +262,4 @@ class MultiTaskArguments:
     cached: set[str] = Field(default_factory=set)
     retain: Retain | None = None
     average: Average | None = None
+    distill: Distill | None = None

@@ -37,7 +37,7 @@ LABELS = re.compile(r"tasks\.[^.]+\.labels\.\d+")
 TEXTS = re.compile(
     r"tasks\.[^.]+\.(data\.(path|name|data_dir|revision|text|text_pair|negative|tokens|label(\.\d+)?"
     r"|separator|license|splits\.[^.]+|data_files(\.[^.]+)*)|prompts\.\d+)"
-    r"|card\.(license|limits|language\.\d+)|output_dir|encoder|encoder\.tokenizer"
+    r"|distill\.teachers\.[^.]+|card\.(license|limits|language\.\d+)|output_dir|encoder|encoder\.tokenizer"
 )
 
 

@@ -109,6 +109,7 @@ def identity_of(
         "freeze": asdict(multitask.freeze),
         "optimizer": asdict(multitask.optimizer),
         "retain": None if multitask.retain is None else asdict(multitask.retain),
+        "distill": _distilled(multitask),
         "training.optim": optim or str(getattr(args.optim, "value", args.optim)),
         "training.seed": args.seed,
         "training.data_seed": args.data_seed,
@@ -153,6 +154,17 @@ def check_resume(folder: str | Path, identity: dict[str, Any]) -> list[str]:
         faults[-1] += f"; {ANEW}"
         raise UserError(f"{folder} cannot be resumed from", faults)
     return [f"resumed: {line}" for line in _changes(made["differs"], identity["differs"])]
+
+
+def _distilled(multitask: MultiTaskArguments) -> dict[str, Any] | None:
+    """The options of distill, with teachers by their weights, wherever they lie."""
+    if multitask.distill is None:
+        return None
+    teachers = {
+        task: weights_digest(Path(name)) if Path(name).is_dir() else name
+        for task, name in multitask.distill.teachers.items()
+    }
+    return {**asdict(multitask.distill), "teachers": teachers}
 
 
 def weights_digest(folder: Path) -> str:

@@ -34,6 +34,7 @@ from ..optimization.freezing import Unfreezing
 from ..recipe.retain import NAME as RETAIN
 from ..recipe.schema import in_batch
 from ..recipe.sections import MultiTaskArguments
+from .distill import Distillation
 from .gradcache import CachedBatch, cache_step, loss_over_ranks
 from .meters import LossMeter, TaskCounters
 from .retain import Retention
@@ -98,6 +99,7 @@ class OptimizerStep:
         prepare: moves a batch to the device.
         autocast: Trainer's context around a forward pass.
         retention: what the encoder keeps of itself; a loss beside the tasks', not balanced.
+        distillation: what tasks learn from teachers; a part of their losses.
     """
 
     model: PolyheadModel
@@ -112,10 +114,12 @@ class OptimizerStep:
     prepare: Callable[[dict[str, Any]], dict[str, Any]]
     autocast: Callable[[], AbstractContextManager]
     retention: Retention | None = None
+    distillation: Distillation | None = None
 
     def __post_init__(self) -> None:
         self.meter = LossMeter(self.model.task_names)
         self.retention_meter = LossMeter([RETAIN])
+        self.teacher_meter = LossMeter(self.model.task_names)
         self._state = StepState(0, 0.0, {}, [], [])
 
     # ---- before the first micro-batch ----
@@ -214,7 +218,7 @@ class OptimizerStep:
             for batch in step.batches:
                 inputs = model_inputs(self.prepare(batch))
                 outputs = self.model(**inputs, num_items=step.num_items)
-                losses = self._task_losses(outputs, inputs["labels"])
+                losses = self._task_losses(outputs, {**batch, **inputs})
                 for number, name in enumerate(step.present):
                     total[number] += losses.get(name, 0.0)
         total: Any = self.accelerator.reduce(total, "sum")
@@ -242,7 +246,7 @@ class OptimizerStep:
             UserError: a loss is not finite, and `nan_loss` is stop.
         """
         step = self._state
-        losses = self._finite(self._task_losses(outputs, batch["labels"]), batch)
+        losses = self._finite(self._task_losses(outputs, batch), batch)
         step.position += 1
         counts = self.model.count_items(batch["labels"])
         for name, loss in losses.items():
@@ -270,7 +274,25 @@ class OptimizerStep:
             step.pull.add({RETAIN: loss})
         return loss
 
-    def _task_losses(self, outputs: PolyheadOutput, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _task_losses(self, outputs: PolyheadOutput, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The losses of a batch on the device, those of labels and of teachers."""
+        losses, distillation = self._label_losses(outputs, batch["labels"]), self.distillation
+        if distillation is None:
+            return losses
+        by_labels, by_teachers = distillation.shares(self._state.progress)
+        values = {**(outputs.logits or {}), **(outputs.embeddings or {})}
+        for name in distillation.targets.keys() & values.keys() & batch["labels"].keys():
+            total = distillation.loss(name, values[name], batch["labels"][name], batch)
+            units = self._state.num_items[name].clamp(min=1)
+            losses[name] = by_labels * losses[name] + by_teachers * total / units
+            if torch.is_grad_enabled():
+                counts = self.model.count_items({name: batch["labels"][name]})
+                self.teacher_meter.add(name, total.detach(), counts[name])
+        return losses
+
+    def _label_losses(
+        self, outputs: PolyheadOutput, labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The model's losses; those that compare texts over all ranks, or over the whole step.
 
         A rank without rows of such a task takes part all the same.
@@ -384,4 +406,7 @@ class OptimizerStep:
         if self.retention is not None:
             losses |= self.retention_meter.means(self.accelerator)
         logs = {f"loss_{name}": value for name, value in losses.items()}
+        if self.distillation is not None:
+            taught = self.teacher_meter.means(self.accelerator)
+            logs |= {f"teacher_{name}": value for name, value in taught.items()}
         return logs | self.counters.log() | self.balancer.log() | self.comparison.log()

@@ -89,7 +89,7 @@ class TextNumbers:
     def texts_in(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """(n,) positions in a batch of the texts with a number, and (n,) the numbers."""
         rows = self.rows.rows_of(batch)
-        examples, inside = _spread(self.rows.texts[rows])
+        examples, inside = spread(self.rows.texts[rows])
         numbers = self._first[rows][examples] + inside
         positions = np.flatnonzero(self._chosen[rows][examples])
         return torch.from_numpy(positions), torch.from_numpy(numbers[positions])
@@ -99,7 +99,7 @@ class TextNumbers:
         return self.rows.batches(np.flatnonzero(self._chosen), tokens)
 
 
-def _spread(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def spread(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[2, 1] -> [0, 0, 1] and [0, 1, 0]: whose each unit is, and its place there."""
     owners = np.repeat(np.arange(len(counts)), counts)
     return owners, np.arange(len(owners)) - np.repeat(counts.cumsum() - counts, counts)

@@ -275,6 +275,10 @@ class MultiTaskTrainer(FolderCheckpoints):
         moved = {key: value for key, value in inputs.items() if key not in HOST}
         return {**inputs, **super()._prepare_inputs(moved)}
 
+    def prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch as a step gets it, on the device."""
+        return self._prepare_inputs(inputs)
+
     # ---- a step ----
 
     @cached_property
@@ -311,6 +315,8 @@ class MultiTaskTrainer(FolderCheckpoints):
     def _compute_targets(self) -> None:
         """What rows are to keep of the model as it is before it trains, or is resumed."""
         dataset = self.train_dataset
+        if self.multitask.distill is not None and self.optimizer_step.distillation is None:
+            raise ValueError("distill: the teachers have not been asked; train by a recipe")
         if isinstance(dataset, MultiTaskDataset) and self.optimizer_step.retention is not None:
             self.optimizer_step.retention.compute(
                 dataset,

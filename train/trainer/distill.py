@@ -1,0 +1,137 @@
+"""Tasks that learn from teachers: targets that other models gave, annealed to the labels.
+
+Born-again multi-task networks (BAM, arXiv:1907.04829): single-task models teach one of many tasks.
+Targets are computed once, before training, and stay on the host in float16: of a text its logits
+or vector, of a token task the logits of each word, so that a teacher may cut words otherwise. How
+far a task's answers are from a teacher's, its kind says (`TaskKind.teacher_loss`).
+
+Shapes: `n` units of a batch, `E` units in all, `L` labels, `D` width of a vector.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...modeling.heads import HEADS, IGNORE
+from ...modeling.modeling_polyhead import PolyheadModel
+from ...modeling.packing import moved_to
+from ..data.dataset import MultiTaskDataset
+from ..kinds import kind_of
+from ..recipe.sections import Distill
+from .row_targets import RowNumbers, spread
+
+
+class UnitNumbers:
+    """The units of a task with a teacher, as numbers of its targets.
+
+    A unit is a text or, of a token task, a word that has a label. Teacher and student share the
+    numbers: those of texts, row by row, or of words, row by row.
+
+    Args:
+        rows: all rows of the dataset.
+        source: the task's rows, tokenized.
+        first: number of their first one in the dataset.
+        per_token: the units are words.
+        task: name of the task.
+    """
+
+    def __init__(
+        self, rows: RowNumbers, source: Any, first: int, *, per_token: bool, task: str
+    ) -> None:
+        self.rows = rows
+        here = slice(first, first + len(source))
+        row_of = np.asarray(source["row"][:])
+        if per_token:
+            columns = (source[name][:] for name in ("words", "word_counts", f"labels_{task}"))
+            units, ends = _words(*columns)
+        else:
+            ends = np.where(np.asarray(source["window"][:]) == 0, rows.texts[here], 0)
+            units = [np.arange(end) for end in ends]
+        self.sizes = np.zeros(row_of.max() + 1, dtype=int)  # units of each row of the data
+        np.maximum.at(self.sizes, row_of, ends)
+        self.starts = self.sizes.cumsum() - self.sizes
+        self.count = int(self.sizes.sum())
+        self._counts = np.zeros(len(rows.texts), dtype=int)  # of each row of the dataset
+        self._counts[here] = [len(own) for own in units]
+        self._first = self._counts.cumsum() - self._counts
+        numbers = [own + self.starts[row] for own, row in zip(units, row_of, strict=True)]
+        self._numbers = np.concatenate(numbers).astype(int)
+
+    def units_in(self, batch: dict[str, Any]) -> Tensor:
+        """(n,): the units of a batch, in its order."""
+        rows = self.rows.rows_of(batch)
+        examples, inside = spread(self._counts[rows])
+        return torch.from_numpy(self._numbers[self._first[rows][examples] + inside])
+
+
+def _words(words: list, word_counts: list, labels: list) -> tuple[list[np.ndarray], np.ndarray]:
+    """Of each window the words at its labelled tokens, and the number after its last word."""
+    units, ends = [], []
+    for of_tokens, counts, tags in zip(words, word_counts, labels, strict=True):
+        first = np.asarray(of_tokens)
+        units.append(first[np.asarray(tags) != IGNORE])
+        ends.append(max(0, (first + np.asarray(counts)).max()))
+    return units, np.asarray(ends)
+
+
+class Distillation:
+    """The losses that hold tasks to their teachers' answers.
+
+    Args:
+        model: the model to be trained.
+        options: the recipe's.
+        dataset: tokenized rows of all sources.
+        sources: source name to its tasks, as the collator counts them.
+    """
+
+    def __init__(
+        self,
+        model: PolyheadModel,
+        options: Distill,
+        dataset: MultiTaskDataset,
+        sources: dict[str, list[str]],
+    ) -> None:
+        self.model = model
+        self.options = options
+        self.targets: dict[str, Tensor] = {}  # by task: (E, L) or (E, D)
+        rows = RowNumbers(dataset, list(sources))
+        self.units = {
+            task: UnitNumbers(
+                rows,
+                dataset.parts[name],
+                dataset.ranges[name].start,
+                per_token=self._per_token(task),
+                task=task,
+            )
+            for name, tasks in sources.items()
+            for task in tasks
+            if task in options.teachers
+        }
+
+    def _per_token(self, task: str) -> bool:
+        return HEADS[self.model.config.tasks[task].head].per_token
+
+    def shares(self, progress: float) -> tuple[float, float]:
+        """How much labels and teachers count when this share of the training is over."""
+        weight = self.options.weight
+        return (progress, weight * (1 - progress)) if self.options.anneal else (1.0, weight)
+
+    def loss(self, task: str, values: Tensor, labels: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Sum over the labelled units of the distance to the teacher, a scalar.
+
+        Args:
+            task: a task with a teacher.
+            values: what its head gave, of its own rows.
+            labels: of the batch.
+            batch: the batch, on the device.
+        """
+        numbers = self.units[task].units_in(batch)
+        targets = moved_to(self.targets[task][numbers], values).float()
+        if self._per_token(task):
+            values, labels = values[labels != IGNORE], labels[labels != IGNORE]
+            known = ~targets.isnan().any(1)  # the teacher cuts no word that has no tokens for it
+            values, targets, labels = values[known], targets[known], labels[known]
+        kind = kind_of(self.model.config.tasks[task])
+        return kind.teacher_loss(values.float(), targets, labels)
