@@ -5,10 +5,13 @@ for all. Each source is an endless stream of its rows, shuffled anew for each pa
 goes on where the last one ended: whatever the strategy, an epoch draws no row of a source a second
 time before it has drawn all that the epochs before it left over.
 
+A loss that compares the rows of a batch with each other needs them at once: a source of `together`
+comes into a mixed step with so many of its rows, or not at all.
+
 An optimizer step takes `batch_size * accumulation * replicas` rows; the sampler draws the steps
 first and then cuts each into micro-batches. So 1 x 32, 4 x 8 accumulated, and 2 ranks x 16 see the
 same rows at the same step. The rows of an epoch are spread evenly over its steps, and each mixed
-step has each source's share of them to within a row. All epochs have the same number of steps.
+step has each source's share of them to within a row (or of the room that `together` leaves). All epochs have the same number of steps.
 
 Under accelerate rank r takes batches r, r + replicas, ...; `batch_size` is None, because its
 sharding drops batches of varying size from a sampler that states one.
@@ -16,14 +19,21 @@ sharding drops batches of varying size from a sampler that states one.
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 
 import numpy as np
 from transformers import TrainingArguments
 
 from ..recipe.sections import MultiTaskArguments, Sampling
-from .strategies import apportion, by_source, option_faults, rows_of_epoch, spread_duplicates
+from .strategies import (
+    apportion,
+    by_source,
+    can_gather,
+    option_faults,
+    rows_of_epoch,
+    spread_duplicates,
+)
 
 BUCKET = 16  # optimizer steps whose rows are sorted by length together
 
@@ -44,6 +54,9 @@ class MultiTaskBatchSampler:
             where batches are pure, then get equal shares of its tokens) and for order by length.
         texts: the texts of each row, as numbers; rows with a text in common then share no step, as
             far as there are other rows to put between them.
+        together: by source, how many of its rows come into a mixed step, or none. They stand at its
+            beginning, so that as many as fit share a micro-batch. Not where rows are sorted by
+            length or `batch_tokens` are counted: both say themselves which rows share a step.
 
     Raises:
         ValueError: there are fewer rows than ranks.
@@ -64,6 +77,7 @@ class MultiTaskBatchSampler:
         passes: dict[str, float] | None = None,
         lengths: Sequence[int] | None = None,
         texts: Sequence[frozenset[int]] | None = None,
+        together: Mapping[str, int] | None = None,
     ) -> None:
         self.ranges = dict(sorted(ranges.items()))
         self.sampling = sampling or Sampling()
@@ -75,6 +89,7 @@ class MultiTaskBatchSampler:
         self.batch_tokens = self.sampling.batch_tokens
         self.lengths = np.asarray([] if lengths is None else lengths)
         self.texts = texts
+        self.together = dict(together or {}) if can_gather(self.sampling) else {}
         self.epoch = 0
         self.stopped: dict[str, int] = {}  # source to the first epoch without it
         if faults := option_faults(self.sampling, {name: [name] for name in self.ranges}):
@@ -202,18 +217,50 @@ class MultiTaskBatchSampler:
         drawn, least = self._rows_of_epoch(), self.micro_batches_per_step
         steps: dict[str, list[np.ndarray]] = {}
         plan = self._plan(self.epoch)
+        gathered = {} if self.pure else self._gathered(drawn, plan[""])
         if self.texts is not None:
             for name, rows in drawn.items():
                 sizes = plan[name if self.pure else ""]
                 most = max(sizes) if self.pure else math.ceil(len(rows) / len(sizes)) + 1
+                if name in gathered:
+                    most = max(gathered[name])
                 drawn[name] = spread_duplicates(rows, self.texts, most)
         for name, sizes in plan.items():
+            if gathered:
+                steps[name] = _fill(drawn, gathered, sizes)
+                continue
             rows = drawn[name] if self.pure else _interleave(list(drawn.values()), len(sizes))
             steps[name] = self._split(self._bucket(rows), sizes, least)
         # A step with fewer micro-batches than the others would shift all that follow it.
         for step in sorted(self._in_turn(steps, rng), key=lambda step: len(step) < least):
             for batch in self._split(step, _even(len(step), self._micro_batches(len(step))), 1):
                 yield batch.tolist()
+
+    def _gathered(self, drawn: dict[str, np.ndarray], sizes: list[int]) -> dict[str, list[int]]:
+        """By source of `together`, its rows in each mixed step: 0 in most of them.
+
+        Its steps are evenly spaced among those with the most room, so that two sources share a step
+        only where there are too few. One whose rows fit nowhere in such numbers is left out.
+        """
+        room = np.array(sizes)
+        found = {}
+        for name in sorted(self.together.keys() & drawn.keys()):
+            rows = len(drawn[name])
+            least = max(rows // self.together[name], math.ceil(rows / max(room.max(), 1)), 1)
+            for count in range(least, len(sizes) + 1):
+                free = np.flatnonzero(room >= math.ceil(rows / count))
+                if len(free) >= count:
+                    break
+            else:
+                continue
+            roomiest = free[room[free] == room.max()]
+            free = roomiest if len(roomiest) >= count else free
+            chosen = free[np.arange(count) * len(free) // count]
+            counts = np.zeros(len(sizes), dtype=int)
+            counts[chosen] = _even(rows, count)
+            room -= counts
+            found[name] = counts.tolist()
+        return found
 
     def _split(self, rows: np.ndarray, sizes: list[int], least: int) -> list[np.ndarray]:
         """Parts of these sizes; with `batch_tokens` as many of equal tokens, `least` rows each."""
@@ -288,6 +335,7 @@ def make_sampler(
     args: TrainingArguments,
     lengths: Sequence[int] | None = None,
     texts: Sequence[frozenset[int]] | None = None,
+    together: Mapping[str, int] | None = None,
 ) -> MultiTaskBatchSampler:
     """The sampler of a training.
 
@@ -298,6 +346,7 @@ def make_sampler(
         args: batch size, accumulation, ranks and seed.
         lengths: tokens of each row, where tokens are counted or rows sorted by them.
         texts: the texts of each row, to be kept apart.
+        together: by source, how many of its rows come into a mixed step, or none.
 
     Raises:
         ValueError: there are fewer rows than ranks.
@@ -312,6 +361,7 @@ def make_sampler(
         passes=multitask.passes,
         lengths=lengths,
         texts=texts,
+        together=together,
     )
 
 
@@ -333,3 +383,17 @@ def _interleave(sources: list[np.ndarray], steps: int) -> np.ndarray:
     dealt = np.split(np.arange(ends[-1]) % steps, ends[:-1])  # as cards: one source, then the next
     order = np.argsort(np.concatenate([*map(np.sort, dealt)]), kind="stable")
     return np.concatenate(sources)[order]
+
+
+def _fill(
+    drawn: dict[str, np.ndarray], gathered: dict[str, list[int]], sizes: list[int]
+) -> list[np.ndarray]:
+    """Steps of these sizes: the rows that come together, then an even mixture of the others."""
+    parts = [np.split(drawn[name], np.cumsum(counts)[:-1]) for name, counts in gathered.items()]
+    others = [rows for name, rows in drawn.items() if name not in gathered]
+    if others:
+        room = np.array(sizes) - np.sum([*gathered.values()], axis=0)
+        places = np.concatenate([(np.arange(len(rows)) + 0.5) / len(rows) for rows in others])
+        mixture = np.concatenate(others)[np.argsort(places, kind="stable")]
+        parts.append(np.split(mixture, np.cumsum(room)[:-1]))
+    return [np.concatenate(step) for step in zip(*parts, strict=True)]

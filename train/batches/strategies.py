@@ -6,20 +6,23 @@ joined by +; a recipe names tasks, and `by_source` turns one into the other.
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import isfunction
 from typing import Any
 
 import numpy as np
 
+from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.tables import Table
 from ..data.loading import group_tasks
+from ..kinds import kind_of
 from ..kinds.values import is_real
-from ..recipe.schema import Recipe
+from ..recipe.schema import IN_BATCH_LOSSES, Recipe, TaskRecipe, in_batch
 from ..recipe.sections import Sampling
 
 TEMPERATURE = 2.0  # of the strategy with this name
+ROWS_TOGETHER = 16  # of a loss that compares the rows of a batch; 120 pairs of them
 Counts = dict[str, int]
 
 
@@ -186,7 +189,45 @@ def sampling_faults(recipe: Recipe) -> list[str]:
     size = "per_device_train_batch_size"
     if recipe.sampling.batch_tokens is not None and size in recipe.training:
         faults.append(f"sampling.batch_tokens: training.{size} is given too; take one of them out")
+    if recipe.sampling.rows_together is not None:
+        faults += _together_faults(recipe, sources)
     return faults
+
+
+def can_gather(sampling: Sampling) -> bool:
+    """Rows of a source can be kept together: nothing else says which rows share a step."""
+    by_size = sampling.order == "length" or sampling.batch_tokens is not None
+    return sampling.batches == "mixed" and not by_size
+
+
+def together_by_source(
+    sampling: Sampling, sources: dict[str, list[str]], tasks: Mapping[str, TaskConfig]
+) -> dict[str, int]:
+    """How many rows come into a step, of the sources that have a loss that compares them."""
+    rows = sampling.rows_together or ROWS_TOGETHER
+    comparing = [name for name, names in sources.items() if any(in_batch(tasks[t]) for t in names)]
+    return dict.fromkeys(comparing, rows) if rows > 1 else {}
+
+
+def _together_faults(recipe: Recipe, sources: dict[str, list[str]]) -> list[str]:
+    key, sampling = "sampling.rows_together", recipe.sampling
+    if not any(map(_compares, recipe.tasks.values())):
+        losses = ", ".join(IN_BATCH_LOSSES)
+        return [f"{key}: no task has a loss that compares rows ({losses}); take it out"]
+    if sampling.batches == "pure" or len(sources) == 1:
+        return [f"{key}: all rows of a step are of one source; take it out"]
+    if not can_gather(sampling):
+        other = "batch_tokens" if sampling.batch_tokens is not None else "order: length"
+        return [f"{key}: sampling.{other} says which rows share a step; take one of them out"]
+    return []
+
+
+def _compares(task: TaskRecipe) -> bool:
+    """Its loss compares rows; a task that makes no config is told of elsewhere."""
+    try:
+        return in_batch(task.task_config(task.labels or kind_of(task).stand_in_labels()))
+    except ValueError:
+        return True
 
 
 def option_faults(sampling: Sampling, sources: dict[str, list[str]]) -> list[str]:

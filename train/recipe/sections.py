@@ -63,6 +63,9 @@ class Sampling:
         order: shuffled; length: rows of like length share a batch, which saves padding;
             no_duplicates: rows of text groups (embedding tasks) that have a text in common do not
             share an optimizer step, where it would be a false negative of a contrastive loss.
+        rows_together: a task whose loss compares the rows of a batch (contrastive, cosent, angle)
+            comes into a mixed step with at least so many of them, or not at all; default
+            `ROWS_TOGETHER`. 1 spreads them over all steps as those of other tasks.
     """
 
     strategy: str = "proportional"
@@ -77,6 +80,7 @@ class Sampling:
     batch_tokens: Whole | None = Field(default=None, ge=8)
     packing: bool = True
     order: Literal["shuffled", "length", "no_duplicates"] = "shuffled"
+    rows_together: Whole | None = Field(default=None, ge=1)
 
 
 @dataclass(config=STRICT, kw_only=True)

@@ -33,6 +33,7 @@ from ..balancing.methods import COMPILED, make_balancer, reads_tasks_apart
 from ..balancing.task_gradients import GradientComparison, shared_parameters
 from ..batches.collator import FOR_TRAINER, MultiTaskCollator, model_inputs
 from ..batches.sampler import make_sampler
+from ..batches.strategies import together_by_source
 from ..data.dataset import MultiTaskDataset
 from ..evaluation.scoring import EvalSplit, MetricFunction
 from ..optimization.freezing import Unfreezing, apply_freeze
@@ -172,6 +173,7 @@ class MultiTaskTrainer(FolderCheckpoints):
             args,
             lengths=dataset.lengths if by_length else None,
             texts=dataset.texts if sampling.order == "no_duplicates" else None,
+            together=together_by_source(sampling, self.sources, self.model.config.tasks),
         )
         step = self.optimizer_step = self._make_optimizer_step(dataset)
         callbacks: list[TrainerCallback] = [

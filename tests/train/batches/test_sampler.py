@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from accelerate import skip_first_batches
 from accelerate.data_loader import BatchSamplerShard
-from hypothesis import assume, given, settings
+from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 from polyhead.train.batches.sampler import BUCKET, MultiTaskBatchSampler, make_sampler
 from polyhead.train.batches.strategies import spread_duplicates
@@ -39,7 +39,18 @@ def ranges_of(sizes):
     return {chr(97 + i): range(end - sizes[i], end) for i, end in enumerate(ends)}
 
 
-def sampler_of(sizes, *, layout=(8, 1, 1), seed=0, epoch=0, passes=None, lengths=None, **sampling):
+def sampler_of(
+    sizes,
+    *,
+    layout=(8, 1, 1),
+    seed=0,
+    epoch=0,
+    passes=None,
+    lengths=None,
+    texts=None,
+    together=None,
+    **sampling,
+):
     size, accumulation, replicas = layout
     sampler = MultiTaskBatchSampler(
         ranges_of(sizes),
@@ -50,6 +61,8 @@ def sampler_of(sizes, *, layout=(8, 1, 1), seed=0, epoch=0, passes=None, lengths
         seed=seed,
         passes=passes,
         lengths=lengths,
+        texts=texts,
+        together=together,
     )
     sampler.set_epoch(epoch)
     return sampler
@@ -538,7 +551,11 @@ class TestBatchesOfTokens:
     ):
         lengths = np.random.default_rng(seed).integers(3, 64, sum(mix["sizes"]))
         options = {"layout": layout, "seed": seed, "epoch": epoch}
-        sampler = sampler_of(**mix, **options, lengths=lengths, batch_tokens=tokens)
+        try:
+            sampler = sampler_of(**mix, **options, lengths=lengths, batch_tokens=tokens)
+        except ValueError as error:  # a weight gives a source fewer rows than there are ranks
+            assert "each needs one a step" in str(error)
+            reject()
         batches = list(sampler)
         assert len(batches) == len(sampler)
         assert all(batches)
@@ -692,3 +709,84 @@ class TestSummary:
         assert sampler_of([8]).summary(0) == [
             "a: draws 8 of its 8 rows an epoch, 0 in 0 epochs (0.00 passes)"
         ]
+
+
+# ---- rows that a loss compares come together ----
+
+
+def gathered_of(sampler, name):
+    """How many rows of a source each step has."""
+    rows = set(sampler.ranges[name])
+    return [sum(row in rows for row in step) for step in steps_of(sampler)]
+
+
+def test_rows_that_are_compared_come_in_such_numbers_or_not_at_all():
+    sizes = (100, 300, 240)
+    sampler = sampler_of(sizes, layout=(32, 1, 1), together={"a": 16})
+    plain = sampler_of(sizes, layout=(32, 1, 1))
+    counts = gathered_of(sampler, "a")
+    assert Counter(counts) == {17: 4, 16: 2, 0: 14}
+    assert [len(step) for step in steps_of(sampler)] == [32] * 20
+    assert sorted(rows_of(sampler)) == sorted(rows_of(plain)) == list(range(640))
+    others = [b / (32 - a) for a, b in zip(counts, gathered_of(sampler, "b"), strict=True)]
+    assert max(others) - min(others) < 0.1  # of the room that is left: evenly
+
+
+def test_steps_smaller_than_the_rows_together_are_of_one_source():
+    sampler = sampler_of((31, 81), layout=(8, 1, 1), together={"a": 16})
+    assert Counter(gathered_of(sampler, "a")) == {8: 3, 7: 1, 0: 10}
+    assert sorted(rows_of(sampler)) == list(range(112))
+
+
+def test_few_rows_come_in_one_step():
+    counts = gathered_of(sampler_of((5, 123), layout=(32, 1, 1), together={"a": 16}), "a")
+    assert Counter(counts) == {5: 1, 0: 3}
+
+
+def test_two_sources_do_not_share_a_step_while_there_are_others():
+    sampler = sampler_of((64, 64, 256), layout=(32, 1, 1), together={"a": 16, "b": 16})
+    pairs = list(zip(gathered_of(sampler, "a"), gathered_of(sampler, "b"), strict=True))
+    assert Counter(pairs) == {(16, 0): 4, (0, 16): 4, (0, 0): 4}
+
+
+def test_a_source_for_which_there_is_no_room_is_spread_as_others():
+    sampler = sampler_of((60, 60, 8), layout=(32, 1, 1), together={"a": 30, "b": 32})
+    assert Counter(gathered_of(sampler, "a")) == {30: 2, 0: 2}
+    assert sorted(rows_of(sampler)) == list(range(128))
+    everything = sampler_of((128,), layout=(32, 1, 1), together={"a": 16})
+    assert sorted(rows_of(everything)) == list(range(128))
+
+
+@pytest.mark.parametrize("options", [{"batches": "pure"}, {"order": "length"}])
+def test_where_something_else_says_which_rows_share_a_step_nothing_changes(options):
+    lengths = [row % 7 + 1 for row in range(200)]
+    found = sampler_of((80, 120), together={"a": 16}, lengths=lengths, **options)
+    assert list(found) == list(sampler_of((80, 120), lengths=lengths, **options))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 200), min_size=1, max_size=4),
+    rows=st.integers(2, 40),
+    layout=st.sampled_from(list(LAYOUTS.values())),
+    epoch=st.integers(0, 2),
+)
+def test_together_on_any_ranks(sizes, rows, layout, epoch):
+    assume(sum(sizes) >= layout[1] * layout[2])
+    together = {"a": rows, "c": rows}
+    sampler = sampler_of(sizes, layout=layout, epoch=epoch, together=together)
+    one = sampler_of(sizes, layout=(32, 1, 1), epoch=epoch, together=together)
+    plain = sampler_of(sizes, layout=layout, epoch=epoch)
+    assert sorted(rows_of(sampler)) == sorted(rows_of(plain))
+    assert len(list(sampler)) == len(sampler)
+    if sum(sizes) % 32 == 0:
+        assert [sorted(s) for s in steps_of(sampler)] == [sorted(s) for s in steps_of(one)]
+
+
+def test_duplicates_are_kept_apart_between_the_steps_of_rows_together():
+    texts = [frozenset([row % 32]) if row < 64 else frozenset([row]) for row in range(192)]
+    sampler = sampler_of(
+        (64, 128), layout=(32, 1, 1), order="no_duplicates", texts=texts, together={"a": 16}
+    )
+    for step in steps_of(sampler):
+        seen = Counter(text for row in step for text in texts[row])
+        assert max(seen.values()) == 1
