@@ -253,6 +253,19 @@ class TestRuns:
         assert losses[0] == pytest.approx(losses[1], abs=1e-5)
         assert losses[0][-1] > 1e-4
 
+    def test_two_ranks_learn_from_teachers_as_one_does(self, start, alone):
+        teacher = alone() / "model"
+        options = [f"distill.teachers.{name}={teacher}" for name in ("intent", "slots", "near")]
+        options += ["training.learning_rate=3e-3"]
+        two, one = start([*TORCHRUN, "-m", "polyhead.train"], *options), alone(*options)
+        assert_close(weights(two / "model"), weights(one / "model"), rtol=0, atol=1e-4)
+        taught = [
+            [v for line in history(folder) for k, v in line.items() if k.startswith("teacher_")]
+            for folder in (two, one)
+        ]
+        assert len(taught[0]) > 12
+        assert taught[0] == pytest.approx(taught[1], abs=1e-4)
+
     def test_texts_of_all_ranks_are_compared(self, start, alone):
         many = "{intent: 1, near: 6, same: 1, words: 1}"  # of near on both ranks
         options = ["sampling.strategy=weights", f"sampling.weights={many}"]

@@ -150,7 +150,12 @@ def output_dir_faults(name: str) -> list[str]:
     return []
 
 
-def average_faults(recipe: Recipe) -> list[str]:
+def section_faults(recipe: Recipe) -> list[str]:
+    """What is wrong with sections that need no more than the recipe's other keys."""
+    return [*_average_faults(recipe), *_distill_faults(recipe), *_stopping_faults(recipe)]
+
+
+def _average_faults(recipe: Recipe) -> list[str]:
     """Keys that leave `average` without effect, or whole weights out of its reach."""
     if recipe.average is None:
         return []
@@ -166,7 +171,7 @@ def average_faults(recipe: Recipe) -> list[str]:
     return faults
 
 
-def distill_faults(recipe: Recipe) -> list[str]:
+def _distill_faults(recipe: Recipe) -> list[str]:
     """Teachers of no task, or of one that cannot learn from them."""
     if recipe.distill is None:
         return []
@@ -186,7 +191,7 @@ def distill_faults(recipe: Recipe) -> list[str]:
     return faults
 
 
-def stopping_faults(recipe: Recipe) -> list[str]:
+def _stopping_faults(recipe: Recipe) -> list[str]:
     """What `stopping` and `training` say against each other."""
     if recipe.stopping is None:
         return []

@@ -23,7 +23,7 @@ from ..balancing.methods import balancing_faults
 from ..batches.strategies import sampling_faults, sources_of
 from ..errors import UserError
 from .arguments import training_faults, whole_numbers
-from .checks import average_faults, distill_faults, output_dir_faults, stopping_faults, task_faults
+from .checks import output_dir_faults, section_faults, task_faults
 from .code import with_names
 from .retain import retain_faults
 from .schema import Recipe, RowsInMemory, TaskRecipe
@@ -120,10 +120,8 @@ def build_recipe(
         faults += adapter_faults({name: task.adapter for name, task in recipe.tasks.items()}, known)
     faults += sampling_faults(recipe)
     faults += balancing_faults(recipe, len(sources_of(recipe)))
-    faults += stopping_faults(recipe)
     faults += retain_faults(recipe, sources_of(recipe))
-    faults += average_faults(recipe)
-    faults += distill_faults(recipe)
+    faults += section_faults(recipe)
     faults += training_faults(recipe.training)
     faults += output_dir_faults(recipe.output_dir)
     if faults:

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from ...modeling.heads import HEADS, IGNORE
-from ...modeling.modeling_polyhead import PolyheadModel
+from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from ...modeling.packing import moved_to
 from ..data.dataset import MultiTaskDataset
 from ..kinds import kind_of
 from ..recipe.sections import Distill
+from .meters import LossMeter
 from .row_targets import RowNumbers, spread
 
 
@@ -96,6 +98,7 @@ class Distillation:
         self.model = model
         self.options = options
         self.targets: dict[str, Tensor] = {}  # by task: (E, L) or (E, D)
+        self._meter = LossMeter(list(options.teachers))
         rows = RowNumbers(dataset, list(sources))
         self.units = {
             task: UnitNumbers(
@@ -117,6 +120,40 @@ class Distillation:
         """How much labels and teachers count when this share of the training is over."""
         weight = self.options.weight
         return (progress, weight * (1 - progress)) if self.options.anneal else (1.0, weight)
+
+    def mixed(
+        self,
+        losses: dict[str, Tensor],
+        outputs: PolyheadOutput,
+        batch: dict[str, Any],
+        num_items: dict[str, Tensor],
+        progress: float,
+    ) -> dict[str, Tensor]:
+        """The losses of a micro-batch with the teachers' parts in them.
+
+        Args:
+            losses: those of the labels, by task.
+            outputs: the model's.
+            batch: the batch, on the device.
+            num_items: labelled units by task, in the whole optimizer step.
+            progress: share of the training that is over.
+        """
+        by_labels, by_teachers = self.shares(progress)
+        values = {**(outputs.logits or {}), **(outputs.embeddings or {})}
+        mixed, labels = dict(losses), batch["labels"]
+        for name in sorted(self.targets.keys() & values.keys() & losses.keys()):
+            total = self.loss(name, values[name], labels[name], batch)
+            part = by_teachers * total / num_items[name].clamp(min=1)
+            mixed[name] = by_labels * losses[name] + part
+            if torch.is_grad_enabled():
+                counts = self.model.count_items({name: labels[name]})
+                self._meter.add(name, total.detach(), counts[name])
+        return mixed
+
+    def log(self, accelerator: Accelerator) -> dict[str, float]:
+        """`teacher_<task>`, the mean distance over the units since the last log."""
+        means = self._meter.means(accelerator)
+        return {f"teacher_{name}": value for name, value in means.items()}
 
     def loss(self, task: str, values: Tensor, labels: Tensor, batch: dict[str, Any]) -> Tensor:
         """Sum over the labelled units of the distance to the teacher, a scalar.

@@ -118,8 +118,6 @@ class OptimizerStep:
 
     def __post_init__(self) -> None:
         self.meter = LossMeter(self.model.task_names)
-        self.retention_meter = LossMeter([RETAIN])
-        self.teacher_meter = LossMeter(self.model.task_names)
         self._state = StepState(0, 0.0, {}, [], [])
 
     # ---- before the first micro-batch ----
@@ -252,43 +250,22 @@ class OptimizerStep:
         for name, loss in losses.items():
             self.meter.add(name, loss.detach() * step.num_items[name], counts[name])
         loss = self._weigh(losses)
-        if step.retained:
-            loss = loss + self._retain(outputs, batch)
+        if self.retention is not None and step.retained:
+            skips = self.multitask.nan_loss == "skip"
+            retained = self.retention.weighted_loss(
+                outputs, batch, texts=step.retained, progress=step.progress, skips=skips
+            )
+            if step.pull is not None:
+                step.pull.add({RETAIN: retained})
+            loss = loss + retained
         return loss * self.accelerator.num_processes
-
-    def _retain(self, outputs: PolyheadOutput, batch: dict[str, Any]) -> Tensor:
-        """The weighted loss of the retained texts, over those of the whole step."""
-        step, retention = self._state, self.retention
-        assert retention is not None
-        count = retention.numbers.count_in(batch)
-        total = retention.loss(outputs, batch)
-        if not total.isfinite():
-            if self.multitask.nan_loss == "stop":
-                where = f"step {step.number + 1} (epoch {step.epoch:.2f})"
-                fault = f"the loss of retain is {total.item()} in {where}"
-                raise UserError("training", [f"{fault}; lower training.learning_rate"])
-            total = torch.zeros_like(total)
-        self.retention_meter.add(RETAIN, total.detach(), torch.tensor(count).to(total.device))
-        loss = retention.weight(step.progress) * total / step.retained
-        if step.pull is not None:
-            step.pull.add({RETAIN: loss})
-        return loss
 
     def _task_losses(self, outputs: PolyheadOutput, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The losses of a batch on the device, those of labels and of teachers."""
-        losses, distillation = self._label_losses(outputs, batch["labels"]), self.distillation
-        if distillation is None:
+        losses, step = self._label_losses(outputs, batch["labels"]), self._state
+        if self.distillation is None:
             return losses
-        by_labels, by_teachers = distillation.shares(self._state.progress)
-        values = {**(outputs.logits or {}), **(outputs.embeddings or {})}
-        for name in distillation.targets.keys() & values.keys() & batch["labels"].keys():
-            total = distillation.loss(name, values[name], batch["labels"][name], batch)
-            units = self._state.num_items[name].clamp(min=1)
-            losses[name] = by_labels * losses[name] + by_teachers * total / units
-            if torch.is_grad_enabled():
-                counts = self.model.count_items({name: batch["labels"][name]})
-                self.teacher_meter.add(name, total.detach(), counts[name])
-        return losses
+        return self.distillation.mixed(losses, outputs, batch, step.num_items, step.progress)
 
     def _label_losses(
         self, outputs: PolyheadOutput, labels: dict[str, Tensor]
@@ -403,10 +380,8 @@ class OptimizerStep:
     def log(self) -> dict[str, float]:
         """What there is to know of each task since the last log; see `MultiTaskTrainer.log`."""
         losses = self.meter.means(self.accelerator)
-        if self.retention is not None:
-            losses |= self.retention_meter.means(self.accelerator)
         logs = {f"loss_{name}": value for name, value in losses.items()}
-        if self.distillation is not None:
-            taught = self.teacher_meter.means(self.accelerator)
-            logs |= {f"teacher_{name}": value for name, value in taught.items()}
+        for part in (self.retention, self.distillation):
+            if part is not None:
+                logs |= part.log(self.accelerator)
         return logs | self.counters.log() | self.balancer.log() | self.comparison.log()

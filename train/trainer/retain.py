@@ -22,8 +22,10 @@ from ...modeling.packing import TextLayout, moved_to
 from ...modeling.pooling import layers_needed, pool
 from ..adapters import is_adapter_weight
 from ..data.dataset import MultiTaskDataset
-from ..recipe.retain import retained_sources, row_faults
+from ..errors import UserError
+from ..recipe.retain import NAME, retained_sources, row_faults
 from ..recipe.sections import Retain
+from .meters import LossMeter
 from .row_targets import RowNumbers, TextNumbers, compute_targets, rows_of_sources
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class Retention:
         self.numbers = TextNumbers(RowNumbers(dataset, list(sources)), chosen)
         self.pooling = pooling_of(model)
         self.vectors: Tensor | None = None  # (E, D)
+        self._meter = LossMeter([NAME])
 
     @property
     def model_options(self) -> dict[str, Any]:
@@ -131,6 +134,42 @@ class Retention:
     def weight(self, progress: float) -> float:
         """Weight of the loss when this share of the training is over."""
         return self.options.weight * (1 - progress if self.options.fade else 1)
+
+    def weighted_loss(
+        self,
+        outputs: PolyheadOutput,
+        batch: dict[str, Any],
+        *,
+        texts: float,
+        progress: float,
+        skips: bool,
+    ) -> Tensor:
+        """The loss of a micro-batch, a scalar; those of all add up to that of the step.
+
+        Args:
+            outputs: the model's for it.
+            batch: the batch, on the device.
+            texts: those with a vector in the whole step, over micro-batches and ranks.
+            progress: share of the training that is over.
+            skips: a loss that is not finite counts as 0.
+
+        Raises:
+            UserError: the loss is not finite, and `skips` is off.
+        """
+        total = self.loss(outputs, batch)
+        if not total.isfinite():
+            if not skips:
+                fault = f"the loss of retain is {total.item()} ({progress:.0%} of it is over)"
+                raise UserError("training", [f"{fault}; lower training.learning_rate"])
+            total = torch.zeros_like(total)
+        count = torch.tensor(self.numbers.count_in(batch))
+        self._meter.add(NAME, total.detach(), count.to(total.device))
+        return self.weight(progress) * total / texts
+
+    def log(self, accelerator: Accelerator) -> dict[str, float]:
+        """`loss_retain`, the mean over the texts since the last log, not weighted."""
+        means = self._meter.means(accelerator)
+        return {f"loss_{name}": value for name, value in means.items()}
 
     def loss(self, outputs: PolyheadOutput, batch: dict[str, Any]) -> Tensor:
         """Sum over the texts with a vector of 1 - cosine to it, a scalar.

@@ -14,7 +14,7 @@ from polyhead.train.commands import training as run
 from polyhead.train.commands.from_objects import _task_faults
 from polyhead.train.errors import UserError
 from polyhead.train.recipe.arguments import training_of
-from polyhead.train.recipe.sections import Sampling
+from polyhead.train.recipe.sections import Average, Sampling
 from safetensors.torch import load_file
 from train_helpers import SEQUENCE, TOKENS, messages, pairs, write_recipe, write_rows
 from transformers import TrainerCallback, TrainingArguments
@@ -288,6 +288,19 @@ class TestFaults:
     @pytest.mark.parametrize("tasks", [{}, None, [intent()]])
     def test_no_tasks(self, tasks):
         assert _task_faults(tasks)[0].startswith("tasks: ")
+
+    def test_what_the_encoder_keeps_and_learns_from_others(self, start, tmp_path):
+        teacher = start(output_dir=tmp_path / "teacher").folder
+        result = start(
+            retain={"weight": 2.0},
+            average=Average(start=0.5),
+            distill={"teachers": {"intent": str(teacher)}},
+        )
+        (run,) = json.loads((result.folder / "training.json").read_text(encoding="utf-8"))
+        assert run["average"] == {"share": 0.5, "trials": []}
+        assert run["recipe"]["distill"]["teachers"] == {"intent": "a model on disk"}
+        logged = {key for line in result.trainer.state.log_history for key in line}
+        assert {"loss_retain", "teacher_intent", "average_share"} <= logged
 
     def test_a_label_that_train_lacks_is_told_and_scored_as_wrong(self, start, caplog):
         rows = {**ROWS, "test": [{"text": "what?", "intent": "unheard"}]}

@@ -154,6 +154,10 @@ def nasty_card(make_model, folder, texts, words):
         "gradient_cosines": [
             {"tasks": ["one", words], "mean": -0.5, "negative": 0.5, "compared": 2}
         ],
+        "average": {
+            "share": 0.1,
+            "trials": [{"share": 0.1, "macro": 0.5, "tasks": {"one": 0.5, "ner": 0.5}}],
+        },
     }
     hashes = {"weights": words, "logits": words}
     proof = {"change": words, "changed": [words], "encoder": words, "made_with": {"torch": words}}

@@ -211,6 +211,20 @@ class TestRows:
 
 
 class TestFaults:
+    def test_a_loss_that_is_not_finite_stops_or_is_left_out(self, build):
+        for nan_loss in ("stop", "skip"):
+            multitask = retaining()
+            multitask.nan_loss = nan_loss
+            trainer = build(multitask=multitask, max_steps=1)
+            retention = trainer.optimizer_step.retention
+            retention.loss = lambda outputs, batch: outputs.last_hidden_state.sum() * float("nan")
+            if nan_loss == "stop":
+                with pytest.raises(UserError, match="the loss of retain is nan"):
+                    trainer.train()
+            else:
+                trainer.train()
+                assert all(value.isfinite().all() for value in weights(trainer).values())
+
     def test_an_encoder_that_does_not_train_is_refused(self, build):
         with pytest.raises(ValueError, match="no weight of the encoder trains"):
             build(multitask=retaining(freeze=Freeze(encoder=True)))
