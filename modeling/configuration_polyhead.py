@@ -234,16 +234,16 @@ class PolyheadConfig(PreTrainedConfig):
             drop = ("trust_remote_code", "auto_map")
             self.encoder_config = {k: v for k, v in self.encoder_config.items() if k not in drop}
         check_choice("pooling", self.pooling, tuple(POOLINGS))
-        given = dict(self.tasks or {})
-        names = list(self.task_names) if self.task_names is not None else list(given)
-        if sorted(names) != sorted(given):
-            raise ValueError(f"task_names {names} and tasks {sorted(given)} differ")
+        tasks = dict(self.tasks or {})
+        names = list(self.task_names) if self.task_names is not None else list(tasks)
+        if sorted(names) != sorted(tasks):
+            raise ValueError(f"task_names {names} and tasks {sorted(tasks)} differ")
         self.tasks, self.task_names = {}, []
         self.adapters = list(self.adapters or [])
         for name in self.adapters:
             check_task_name(name, "adapter name")  # it becomes a path: adapters/<name>
         for name in names:
-            task = given[name]
+            task = tasks[name]
             if not isinstance(task, TaskConfig):
                 check_fields(f"task {name!r}", TaskConfig, task)
             self.set_task(name, TaskConfig(**task) if isinstance(task, dict) else task)
