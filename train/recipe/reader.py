@@ -203,11 +203,11 @@ def _expand(value: Any, key: str, extra: dict[str, str], faults: list[str]) -> A
 
     def replace(match: re.Match) -> str:
         name = match.group(1)
-        found = extra.get(name, os.environ.get(name))
-        if found is None:
+        text = extra.get(name, os.environ.get(name))
+        if text is None:
             faults.append(f"{key}: ${{{name}}} is not set; type: export {name}=...")
             return match.group(0)
-        return found
+        return text
 
     return re.sub(r"\$\{(\w+)\}", replace, value)
 
