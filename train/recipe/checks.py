@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...modeling.checks import check_task_name
-from ...modeling.configuration_polyhead import options_without_effect
+from ...modeling.unread_options import options_without_effect
 from ..data.formats import FORMATS, named_columns
 from ..data.splits import is_saved
 from ..evaluation.metrics import METRICS, metrics_for
