@@ -124,7 +124,9 @@ def run_metadata(
     trainer: MultiTaskTrainer, run: PreparedRun, scores: dict[str, Any]
 ) -> dict[str, Any]:
     """What `training.json` says of a finished training."""
-    runtimes = [line["train_runtime"] for line in trainer.state.log_history if "train_runtime" in line]
+    runtimes = [
+        line["train_runtime"] for line in trainer.state.log_history if "train_runtime" in line
+    ]
     device = trainer.args.device
     record = about_run(
         run.recipe,
