@@ -73,11 +73,11 @@ def real_rows(count: int) -> list[tuple[str, str]]:
         values = table.column(column).to_pylist()
         texts = [" ".join(value) if isinstance(value, list) else value for value in values]
         chance.shuffle(texts)
-        wanted = each + (number < left)
-        ids = tokenizer(texts[: 2 * wanted])["input_ids"]
-        fit = [t for t, row in zip(texts[: 2 * wanted], ids, strict=True) if len(row) in LENGTHS]
-        assert len(fit) >= wanted, f"{name} has {len(fit)} such texts for {wanted}"
-        rows += [(text, name) for text in fit[:wanted]]
+        needed = each + (number < left)
+        ids = tokenizer(texts[: 2 * needed])["input_ids"]
+        fit = [t for t, row in zip(texts[: 2 * needed], ids, strict=True) if len(row) in LENGTHS]
+        assert len(fit) >= needed, f"{name} has {len(fit)} such texts for {needed}"
+        rows += [(text, name) for text in fit[:needed]]
     chance.shuffle(rows)
     return rows
 
@@ -112,20 +112,20 @@ class Clock(TrainerCallback):
         return end - begin
 
 
-def trainer_of(found: Any) -> Any:
+def trainer_of(run: Any) -> Any:
     """The trainer of a prepared recipe over its train rows, without evaluation."""
     from polyhead.train.data.dataset import MultiTaskDataset
     from polyhead.train.data.tokenization import tokenize
     from polyhead.train.trainer import MultiTaskTrainer
 
-    rows = {s.name: tokenize(s, "train", found.tokenizer) for s in found.sources}
+    rows = {s.name: tokenize(s, "train", run.tokenizer) for s in run.sources}
     return MultiTaskTrainer(
-        model=found.model,
-        args=found.args,
-        processing_class=found.tokenizer,
-        sources=found.tasks_by_source,
+        model=run.model,
+        args=run.args,
+        processing_class=run.tokenizer,
+        sources=run.tasks_by_source,
         train_dataset=MultiTaskDataset(rows),
-        multitask=found.multitask,
+        multitask=run.multitask,
     )
 
 
@@ -143,8 +143,8 @@ def alternate(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str,
 
 def ratio_spread(values: list[float], unit: list[float]) -> list[float]:
     """The least and the largest ratio of two runs of one turn."""
-    found = [value / one for value, one in zip(values, unit, strict=True)]
-    return [round(min(found), 3), round(max(found), 3)]
+    ratios_by_turn = [value / one for value, one in zip(values, unit, strict=True)]
+    return [round(min(ratios_by_turn), 3), round(max(ratios_by_turn), 3)]
 
 
 def summary(values: list[float], digits: int = 1) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def summary(values: list[float], digits: int = 1) -> dict[str, Any]:
 def ratios(what: str, unit: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
     """Print each run's median, with spread, as a multiple of the run named `unit`."""
     medians = {key: statistics.median(values) for key, values in seconds.items()}
-    found = {
+    rows = {
         key: {
             "ratio": round(medians[key] / medians[unit], 3),
             "milliseconds": round(medians[key] * 1000, 1),
@@ -165,9 +165,9 @@ def ratios(what: str, unit: str, seconds: dict[str, list[float]]) -> dict[str, A
         }
         for key, values in seconds.items()
     }
-    shown = (f"{k} {v['ratio']:.2f} ({v['milliseconds']:.0f} ms)" for k, v in found.items())
+    shown = (f"{k} {v['ratio']:.2f} ({v['milliseconds']:.0f} ms)" for k, v in rows.items())
     print(f"{what}: {', '.join(shown)}", flush=True)
-    return found
+    return rows
 
 
 def keep(name: str, what: str, tables: dict[str, Any]) -> None:

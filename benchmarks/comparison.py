@@ -48,7 +48,7 @@ def trainer(folder: str, steps: int, interval: int) -> Any:
     from polyhead.train.commands.setup import prepare
 
     set_seed(SEED)
-    found = prepare(
+    run = prepare(
         f"{ROOT}/configs/quickstart.yaml",
         [
             f"training.max_steps={steps}",
@@ -60,9 +60,9 @@ def trainer(folder: str, steps: int, interval: int) -> Any:
             f"output_dir={folder}",
         ],
     )
-    made = trainer_of(found)
-    made.remove_callback(PrinterCallback)
-    return made
+    multitask = trainer_of(run)
+    multitask.remove_callback(PrinterCallback)
+    return multitask
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def main() -> None:
         return
     runs: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     for _ in range(options.repeats):
-        for processes, found in runs.items():
-            found.append(start(processes, options.steps, options.accumulation))
+        for processes, rates in runs.items():
+            rates.append(start(processes, options.steps, options.accumulation))
     tables = {name: table(name, runs) for name in ("rows a second", "GFLOP/s")}
     batches = f"{options.accumulation} x {ROWS}"
     what = (
@@ -54,38 +54,38 @@ def main() -> None:
 
 def table(name: str, runs: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
     """Medians with spread, and how many times that of one process two reach."""
-    found: dict[str, Any] = {}
+    medians: dict[str, Any] = {}
     for processes, each in runs.items():
         values = sorted(run[name] for run in each)
         shown = {"median": statistics.median(values), "spread": [values[0], values[-1]]}
-        found[f"{processes} processes"] = shown
-    found["ratio"] = round(found["2 processes"]["median"] / found["1 processes"]["median"], 3)
-    print(f"{name}: {found}", flush=True)
-    return found
+        medians[f"{processes} processes"] = shown
+    medians["ratio"] = round(medians["2 processes"]["median"] / medians["1 processes"]["median"], 3)
+    print(f"{name}: {medians}", flush=True)
+    return medians
 
 
 def start(processes: int, steps: int, accumulation: int) -> dict[str, float]:
     """One run in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "found.json"
+        target = Path(folder) / "found.json"
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         counts = ["--steps", str(steps), "--accumulation", str(accumulation)]
         subprocess.run(
-            [sys.executable, *launch, __file__, "--worker", str(place), *counts],
+            [sys.executable, *launch, __file__, "--worker", str(target), *counts],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             check=True,
         )
-        return json.loads(place.read_text(encoding="utf-8"))
+        return json.loads(target.read_text(encoding="utf-8"))
 
 
 # ---- in each process ----
 
 
-def work(place: Path, steps: int, accumulation: int) -> None:
+def work(target: Path, steps: int, accumulation: int) -> None:
     """Train, multiply, and let the first process write both rates of all."""
     assert torch.get_num_threads() == 1
     data = f"{{train: {data_folder()}/snips/train.parquet}}"  # nothing to score
-    found = prepare(
+    run = prepare(
         f"{ROOT}/configs/snips.yaml",
         [
             f"tasks.intent.data.data_files={data}",
@@ -97,11 +97,11 @@ def work(place: Path, steps: int, accumulation: int) -> None:
             "training.disable_tqdm=true",
             "training.use_cpu=true",
             "training.report_to=none",
-            f"output_dir={place.parent}",
+            f"output_dir={target.parent}",
         ],
     )
     clock = Clock(WARM_UP)
-    trainer = timed(found, clock)
+    trainer = timed(run, clock)
     processes = trainer.args.world_size
     trainer.accelerator.wait_for_everyone()
     rate = torch.tensor(products())
@@ -110,14 +110,14 @@ def work(place: Path, steps: int, accumulation: int) -> None:
         "GFLOP/s": round(float(trainer.accelerator.reduce(rate, "sum")), 1),
     }
     if trainer.is_world_process_zero():
-        place.write_text(json.dumps(rates), encoding="utf-8")
+        target.write_text(json.dumps(rates), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 
-def timed(found: PreparedRun, clock: Clock) -> MultiTaskTrainer:
+def timed(run: PreparedRun, clock: Clock) -> MultiTaskTrainer:
     """Train with a clock; the trainer afterwards."""
-    trainer = trainer_of(found)
+    trainer = trainer_of(run)
     trainer.add_callback(clock)
     trainer.train()
     return trainer

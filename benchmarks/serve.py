@@ -81,9 +81,9 @@ def main() -> None:
         table = {name: server.summary() for name, server in servers.items()}
     ours = table[OURS]["rates"]
     for name, row in table.items():
-        found = [one / other for one, other in zip(ours, row["rates"], strict=True)]
-        row["ratio"] = round(statistics.median(found), 2)
-        row["ratio spread"] = [round(min(found), 2), round(max(found), 2)]
+        ratios = [one / other for one, other in zip(ours, row["rates"], strict=True)]
+        row["ratio"] = round(statistics.median(ratios), 2)
+        row["ratio spread"] = [round(min(ratios), 2), round(max(ratios), 2)]
         shown = ", ".join(f"{key} {value}" for key, value in row.items() if key != "rates")
         print(f"{name}: {shown}", flush=True)
     what = f"{options.clients} clients, 8 tasks of MiniLM, 4 with adapters, one core"
@@ -303,10 +303,10 @@ async def ask(
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         for request, expected in waiting:
             start = time.perf_counter()
-            found = await post(reader, writer, request)
+            answer = await post(reader, writer, request)
             seconds.append(time.perf_counter() - start)
             if server.name != STOCK:
-                check(found, expected)
+                check(answer, expected)
                 server.compared += counted
             if counted and len(seconds) % every == 1:
                 server.memory.append(process.memory_info().rss / 2**20)
@@ -337,20 +337,20 @@ async def post(
     return json.loads(answer)
 
 
-def check(found: Any, expected: Any) -> None:
+def check(answer: Any, expected: Any) -> None:
     """The same answers, scores within `TOLERANCE`."""
     if isinstance(expected, float):
-        assert abs(found - expected) <= TOLERANCE, (found, expected)
+        assert abs(answer - expected) <= TOLERANCE, (answer, expected)
     elif isinstance(expected, dict):
-        assert list(found) == list(expected), (found, expected)
+        assert list(answer) == list(expected), (answer, expected)
         for key, value in expected.items():
-            check(found[key], value)
+            check(answer[key], value)
     elif isinstance(expected, list):
-        assert len(found) == len(expected), (found, expected)
-        for one, other in zip(found, expected, strict=True):
+        assert len(answer) == len(expected), (answer, expected)
+        for one, other in zip(answer, expected, strict=True):
             check(one, other)
     else:
-        assert found == expected, (found, expected)
+        assert answer == expected, (answer, expected)
 
 
 if __name__ == "__main__":

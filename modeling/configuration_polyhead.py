@@ -7,8 +7,8 @@ differs between encoders (hidden size, layers, usable length) is asked of the en
 """
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from typing import Any, Literal
 
@@ -31,14 +31,11 @@ from .checks import (
 from .extension_files import check_imported, extension_files, extension_names
 from .heads import HEADS, Head
 from .losses import LOSSES
-from .options import ACTIVATIONS, NUMBERS, ONCE_ALLOWED, HeadTask
+from .options import ACTIVATIONS, NUMBERS, HeadTask
 from .options import scheme_of as scheme_of
 from .pooling import POOL, POOLINGS, layers_needed
 from .reading import read_json
-
-ALWAYS_READ = ("head", "loss_weight", "adapter")  # by every task, whatever its head
-NO_DROPOUT = {"dropout": 0.0}  # holds for heads without dropout too
-NONE_OF_OURS = "heads of your own whose `options` name it"
+from .unread_options import check_read
 
 
 @dataclass(kw_only=True)
@@ -65,7 +62,7 @@ class TaskConfig(HeadTask):
         check_json("head_options", self.head_options)
         if self.labels and "labels" not in self.head_class.options:
             raise ValueError(f"a {self.head} task has no labels, got {len(self.labels)}")
-        self._check_read()
+        check_read(self)
         self.head_class.check(self)
 
     @property
@@ -79,19 +76,6 @@ class TaskConfig(HeadTask):
         if self.head_class.chooses:
             return "choices"
         return "pair" if self.pair else "text"
-
-    def _check_read(self) -> None:
-        """Refuse options that were set and that such a task does not read."""
-        for option in _unread(self):
-            if option in ONCE_ALLOWED or option == "labels":
-                continue
-            conditions = self.head_class.only_with()
-            if option not in conditions:
-                raise ValueError(f"{option} belongs to {_readers(option)}, not to {self.head}")
-            like = [o for o in conditions if conditions[o] == conditions[option]]
-            like = sorted(like, key=FIELDS.index)
-            belong = "belongs" if len(like) == 1 else "belong"
-            raise ValueError(f"{' and '.join(like)} {belong} to {_readers(option)}")
 
     def _check_numbers(self) -> None:
         if not 0.0 <= self.dropout < 1.0:
@@ -130,46 +114,6 @@ class TaskConfig(HeadTask):
             repeated = sorted({x for x in self.labels if self.labels.count(x) > 1})
             if repeated:
                 raise ValueError(f"labels repeat: {', '.join(repeated)}")
-
-
-FIELDS = [option.name for option in fields(TaskConfig)]
-
-
-def options_without_effect(task: TaskConfig) -> list[str]:
-    """A fault for each option without effect that a saved model may have, but no new task."""
-    return [
-        f"{option}: only for {_readers(option)}; take it out"
-        for option in _unread(task)
-        if option in ONCE_ALLOWED
-    ]
-
-
-def _unread(task: TaskConfig) -> Iterator[str]:
-    """The options that were set and that such a task does not read."""
-    head = task.head_class
-    conditions = head.only_with()
-    for option in fields(task):
-        value, name = getattr(task, option.name), option.name
-        if name in ALWAYS_READ or value == option.default:
-            continue
-        if name not in head.options:
-            if value != NO_DROPOUT.get(name, option.default):
-                yield name
-        elif name in conditions:
-            other, values = conditions[name]
-            if getattr(task, other) not in values:
-                yield name
-
-
-def _readers(option: str) -> str:
-    """Who reads an option, in words: kinds of head, or what such a task says of another option."""
-    readers = []
-    for name, head in HEADS.items():
-        if option in head.options:
-            other, values = head.only_with().get(option, ("", ()))
-            readers.append(f"{other}: {' or '.join(values)}" if other else name)
-    *first, last = readers or [NONE_OF_OURS]
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 # What HF's `from_pretrained` would take for a config's, and weights of a Polyhead contradict.
@@ -234,16 +178,16 @@ class PolyheadConfig(PreTrainedConfig):
             drop = ("trust_remote_code", "auto_map")
             self.encoder_config = {k: v for k, v in self.encoder_config.items() if k not in drop}
         check_choice("pooling", self.pooling, tuple(POOLINGS))
-        given = dict(self.tasks or {})
-        names = list(self.task_names) if self.task_names is not None else list(given)
-        if sorted(names) != sorted(given):
-            raise ValueError(f"task_names {names} and tasks {sorted(given)} differ")
+        tasks = dict(self.tasks or {})
+        names = list(self.task_names) if self.task_names is not None else list(tasks)
+        if sorted(names) != sorted(tasks):
+            raise ValueError(f"task_names {names} and tasks {sorted(tasks)} differ")
         self.tasks, self.task_names = {}, []
         self.adapters = list(self.adapters or [])
         for name in self.adapters:
             check_task_name(name, "adapter name")  # it becomes a path: adapters/<name>
         for name in names:
-            task = given[name]
+            task = tasks[name]
             if not isinstance(task, TaskConfig):
                 check_fields(f"task {name!r}", TaskConfig, task)
             self.set_task(name, TaskConfig(**task) if isinstance(task, dict) else task)

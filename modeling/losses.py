@@ -191,8 +191,8 @@ class EmbeddingLoss:
     def sum(self, groups: Tensor, labels: Tensor, task: TaskOptions) -> Tensor:
         """The loss of (G, g, D) groups with their labels, (G,) or (G, D), summed; a scalar."""
         options = {name: getattr(task, name) for name in self.options}
-        given = (groups,) if self.label is None else (groups, labels)
-        return self.function(*given, **options)
+        arguments = (groups,) if self.label is None else (groups, labels)
+        return self.function(*arguments, **options)
 
 
 LOSSES: Table[EmbeddingLoss] = Table(

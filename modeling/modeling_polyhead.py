@@ -21,7 +21,7 @@ from .adapters import load_plain
 from .attention import no_compile
 from .checks import check_task_name
 from .compute import Compute, Mode, set_compute
-from .configuration_polyhead import PolyheadConfig, TaskConfig, options_without_effect
+from .configuration_polyhead import PolyheadConfig, TaskConfig
 from .encoder import (
     EncoderInputs,
     EncoderPass,
@@ -38,6 +38,7 @@ from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
 from .pooling import layers_needed, pool
 from .pretrained_polyhead import PolyheadPreTrainedModel
 from .rows import check_tasks, labels_of_rows, rows_by_task, tasks_to_run
+from .unread_options import options_without_effect
 
 logger = logging.get_logger(__name__)
 

@@ -132,10 +132,10 @@ class PolyheadPipeline(Pipeline):
         tasks = None if tasks is None else self._known_tasks(tasks)
         if isinstance(texts, Iterator):
             return self._stream(texts, tasks, options)
-        given, single = read_inputs(texts)
-        if not given:
+        inputs, single = read_inputs(texts)
+        if not inputs:
             return []
-        call = self._read(given, self.choose_tasks(given, tasks), options)
+        call = self._read(inputs, self.choose_tasks(inputs, tasks), options)
         model = self._without_dropout()
         entries = sorted(call.entries, key=lambda entry: -entry.length)
         sizes = {name: options[name] for name in ("batch_tokens", "batch_size")}
@@ -163,10 +163,10 @@ class PolyheadPipeline(Pipeline):
         """
         options = {"top_k": top_k, "threshold": threshold, "document": document}
         _check_options({**options, "batch_tokens": None, "batch_size": None})
-        given, _ = read_inputs(texts)
-        if not given:
+        inputs, _ = read_inputs(texts)
+        if not inputs:
             raise ValueError("texts is []; give one or more")
-        return self._read(given, self.choose_tasks(given, tasks), options)
+        return self._read(inputs, self.choose_tasks(inputs, tasks), options)
 
     def encode(self, entries: list[Entry]) -> list[dict[str, Tensor]]:
         """One encoder pass: what the tasks of each window give for it; `entry.take` reads it."""
@@ -182,10 +182,10 @@ class PolyheadPipeline(Pipeline):
         )
         parts = []
         prompts = {"": tasks} if chooses else self._by_prompt(tasks, int(options["document"]))
-        for prompt, own in prompts.items():
+        for prompt, names in prompts.items():
             read = [prompt + text for text in pairs] if prompt else pairs  # pyright: ignore
-            units, windows = self._windows(read, own)
-            part = Part(read, own, configs, asked, units)
+            units, windows = self._windows(read, names)
+            part = Part(read, names, configs, asked, units)
             part.entries = [Entry(window, part, row, reads) for row, window, reads in windows]
             parts.append(part)
         return Call(texts, tasks, parts, configs, chooses)
@@ -259,12 +259,12 @@ class PolyheadPipeline(Pipeline):
         if batch_tokens is None:
             batch_tokens = BATCH_TOKENS.get(self.model.device.type, MORE_TOKENS)
         start = total = 0
-        for place, length in enumerate(lengths):
-            count = place - start
+        for position, length in enumerate(lengths):
+            count = position - start
             cost = total + length if self.packs else (count + 1) * lengths[start]
             if count and (count == batch_size if batch_size else cost > batch_tokens):
-                yield slice(start, place)
-                start, total = place, 0
+                yield slice(start, position)
+                start, total = position, 0
             total += length
         yield slice(start, len(lengths))
 
@@ -297,13 +297,17 @@ class PolyheadPipeline(Pipeline):
         words = [split_words(text) if any(spans) else [] for text in read]
         encoded = encode_windows(tokenizer, read, words, limit)
         if not all(spans):
-            self._tell_cut(sum(len(found) > 1 for found in encoded), limit)
+            self._tell_cut(sum(len(windows_of_text) > 1 for windows_of_text in encoded), limit)
         units, windows = [], []
-        for row, found in enumerate(encoded):
-            of_text, reads = units_of(words[row], [window.first_tokens for window in found])
+        for row, windows_of_text in enumerate(encoded):
+            of_text, reads = units_of(
+                words[row], [window.first_tokens for window in windows_of_text]
+            )
             units.append(of_text)
             last = None if any(spans) else 1
-            windows += [(row, *pair) for pair in zip(found[:last], reads[:last], strict=True)]
+            windows += [
+                (row, *pair) for pair in zip(windows_of_text[:last], reads[:last], strict=True)
+            ]
         return units, windows
 
     def _tell_cut(self, count: int, limit: int) -> None:
@@ -355,22 +359,22 @@ class PolyheadPipeline(Pipeline):
             batch = self.tokenizer.pad(features, padding_side="right", return_tensors="pt")
             batch = batch.to(self.model.device)
         rows = _rows_of_tasks(entries)
-        if any(len(own) < len(entries) for own in rows.values()):
+        if any(len(numbers) < len(entries) for numbers in rows.values()):
             names = self.model.task_names
             ids = torch.full((len(entries), len(rows)), -1)
-            for column, (name, own) in enumerate(rows.items()):
-                ids[own, column] = names.index(name)
+            for column, (name, numbers) in enumerate(rows.items()):
+                ids[numbers, column] = names.index(name)
             batch["task_ids"] = ids
         output = model(**batch, tasks=list(rows))
-        found: list[dict[str, Tensor]] = [{} for _ in entries]
+        outputs: list[dict[str, Tensor]] = [{} for _ in entries]
         for name, values in {**(output.logits or {}), **(output.embeddings or {})}.items():
-            values, own = values.float().cpu(), [lengths[row] for row in rows[name]]
+            values, tokens = values.float().cpu(), [lengths[row] for row in rows[name]]
             if values.dim() == 3:
-                parts = values[0].split(own) if packed else values
-                values = [part[:n] for part, n in zip(parts, own, strict=True)]
+                parts = values[0].split(tokens) if packed else values
+                values = [part[:n] for part, n in zip(parts, tokens, strict=True)]
             for row, value in zip(rows[name], values, strict=True):
-                found[row][name] = value
-        return found
+                outputs[row][name] = value
+        return outputs
 
     # The base class runs text by text; `__call__` above replaces its loop, its hooks are refused.
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:

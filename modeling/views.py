@@ -48,10 +48,10 @@ class _View(PolyheadModel):
         Raises:
             ValueError: there is no such task of this kind, or several and none is named.
         """
-        found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = found[0] if isinstance(found, tuple) else found
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.show(task)
-        return found
+        return loaded
 
     def show(self, task: str | None = None) -> None:
         """Answer for this task from now on.
@@ -59,11 +59,11 @@ class _View(PolyheadModel):
         Raises:
             ValueError: as in `from_pretrained`.
         """
-        own = [n for n in self.task_names if self.config.tasks[n].head == self.head]
-        if task is None and len(own) == 1:
-            task = own[0]
-        if task not in own:
-            known = ", ".join(own) or "none"
+        names = [n for n in self.task_names if self.config.tasks[n].head == self.head]
+        if task is None and len(names) == 1:
+            task = names[0]
+        if task not in names:
+            known = ", ".join(names) or "none"
             raise ValueError(f"task is {task!r}; tasks of this model for {self.head}: {known}")
         self.task, chosen = task, self.config.tasks[task]
         self.config.id2label = dict(enumerate(chosen.labels or ["LABEL_0"]))
@@ -104,7 +104,7 @@ class _View(PolyheadModel):
                 f"task {self.task!r} was removed or replaced since this view was made; make it "
                 f"again: model.view({self.task!r})"
             )
-        found: Any = super().forward(
+        joint: Any = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -117,10 +117,10 @@ class _View(PolyheadModel):
             return_dict=True,
         )
         output = self.output(
-            loss=None if found.losses is None else found.losses[self.task],
-            logits=found.logits[self.task],
-            hidden_states=found.hidden_states,
-            attentions=found.attentions,
+            loss=None if joint.losses is None else joint.losses[self.task],
+            logits=joint.logits[self.task],
+            hidden_states=joint.hidden_states,
+            attentions=joint.attentions,
         )
         if return_dict is None:
             return_dict = self.config.return_dict

@@ -79,10 +79,10 @@ def save_or_try(text: str) -> list[PolyheadConfig]:
         recipe["tasks"][name] = task if "head" in task else recipe["tasks"][name] | task
     path = write_recipe(Path("part.yaml"), recipe | part)
     assert run_cli("inspect", path) == 0, text
-    found = prepare(path, ["training.max_steps=1", "output_dir=runs/part"])
-    trainer, _, _ = fit(found)
+    run = prepare(path, ["training.max_steps=1", "output_dir=runs/part"])
+    trainer, _, _ = fit(run)
     assert trainer.state.global_step == 1
-    return [found.model.config]
+    return [run.model.config]
 
 
 def polyhead(arguments: list[str], encoder: Path) -> None:
@@ -127,13 +127,13 @@ def torchrun(arguments: list[str], encoder: Path) -> None:
 
 
 def accelerate(arguments: list[str], encoder: Path) -> None:
-    found = launch_command_parser().parse_args(arguments[1:])
+    parsed = launch_command_parser().parse_args(arguments[1:])
     assert arguments[0] == "launch"
-    assert Path(found.config_file).is_file()
-    assert (found.module, found.training_script) == (True, "polyhead.train")
-    assert Path(found.training_script_args[0]).is_file()
-    _validate_launch_command(found)  # reads the file and fails on what does not fit
-    if Path(found.config_file).name == "cpu.yaml":
+    assert Path(parsed.config_file).is_file()
+    assert (parsed.module, parsed.training_script) == (True, "polyhead.train")
+    assert Path(parsed.training_script_args[0]).is_file()
+    _validate_launch_command(parsed)  # reads the file and fails on what does not fit
+    if Path(parsed.config_file).name == "cpu.yaml":
         in_ranks("accelerate.commands.accelerate_cli", arguments, "runs/accelerate")
 
 

@@ -4,10 +4,10 @@ from dataclasses import fields
 
 import pytest
 from polyhead.modeling import PolyheadConfig, TaskConfig, TaskOptions
-from polyhead.modeling.configuration_polyhead import options_without_effect
 from polyhead.modeling.heads import HEADS
 from polyhead.modeling.losses import LOSSES
 from polyhead.modeling.options import ONCE_ALLOWED, HeadTask, check_option_names
+from polyhead.modeling.unread_options import options_without_effect
 from polyhead.train.recipe.schema import TaskRecipe
 
 LEAST = {  # the fewest options of a task of each kind

@@ -22,33 +22,33 @@ def conclude(result: dict[str, Any]) -> dict[str, Any]:
         pair; `advice`: verdict (share, divided, apart, either, separate) and a sentence for each
         task; `cautions`: sentences.
     """
-    cosine = {frozenset(found["tasks"]): found for found in result["cosines"]}
-    gains = {(found["follows"], found["gains"]): found for found in result["affinities"]}
+    cosine = {frozenset(numbers["tasks"]): numbers for numbers in result["cosines"]}
+    gains = {(numbers["follows"], numbers["gains"]): numbers for numbers in result["affinities"]}
     names = result["tasks"]
     pairs = [
         _pair(one, other, cosine.get(frozenset((one, other))), gains)
         for one, other in combinations(names, 2)
     ]
     if result["scores"] is not None:
-        advice = {name: _by_scores(name, found) for name, found in result["scores"].items()}
+        advice = {name: _by_scores(name, numbers) for name, numbers in result["scores"].items()}
     else:
         advice = {name: _by_run(name, names, cosine, gains) for name in names}
     return {"pairs": pairs, "advice": advice, "cautions": _cautions(result, cosine, gains)}
 
 
-def _sign(found: dict[str, Any] | None) -> int:
+def _sign(numbers: dict[str, Any] | None) -> int:
     """-1 or 1 for what lies beyond 2 standard errors of 0, else 0."""
-    if found is None or found["compared"] < FEWEST:
+    if numbers is None or numbers["compared"] < FEWEST:
         return 0
-    mean = found["mean"]
-    return (mean > 0) - (mean < 0) if abs(mean) > 2 * found["standard_error"] else 0
+    mean = numbers["mean"]
+    return (mean > 0) - (mean < 0) if abs(mean) > 2 * numbers["standard_error"] else 0
 
 
-def _said(found: dict[str, Any], *, percent: bool = False) -> str:
-    if found["mean"] is None:
+def _said(numbers: dict[str, Any], *, percent: bool = False) -> str:
+    if numbers["mean"] is None:
         return "not measured"
     scale, sign = (100, " %") if percent else (1, "")
-    mean, error = found["mean"], found["standard_error"]
+    mean, error = numbers["mean"], numbers["standard_error"]
     spread = "" if error is None else f" ± {_digits(scale * error)}"
     return f"{'-' if mean < 0 else '+'}{_digits(abs(scale * mean))}{spread}{sign}"
 
@@ -123,17 +123,17 @@ def _by_run(
     return {"verdict": verdict, "sentence": f"{name}: {text}."}
 
 
-def _by_scores(name: str, found: dict[str, Any]) -> dict[str, str]:
+def _by_scores(name: str, scores: dict[str, Any]) -> dict[str, str]:
     """What training both ways says of a task."""
-    gain, error = found["gain"], found["standard_error"]
+    gain, error = scores["gain"], scores["standard_error"]
     if gain is None:
-        text = f"no {found['metric']} to compare"
+        text = f"no {scores['metric']} to compare"
         return {"verdict": "either", "sentence": f"{name}: {text}."}
-    numbers = f"{found['metric']} alone {found['single']:.4f}, jointly {found['joint']:.4f}"
+    numbers = f"{scores['metric']} alone {scores['single']:.4f}, jointly {scores['joint']:.4f}"
     if error is None:
-        text = f"{numbers}; how far rows of {found['split']} can tell this is not known"
+        text = f"{numbers}; how far rows of {scores['split']} can tell this is not known"
         return {"verdict": "either", "sentence": f"{name}: {text}."}
-    numbers += f"; {gain:+.4f} ± {error:.4f} over {found['rows']} rows of {found['split']}"
+    numbers += f"; {gain:+.4f} ± {error:.4f} over {scores['rows']} rows of {scores['split']}"
     if abs(gain) <= 2 * error:
         verdict, text = "either", "no difference beyond 2 standard errors; sharing is cheaper"
     elif gain > 0:
@@ -193,7 +193,7 @@ def draw(result: dict[str, Any]) -> Figure:
         result: from `measure`.
     """
     names = result["tasks"]
-    cosine = {place: f for f in result["cosines"] for place in permutations(f["tasks"])}
+    cosine = {pair: f for f in result["cosines"] for pair in permutations(f["tasks"])}
     gains = {(f["follows"], f["gains"]): f for f in result["affinities"]}
     side = max(2.2, 0.55 * len(names)) + 0.08 * max(map(len, names)) + 0.5
     figure = Figure(figsize=(2 * side + 0.3, side + 1), layout="constrained")
@@ -211,7 +211,7 @@ def draw(result: dict[str, Any]) -> Figure:
 def _heat_map(
     axes: Axes,
     names: list[str],
-    found: dict[tuple[str, ...], dict[str, Any]],
+    numbers: dict[tuple[str, ...], dict[str, Any]],
     *,
     percent: bool = False,
 ) -> None:
@@ -220,7 +220,7 @@ def _heat_map(
     They end no lower than at a tenth of the largest gain of a task from its own step, or at 0.1.
     """
     matrix = np.full((len(names), len(names)), np.nan)
-    for (row, column), values in found.items():
+    for (row, column), values in numbers.items():
         if values["mean"] is not None:
             matrix[names.index(row), names.index(column)] = values["mean"]
     diagonal = np.eye(len(names), dtype=bool)
@@ -233,7 +233,7 @@ def _heat_map(
     axes.grid(visible=False)
     for i, j in np.argwhere(np.isfinite(matrix)):
         color = "white" if abs(matrix[i, j]) > 0.6 * limit else "black"
-        weight = "bold" if _sign(found[names[i], names[j]]) else "normal"
+        weight = "bold" if _sign(numbers[names[i], names[j]]) else "normal"
         style = {"ha": "center", "va": "center", "fontsize": 8, "color": color, "weight": weight}
-        number = _said({**found[names[i], names[j]], "standard_error": None}, percent=percent)
+        number = _said({**numbers[names[i], names[j]], "standard_error": None}, percent=percent)
         axes.text(j, i, number.removesuffix(" %"), **style)

@@ -145,7 +145,7 @@ def compare_tasks(
     before = torch.stack([loss.detach().double() for loss in losses])
     gradients = task_gradients(losses, parameters)
     del losses  # the graph with them
-    kept = [parameter.detach().clone() for parameter in parameters]
+    weights = [parameter.detach().clone() for parameter in parameters]
     sizes = [parameter.numel() for parameter in parameters]
     rows = []
     for gradient in gradients:
@@ -154,7 +154,7 @@ def compare_tasks(
             for parameter, part in zip(parameters, step.split(sizes), strict=True):
                 parameter -= part.view_as(parameter)
             after = torch.stack([loss.double() for loss in losses_of()])
-            for parameter, value in zip(parameters, kept, strict=True):
+            for parameter, value in zip(parameters, weights, strict=True):
                 parameter.copy_(value)
         rows.append((1 - after / before).where(before > 0, torch.nan))
     return cosines(gradients), torch.stack(rows)
@@ -168,11 +168,11 @@ class _Measured:
     cosines: list[np.ndarray] = field(default_factory=list)
     affinities: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, present: list[str], found: tuple[Tensor, Tensor]) -> None:
-        own = [self.names.index(name) for name in present]
-        for values, matrix in zip((self.cosines, self.affinities), found, strict=True):
+    def add(self, present: list[str], matrices: tuple[Tensor, Tensor]) -> None:
+        indices = [self.names.index(name) for name in present]
+        for values, matrix in zip((self.cosines, self.affinities), matrices, strict=True):
             whole = np.full((len(self.names), len(self.names)), np.nan)
-            whole[np.ix_(own, own)] = matrix.cpu().numpy()
+            whole[np.ix_(indices, indices)] = matrix.cpu().numpy()
             values.append(whole)
 
 
@@ -263,8 +263,8 @@ def _compare(
     present = [name for name, count in model.count_items(fed["labels"]).items() if count]
 
     def losses() -> list[Tensor]:
-        found = model(**fed).losses
-        return [found[name] for name in present]
+        by_task = model(**fed).losses
+        return [by_task[name] for name in present]
 
     return present, compare_tasks(losses, parameters, length)
 

@@ -68,8 +68,10 @@ class MultiTaskCollator:
         labels = {}
         for name in self.task_names:
             if any(name in tasks for tasks in members):
-                own = [row for row, tasks in zip(rows, members, strict=True) if name in tasks]
-                labels[name] = self._labels(name, own, batch)
+                rows_of_task = [
+                    row for row, tasks in zip(rows, members, strict=True) if name in tasks
+                ]
+                labels[name] = self._labels(name, rows_of_task, batch)
         batch["labels"] = labels
         batch["rows"] = torch.tensor([row["row"] for row in rows])
         batch["windows"] = torch.tensor([row["window"] for row in rows])
@@ -116,8 +118,8 @@ class MultiTaskCollator:
         width = max(len(tasks) for tasks in members)
         ids = []
         for row, tasks in zip(rows, members, strict=True):
-            own = [self.task_names.index(t) for t in tasks]
-            ids += [own + [-1] * (width - len(own))] * len(row["input_ids"])
+            numbers = [self.task_names.index(t) for t in tasks]
+            ids += [numbers + [-1] * (width - len(numbers))] * len(row["input_ids"])
         return torch.tensor(ids)
 
     def _labels(self, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
@@ -130,12 +132,12 @@ class MultiTaskCollator:
     def _mask(self, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
         """Mask tokens of the task's rows in `batch`; labels are the tokens that stood there."""
         number = self.task_names.index(name)
-        own = (batch["task_ids"] == number).any(1)
+        of_task = (batch["task_ids"] == number).any(1)
         if self.packed:
-            place: Any = (0, torch.repeat_interleave(own, batch["cu_seq_lens_q"].diff()))
-            ids = batch["input_ids"][place].unsqueeze(0)
+            tokens: Any = (0, torch.repeat_interleave(of_task, batch["cu_seq_lens_q"].diff()))
+            ids = batch["input_ids"][tokens].unsqueeze(0)
         else:
-            place, ids = own, batch["input_ids"][own]
+            tokens, ids = of_task, batch["input_ids"][of_task]
         seed = None
         if self.mask_seed is not None:
             seed = self.mask_seed + 1_000_003 * self.epoch + int(rows[0]["row"])
@@ -149,7 +151,7 @@ class MultiTaskCollator:
             for row in ids.tolist()
         ]
         masked, labels = masker.torch_mask_tokens(ids, torch.tensor(special))
-        batch["input_ids"][place] = masked.view_as(batch["input_ids"][place])
+        batch["input_ids"][tokens] = masked.view_as(batch["input_ids"][tokens])
         return labels
 
 

@@ -50,8 +50,8 @@ def rows_of_epoch(
     weigh = STRATEGIES[sampling.strategy].weights
     assert weigh is not None
     weights = _checked_weights(sampling.strategy, weigh(sampling, sizes, epoch), sizes)
-    wanted = sampling.rows_per_epoch or sum(sizes.values())
-    units = max(len(sizes) if unit > 1 else 1, math.ceil(wanted / unit))
+    rows = sampling.rows_per_epoch or sum(sizes.values())
+    units = max(len(sizes) if unit > 1 else 1, math.ceil(rows / unit))
     return {name: count * unit for name, count in apportion(units, weights).items()}
 
 
@@ -79,12 +79,12 @@ def apportion(total: int, weights: dict[str, float] | Counts) -> Counts:
         raise ValueError(f"{total} rows cannot be shared by {len(positive)} tasks")
     whole = sum(positive.values())
     exact = {name: total * weight / whole for name, weight in positive.items()}
-    found = {name: max(1, int(value)) for name, value in exact.items()}
-    while (gap := total - sum(found.values())) != 0:
-        movable = found if gap > 0 else [name for name in found if found[name] > 1]
-        most = max(movable, key=lambda name: (exact[name] - found[name]) * gap)
-        found[most] += 1 if gap > 0 else -1
-    return found
+    counts = {name: max(1, int(value)) for name, value in exact.items()}
+    while (gap := total - sum(counts.values())) != 0:
+        movable = counts if gap > 0 else [name for name in counts if counts[name] > 1]
+        most = max(movable, key=lambda name: (exact[name] - counts[name]) * gap)
+        counts[most] += 1 if gap > 0 else -1
+    return counts
 
 
 # ---- weights ----
@@ -100,7 +100,7 @@ def _temperature(sampling: Sampling, sizes: Counts, epoch: int) -> dict[str, flo
     return {name: min(size, cap) ** (1 / power) for name, size in sizes.items()}
 
 
-def _given(sampling: Sampling, sizes: Counts, epoch: int) -> dict[str, float]:
+def _weights_given(sampling: Sampling, sizes: Counts, epoch: int) -> dict[str, float]:
     return sampling.weights or {}
 
 
@@ -140,7 +140,7 @@ STRATEGIES: Table[Strategy] = Table(
         "proportional": Strategy(),
         "uniform": Strategy(("rows_per_epoch",), _uniform),
         "temperature": Strategy(("temperature", "size_cap", "rows_per_epoch"), _temperature),
-        "weights": Strategy(("weights", "rows_per_epoch"), _given),
+        "weights": Strategy(("weights", "rows_per_epoch"), _weights_given),
         "schedule": Strategy(("schedule", "rows_per_epoch"), _scheduled),
         "round_robin": Strategy(("until",)),
         "sequential": Strategy(("order_of_tasks",)),
@@ -282,24 +282,24 @@ def _naming_faults(key: str, names: list[str], sources: dict[str, list[str]]) ->
     known = sorted(task for tasks in sources.values() for task in tasks)
     faults = [f"{key}: no task {n!r}; tasks: {', '.join(known)}" for n in names if n not in known]
     for tasks in sources.values():
-        found = [name for name in names if name in tasks]
-        if not found:
+        named = [name for name in names if name in tasks]
+        if not named:
             faults.append(f"{key}: {' or '.join(tasks)} is missing")
-        elif len(found) > 1:
-            one = "named twice" if len(set(found)) == 1 else "share their rows; name one of them"
-            faults.append(f"{key}: {' and '.join(sorted(set(found)))}: {one}")
+        elif len(named) > 1:
+            one = "named twice" if len(set(named)) == 1 else "share their rows; name one of them"
+            faults.append(f"{key}: {' and '.join(sorted(set(named)))}: {one}")
     return faults
 
 
 def _epochs_faults(recipe: Recipe, sources: dict[str, list[str]]) -> list[str]:
     strategy, faults = recipe.sampling.strategy, []
     for tasks in sources.values():
-        given = {name: recipe.tasks[name].epochs for name in tasks}
-        if any(given.values()) and strategy not in ("proportional", "sequential"):
-            name = next(name for name in tasks if given[name])
+        epochs_by_task = {name: recipe.tasks[name].epochs for name in tasks}
+        if any(epochs_by_task.values()) and strategy not in ("proportional", "sequential"):
+            name = next(name for name in tasks if epochs_by_task[name])
             fitting = "proportional or sequential"
             faults.append(f"tasks.{name}.epochs: for strategy {fitting}, not {strategy}")
-        if len({epochs for epochs in given.values() if epochs is not None}) > 1:
+        if len({epochs for epochs in epochs_by_task.values() if epochs is not None}) > 1:
             faults.append(f"tasks.{tasks[0]}.epochs: {', '.join(tasks)} share their rows; one only")
     return faults
 
@@ -350,16 +350,16 @@ def spread_duplicates(
         texts: the texts of each row, as numbers; by row number.
         distance: rows from one to the next with the same text, at least.
     """
-    found: list[int] = []
+    spread: list[int] = []
     last: dict[int, int] = {}  # text to the place after which it may come again
     waiting: deque[int] = deque()
 
     def may_come(row: int) -> bool:
-        return all(last.get(text, 0) <= len(found) for text in texts[row])
+        return all(last.get(text, 0) <= len(spread) for text in texts[row])
 
     def put(row: int) -> None:
-        last.update(dict.fromkeys(texts[row], len(found) + distance))
-        found.append(row)
+        last.update(dict.fromkeys(texts[row], len(spread) + distance))
+        spread.append(row)
 
     for row in rows.tolist():
         while (first := next((r for r in waiting if may_come(r)), None)) is not None:
@@ -371,11 +371,13 @@ def spread_duplicates(
             waiting.append(row)
     for row in waiting:
         near = (
-            (place, found[max(0, place - distance + 1) : place + distance - 1])
-            for place in range(len(found), -1, -1)
+            (position, spread[max(0, position - distance + 1) : position + distance - 1])
+            for position in range(len(spread), -1, -1)
         )
         free = (
-            place for place, rows_near in near if not any(texts[row] & texts[r] for r in rows_near)
+            position
+            for position, rows_near in near
+            if not any(texts[row] & texts[r] for r in rows_near)
         )
-        found.insert(next(free, len(found)), row)
-    return np.array(found, dtype=rows.dtype)
+        spread.insert(next(free, len(spread)), row)
+    return np.array(spread, dtype=rows.dtype)

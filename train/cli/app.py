@@ -42,8 +42,8 @@ Overrides = Annotated[
 ]
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(show: bool) -> None:
+    if show:
         say(f"polyhead {metadata.version('polyhead')}")
         raise typer.Exit
 
@@ -188,13 +188,13 @@ def push(
 
     options: dict[str, Any] = {"revision": revision, "message": message, "dry_run": dry_run}
     try:
-        found = run(model, repo, private=private, **options)
+        upload = run(model, repo, private=private, **options)
     except HUB_ERRORS as error:
         raise UserError("push", [str(error).strip().splitlines()[0]]) from error
     if as_json:
-        print_json(found)
+        print_json(upload)
     else:
-        print_push(found)
+        print_push(upload)
 
 
 @app.command()
@@ -240,12 +240,12 @@ def inspect(
     from ..inference.load import load_model
 
     if check:
-        found = verify(what)
+        proof = verify(what)
         if as_json:
-            print_json(found)
+            print_json(proof)
             return
-        say(f"{', '.join(found['tasks'])}: weights as the proof says")
-        same = found["logits_compared"]
+        say(f"{', '.join(proof['tasks'])}: weights as the proof says")
+        same = proof["logits_compared"]
         say(f"logits: {'as the proof says' if same else 'made elsewhere, not compared'}")
         return
     if what.endswith((".yaml", ".yml")):
@@ -283,13 +283,13 @@ def convert(  # noqa: PLR0913 - each is an option of the command line
     from ..commands.convert import convert as run
 
     options: Any = {"format": kind, "to": to, "task": task, "split": split}
-    found = run(what, output, overrides, **options, overwrite=overwrite)
+    summary = run(what, output, overrides, **options, overwrite=overwrite)
     if as_json:
-        print_json(found)
+        print_json(summary)
         return
-    for line in found["notes"]:
+    for line in summary["notes"]:
         note(line)
-    say(f"{output}: {found['rows']} rows of {', '.join(found['columns'])}", console=err)
+    say(f"{output}: {summary['rows']} rows of {', '.join(summary['columns'])}", console=err)
 
 
 @app.command()
@@ -300,13 +300,13 @@ def report(
     """Show a run: scores, confusions, entity types, calibration, which tasks fight; one page."""
     from ..reports.page import report as make
 
-    found = make(run)
+    summary = make(run)
     if as_json:
-        print_json(found)
+        print_json(summary)
         return
-    if found["scores"]:
-        print_scores(found["scores"], "Scores")
-    say(f"page with pictures: {found['page']}")
+    if summary["scores"]:
+        print_scores(summary["scores"], "Scores")
+    say(f"page with pictures: {summary['page']}")
 
 
 @app.command()

@@ -118,10 +118,10 @@ def print_affinity(result: dict[str, Any]) -> None:
     if scores:
         columns = ("task", "metric", "alone", "jointly", "gain", "std. error", "seconds alone")
         rows = []
-        for task, found in scores.items():
-            values = [found[key] for key in ("single", "joint", "gain", "standard_error")]
+        for task, comparison in scores.items():
+            values = [comparison[key] for key in ("single", "joint", "gain", "standard_error")]
             cells = ["-" if value is None else f"{value:.4f}" for value in values]
-            rows.append((task, found["metric"], *cells, f"{seconds[task] or math.nan:.0f}"))
+            rows.append((task, comparison["metric"], *cells, f"{seconds[task] or math.nan:.0f}"))
         out.print(table_of(columns, rows, title="Each task alone, and all jointly"))
         joint = seconds["all-tasks"] or math.nan
         alone = sum(seconds[task] or math.nan for task in scores)
@@ -234,13 +234,13 @@ def print_export(about: dict[str, Any], folder: Any) -> None:
     out.print(table_of(header, rows, title=f"Cost of int8 ({split})"))
 
 
-def print_push(found: dict[str, Any]) -> None:
+def print_push(upload: dict[str, Any]) -> None:
     """Print what was uploaded, or would be."""
-    rows = [(name, f"{size / 1e6:.2f}") for name, size in found["files"].items()]
+    rows = [(name, f"{size / 1e6:.2f}") for name, size in upload["files"].items()]
     out.print(table_of(("file", "MB"), rows))
-    total = f"{len(found['files'])} files, {sum(found['files'].values()) / 1e6:.1f} MB"
-    if found["commit"] is None:
+    total = f"{len(upload['files'])} files, {sum(upload['files'].values()) / 1e6:.1f} MB"
+    if upload["commit"] is None:
         say(f"{total}: nothing was uploaded")
         return
-    say(f"{total}: {found['repo']} at {found['commit']}")
-    say(f'load it with revision="{found["commit"]}"')
+    say(f"{total}: {upload['repo']} at {upload['commit']}")
+    say(f'load it with revision="{upload["commit"]}"')

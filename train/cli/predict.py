@@ -68,13 +68,13 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     options = _sizes("predict", batch_tokens, batch_size)
     if files is None:
         pipe = _pipeline(model, compute)
-        given: list = [tuple(texts or [])] if pair else list(texts or [])
-        chosen = _choose(pipe, given, chosen)
-        answers = pipe(given, chosen, **options)
+        inputs: list = [tuple(texts or [])] if pair else list(texts or [])
+        chosen = _choose(pipe, inputs, chosen)
+        answers = pipe(inputs, chosen, **options)
         if as_json:
             print_json(plain(answers))
         else:
-            for one, answer in zip(given, answers, strict=True):
+            for one, answer in zip(inputs, answers, strict=True):
                 print_answer(one, answer)  # pyright: ignore[reportArgumentType]
         return
     examples = [("", ""), ("", ("",))] if text_pair else [""]

@@ -21,7 +21,7 @@ from ..inference.load import load_model
 from ..outputs import CHECKPOINT, MODEL, source_fault, target_faults
 from ..recipe.schema import Recipe
 from .setup import prepare
-from .training import about, describe, fit, output_faults
+from .training import fit, output_faults, run_metadata, write_run_reports
 
 RUN_FOLDERS = (MODEL, REPORTS, UNFINISHED)  # of `output_dir`; all in them may be replaced
 
@@ -72,10 +72,10 @@ def add_task(
             before=before,
             change=("added", sorted(run.recipe.tasks)),
             metrics={**metrics, **scores.get("tasks", {})},
-            runs=[*runs, about(trainer, run, scores)],
+            runs=[*runs, run_metadata(trainer, run, scores)],
         )
         write_json(folder / SCORES, scores)
-        pictures = describe(trainer, reports, folder)
+        pictures = write_run_reports(trainer, reports, folder)
         write_card(trainer.model_for_tasks, folder / MODEL, pictures)
     return scores
 

@@ -42,9 +42,9 @@ def build_model(recipe: Recipe, configs: dict[str, TaskConfig]) -> tuple[Polyhea
         config = PolyheadConfig(encoder_config=encoder, tasks=configs, pooling=pooling)
         model = PolyheadModel(config)
     else:
-        place, pooling = _sentence_transformer(_resolve(recipe.encoder))
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        model = PolyheadModel.from_encoder(place, configs, pooling=recipe.pooling or pooling)
+        folder, pooling = _sentence_transformer(_resolve(recipe.encoder))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = PolyheadModel.from_encoder(folder, configs, pooling=recipe.pooling or pooling)
     _fit_tokenizer(tokenizer, model, recipe.max_length)
     return model, tokenizer
 
@@ -77,20 +77,20 @@ def _resolve(name: str) -> str:
     return str(package_folder(name)) if name.startswith("package:") else name
 
 
-def _scratch_encoder(given: dict[str, Any], tokenizer: Tokenizer) -> PreTrainedConfig:
+def _scratch_encoder(settings: dict[str, Any], tokenizer: Tokenizer) -> PreTrainedConfig:
     """The config of an encoder with random weights.
 
     Raises:
         ValueError: transformers takes it for no encoder, or it does not fit into memory.
     """
-    if "model_type" not in given:
+    if "model_type" not in settings:
         raise ValueError("config has no model_type; allowed are those of transformers, as bert")
-    for key, value in given.items():  # each is built, even to count its weights
+    for key, value in settings.items():  # each is built, even to count its weights
         if "layers" in key and isinstance(value, int) and value > MOST_LAYERS:
             raise ValueError(f"config.{key}: {value}; at most {MOST_LAYERS}")
     options = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     try:
-        config = AutoConfig.for_model(**{**options, **given})
+        config = AutoConfig.for_model(**{**options, **settings})
         config.is_causal = False
         with torch.device("meta"):
             shapes = AutoModel.from_config(config)
@@ -102,28 +102,28 @@ def _scratch_encoder(given: dict[str, Any], tokenizer: Tokenizer) -> PreTrainedC
     return config
 
 
-def _sentence_transformer(place: str) -> tuple[str, str]:
+def _sentence_transformer(folder: str) -> tuple[str, str]:
     """Where the encoder of a sentence-transformers model lies, and its pooling; else mean.
 
     Raises:
         ValueError: it pools in a way that there is none for here.
     """
-    path = Path(place) / "modules.json"
+    path = Path(folder) / "modules.json"
     modules = read_record(path, MODULES, [])
     for inner in (Path(module["path"]) for module in modules):
         if inner.is_absolute() or ".." in inner.parts:
             raise ValueError(f"{path}: {str(inner)!r:.80} leaves the folder")
     paths = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
     if "Pooling" not in paths:
-        return place, "mean"
-    config = read_json(Path(place) / paths["Pooling"] / "config.json", {})
+        return folder, "mean"
+    config = read_json(Path(folder) / paths["Pooling"] / "config.json", {})
     modes = config.get("pooling_mode") or [flag for flag in FLAGS if config.get(flag)]
     modes = modes if isinstance(modes, list) else [str(modes)]
     if len(modes) != 1 or modes[0] not in MODES:
         known = ", ".join(mode for mode in MODES if mode not in FLAGS)
         named = ", ".join(map(str, modes)) or "no known mode"
         raise ValueError(f"pools by {named}; known: {known}")
-    return str(Path(place, paths.get("Transformer", ""))), MODES[modes[0]]
+    return str(Path(folder, paths.get("Transformer", ""))), MODES[modes[0]]
 
 
 def _check_mask(tokenizer: Tokenizer, tasks: dict[str, TaskConfig]) -> None:

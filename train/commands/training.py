@@ -87,13 +87,13 @@ def train_run(
     if trainer.is_world_process_zero():
         folder = Path(run.recipe.output_dir)
         model, metrics = trainer.model_for_tasks, scores.get("tasks")
-        runs = [about(trainer, run, scores)]
+        runs = [run_metadata(trainer, run, scores)]
         advice = partial(stays, folder)
         with write_aside(folder / MODEL, advice=advice) as aside, unsharded_class(model):
             save_folder(model, run.tokenizer, aside, metrics=metrics, runs=runs, state_dict=state)
         with explained(folder, advice):
             write_json(folder / SCORES, scores)
-            write_card(model, folder / MODEL, describe(trainer, reports, folder))
+            write_card(model, folder / MODEL, write_run_reports(trainer, reports, folder))
         if trainer.args.push_to_hub:
             _push(trainer, folder / MODEL)
     return trainer, scores
@@ -120,16 +120,20 @@ def _push(trainer: MultiTaskTrainer, folder: Path) -> None:
         raise UserError("push", [f"{line}; the model is saved, type: {again}"]) from error
 
 
-def about(trainer: MultiTaskTrainer, run: PreparedRun, scores: dict[str, Any]) -> dict[str, Any]:
+def run_metadata(
+    trainer: MultiTaskTrainer, run: PreparedRun, scores: dict[str, Any]
+) -> dict[str, Any]:
     """What `training.json` says of a finished training."""
-    took = [line["train_runtime"] for line in trainer.state.log_history if "train_runtime" in line]
+    runtimes = [
+        line["train_runtime"] for line in trainer.state.log_history if "train_runtime" in line
+    ]
     device = trainer.args.device
     record = about_run(
         run.recipe,
         run.sources,
         trainer.state,
         splits=scores.get("splits", {}),
-        seconds=sum(took),
+        seconds=sum(runtimes),
         resumed=bool(trainer.args.resume_from_checkpoint),
         processes=trainer.args.world_size,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -218,7 +222,9 @@ def _optimizers(run: PreparedRun) -> tuple[Any, Any]:
     return made
 
 
-def describe(trainer: MultiTaskTrainer, reports: dict[str, Any], folder: Path) -> list[Path]:
+def write_run_reports(
+    trainer: MultiTaskTrainer, reports: dict[str, Any], folder: Path
+) -> list[Path]:
     """Write the log, a report of each task, and their pictures; after the model is saved.
 
     Returns:

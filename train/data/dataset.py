@@ -51,12 +51,12 @@ class MultiTaskDataset(torch.utils.data.Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Rows by number, in the order asked for, each with the name of its `source`."""
         places = np.searchsorted(self.ends, indices, side="right")
-        found: dict[int, dict[str, Any]] = {}
-        for place in np.unique(places):
-            name = self.names[place]
+        rows: dict[int, dict[str, Any]] = {}
+        for part in np.unique(places):
+            name = self.names[part]
             start = self.ranges[name].start
-            chosen = [i for i, p in zip(indices, places, strict=True) if p == place]
+            chosen = [i for i, p in zip(indices, places, strict=True) if p == part]
             batch = self.parts[name][[i - start for i in chosen]]
             for k, i in enumerate(chosen):
-                found[i] = {"source": name, **{key: batch[key][k] for key in batch}}
-        return [found[i] for i in indices]
+                rows[i] = {"source": name, **{key: batch[key][k] for key in batch}}
+        return [rows[i] for i in indices]

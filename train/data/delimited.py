@@ -142,17 +142,17 @@ def _quote_fault(begin: int, end: int, error: csv.Error) -> str:
 
 def _names(path: Path, record: _Record, delimiter: str) -> list[str]:
     """Names of the columns; the first may be empty, as pandas writes an index."""
-    names, place = list(record.cells), f"{path.name}, line {record.begin}"
+    names, line = list(record.cells), f"{path.name}, line {record.begin}"
     while len(names) > 1 and not names[-1]:  # its column has to be empty too
         names.pop()
     if len(names) == 1 and (other := re.search(r"[;\t|]", names[0])) and delimiter == ",":
         tabs = "let the name of the file end in .tsv" if other[0] == "\t" else "write it with ,"
-        raise ValueError(f"{place}: one column, {names[0]!r}: fields are parted by , here; {tabs}")
+        raise ValueError(f"{line}: one column, {names[0]!r}: fields are parted by , here; {tabs}")
     if "" in names[1:] or names == [""]:
-        raise ValueError(f"{place}: column {names.index('', len(names) > 1) + 1} has no name")
+        raise ValueError(f"{line}: column {names.index('', len(names) > 1) + 1} has no name")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{place}: column {twice[0]!r} stands twice")
+        raise ValueError(f"{line}: column {twice[0]!r} stands twice")
     return names
 
 

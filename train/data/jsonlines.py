@@ -75,7 +75,7 @@ def json_tables(paths: Iterable[Path], kinds: dict[str, pa.DataType]) -> Iterato
         OSError: a file cannot be read.
         ValueError: a file is no JSON, or its values cannot be kept as they are; with the line.
     """
-    given = False
+    yielded = False
     for path in paths:
         infinite = False
         for rows in _chunks(path):
@@ -85,15 +85,15 @@ def json_tables(paths: Iterable[Path], kinds: dict[str, pa.DataType]) -> Iterato
                 merged = _merge(kinds[name], kind) if name in kinds else kind
                 changed = changed or merged != kinds.get(name)
                 kinds[name] = merged
-            if changed and given:
+            if changed and yielded:
                 raise KindsChanged
             table = _table(rows, kinds)
             if not infinite and any(map(_has_infinity, table.columns, kinds.values())):
                 infinite = True
                 _refuse_overflow(path)
-            given = True
+            yielded = True
             yield table
-    if not given:
+    if not yielded:
         raise ValueError("no data: a file is empty")
 
 
@@ -215,18 +215,18 @@ DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 FINITE = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite)
 
 
-def _parse(path: Path, place: str, text: str, decoder: json.JSONDecoder) -> Any:
+def _parse(path: Path, where: str, text: str, decoder: json.JSONDecoder) -> Any:
     try:
         return decoder.decode(text)
     except RecursionError as error:
-        raise ValueError(f"{path.name}, {place}: nested too deep") from error
+        raise ValueError(f"{path.name}, {where}: nested too deep") from error
     except ValueError as error:
         if isinstance(error, json.JSONDecodeError):
             why = f"JSON parse error: {error.msg} at character {error.colno}, "
             why += f"{text.strip()!r:.60}; write one object in each line"
         else:
             why = str(error)
-        raise ValueError(f"{path.name}, {place}: {why}") from error
+        raise ValueError(f"{path.name}, {where}: {why}") from error
 
 
 def _chunks(path: Path) -> Iterator[list[tuple[int, dict]]]:
@@ -251,15 +251,15 @@ def _rows(path: Path, decoder: json.JSONDecoder = DECODER) -> Iterator[tuple[int
             for item, value in enumerate(whole):
                 yield item, _object(path, f"item {item}", value)
             return
-        place = f"line {number} (row {row})"
-        yield number, _object(path, place, _parse(path, place, line, decoder))
+        where = f"line {number} (row {row})"
+        yield number, _object(path, where, _parse(path, where, line, decoder))
         row += 1
 
 
-def _object(path: Path, place: str, row: Any) -> dict:
+def _object(path: Path, where: str, row: Any) -> dict:
     if not isinstance(row, dict):
         what = f"{row!r:.60} is no object with columns as keys"
-        raise ValueError(f'{path.name}, {place}: {what}, as {{"text": ...}}')
+        raise ValueError(f'{path.name}, {where}: {what}, as {{"text": ...}}')
     return row
 
 
@@ -270,7 +270,7 @@ def _refuse_overflow(path: Path) -> None:
 
 
 def json_values(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, value) of each line of a file, of each item of the list that it is, or of all of it.
+    """What each line of a file, or item of its list, or the whole of it holds, and where it stands.
 
     Raises:
         OSError: the file cannot be read.
@@ -281,8 +281,8 @@ def json_values(path: Path) -> Iterator[tuple[str, Any]]:
         raise ValueError("no data: a file is empty")
     if len(lines) > 1 and _is_whole(lines[0][1]):
         for row, (number, line) in enumerate(lines):
-            place = f"line {number} (row {row})"
-            yield place, _parse(path, place, line, DECODER)
+            where = f"line {number} (row {row})"
+            yield where, _parse(path, where, line, DECODER)
         return
     value = _parse(path, "the whole", "".join(line for _, line in lines), DECODER)
     if isinstance(value, list) and not (value and isinstance(value[0], str)):

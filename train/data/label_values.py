@@ -304,7 +304,7 @@ def _read_indicators(
     lists = [(s, i, v) for s, part in values.items() for i, v in enumerate(part) if v is not None]
     if not lists or not all(_is_vector(value) for _, _, value in lists):
         return [], []
-    place = f"tasks.{name}.data.label: column {column!r} holds 0/1 vectors"
+    where = f"tasks.{name}.data.label: column {column!r} holds 0/1 vectors"
     width = Counter(len(value) for _, _, value in lists).most_common(1)[0][0]
     odd = [(split, i, value) for split, i, value in lists if len(value) != width]
     named = len(labels) == width and not odd
@@ -312,12 +312,12 @@ def _read_indicators(
         return [], []
     if odd:
         split, row, value = odd[0]
-        return [], [f"{place} of {width}, but row {row} of {split} holds {value!r:.60}"]
+        return [], [f"{where} of {width}, but row {row} of {split} holds {value!r:.60}"]
     if len(labels) != width:
         others = f", but labels names {len(labels)}" if labels else ""
         example = ", ".join(f"name{i + 1}" for i in range(min(width, 3)))
         more = ", ..." if width > 3 else ""
-        return [], [f"{place} of {width}{others}; name the labels: labels: [{example}{more}]"]
+        return [], [f"{where} of {width}{others}; name the labels: labels: [{example}{more}]"]
     for split, rows in splits.items():
         names = [
             None if v is None else [x for x, bit in zip(labels, v, strict=True) if float(bit)]

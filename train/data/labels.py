@@ -74,19 +74,19 @@ def _unlabelled(name: str, task: TaskRecipe, splits: dict[str, datasets.Dataset]
 
 
 def _agree(
-    name: str, task: TaskRecipe, found: list[str], renamed: dict[str, str]
+    name: str, task: TaskRecipe, labels: list[str], renamed: dict[str, str]
 ) -> tuple[list[str], list[str]]:
     """The labels in the recipe's order where it gives them; a fault where it leaves some out."""
     if task.labels is None:
-        return found, []
-    given = list(dict.fromkeys(renamed.get(str(x), str(x)) for x in task.labels))
-    extra = [label for label in found if label not in given]
+        return labels, []
+    listed = list(dict.fromkeys(renamed.get(str(x), str(x)) for x in task.labels))
+    extra = [label for label in labels if label not in listed]
     if extra:
-        return given, [
+        return listed, [
             f"tasks.{name}.labels: train has {', '.join(map(repr, extra[:5]))}, which the recipe "
             "does not list; add it, or leave `labels` out to find them in the data"
         ]
-    return given, []
+    return listed, []
 
 
 def _order(labels: set[str]) -> list[str]:

@@ -111,12 +111,12 @@ def load_sources(recipe: Recipe) -> list[Source]:
             continue
         tasks, notes, found_faults = read_annotations(tasks, splits)
         text = next((t.data.text for t in tasks.values() if t.data.text), None)
-        found = Source(tasks=tasks, splits=splits, text=text, notes=notes)
-        found_faults = found_faults or _column_faults(found)
+        source = Source(tasks=tasks, splits=splits, text=text, notes=notes)
+        found_faults = found_faults or _column_faults(source)
         if not found_faults:
-            found_faults = _check_rows(found)
+            found_faults = _check_rows(source)
         faults += found_faults
-        sources.append(found)
+        sources.append(source)
     if faults:
         raise UserError(recipe.path, faults)
     return sources
@@ -177,10 +177,10 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
     groups: dict[str, dict[str, TaskRecipe]] = {}
     for name, task in tasks.items():
         data = named_columns(task).data
-        place = (data.path, data.name, data.data_files, data.data_dir, data.revision, data.splits)
-        place += (None if data.format == "spans" else data.format,)
-        place += () if data.rows is None else data.rows.identity
-        groups.setdefault(repr((place, task.max_rows)), {})[name] = task
+        origin = (data.path, data.name, data.data_files, data.data_dir, data.revision, data.splits)
+        origin += (None if data.format == "spans" else data.format,)
+        origin += () if data.rows is None else data.rows.identity
+        groups.setdefault(repr((origin, task.max_rows)), {})[name] = task
     for same_rows in groups.values():
         by_text: dict[tuple, dict[str, TaskRecipe]] = {}
         for name, task in same_rows.items():
@@ -238,23 +238,23 @@ def _check_rows(source: Source) -> list[str]:
         batch = rows[:]
         for name, task in source.tasks.items():
             of_task = text_faults(task, name, split, batch)
-            place, label = f"tasks.{name}.data", str(task.data.label)
+            key, label = f"tasks.{name}.data", str(task.data.label)
             if task.data.tokens is not None:
                 of_task += _token_faults(source, name, split, batch)
             kind = kind_of(task)
             if task.data.label is not None and kind.label_type != "tags" and name not in unread:
-                of_task += kind.label_faults(task.data, place, split, batch[label])
+                of_task += kind.label_faults(task.data, key, split, batch[label])
             if not of_task and name not in unread:
-                of_task = kind.row_faults(task.data, place, split, batch)
+                of_task = kind.row_faults(task.data, key, split, batch)
             faults += of_task
     if faults:
         return faults
     for name, task in source.tasks.items():
-        found, notes, more = find_labels(name, task, source.splits, source.text)
+        config, notes, more = find_labels(name, task, source.splits, source.text)
         source.notes += notes
         faults += more
-        if found is not None:
-            source.configs[name] = found
+        if config is not None:
+            source.configs[name] = config
             source.notes += _label_notes(source, name)
     return faults
 
@@ -275,7 +275,7 @@ def _label_notes(source: Source, name: str) -> list[str]:
 
 def _token_faults(source: Source, name: str, split: str, batch: dict[str, list]) -> list[str]:
     """Faults of words, of tags against words, and of words against the text beside them."""
-    data, place = source.tasks[name].data, f"tasks.{name}.data"
+    data, key = source.tasks[name].data, f"tasks.{name}.data"
     tokens = batch[str(data.tokens)]
     has_tags = kind_of(source.tasks[name]).label_type == "tags"
     tags = batch[str(data.label)] if has_tags else None
@@ -288,12 +288,12 @@ def _token_faults(source: Source, name: str, split: str, batch: dict[str, list])
     ]
     if bad:
         return [
-            f"{place}.tokens: {split}, column {data.tokens!r}: no list of words in "
+            f"{key}.tokens: {split}, column {data.tokens!r}: no list of words in "
             f"{rows_named(bad)}, but {tokens[bad[0]]!r:.80}"
         ]
     faults = []
     if tags is not None:
-        where = f"{place}.label: {split}, column {data.label!r}"
+        where = f"{key}.label: {split}, column {data.label!r}"
         faults += tag_faults(where, tags, tokens, rows_named)
     texts = batch[source.text] if source.text is not None else []
     bad = [
@@ -304,7 +304,7 @@ def _token_faults(source: Source, name: str, split: str, batch: dict[str, list])
     if bad:
         i = bad[0]
         faults.append(
-            f"{place}.tokens: {split}: the tokens are not the words of column {source.text!r} in "
+            f"{key}.tokens: {split}: the tokens are not the words of column {source.text!r} in "
             f"{rows_named(bad)} ({tokens[i]!r:.60} in {texts[i]!r:.60}); "
             "let all tasks of this data read tokens, or mend the rows"
         )

@@ -48,7 +48,7 @@ def find_files(name: str) -> list[Path]:
         return [path]
     if path.is_dir():
         raise ValueError(f"{name} is a folder; name its files, as {path / '*.csv'}")
-    files = [Path(found) for found in sorted(glob.glob(name, recursive=True))]
+    files = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
     files = [file for file in files if file.is_file()]
     if not files:
         raise ValueError(f"there is no file {name}")

@@ -69,23 +69,23 @@ def find_tags(
     column = str(task.data.label)
     rows = {split: [tags_in(row) for row in part[:][column]] for split, part in splits.items()}
     seen = {tag for part in rows.values() for row in part for tag in row or [] if tag is not None}
-    found = TagSet(renamed=_other_names(seen | {str(label) for label in task.labels or []}))
+    tag_set = TagSet(renamed=_other_names(seen | {str(label) for label in task.labels or []}))
     feature = datasets.List(datasets.Value("string"))
     for split, part in rows.items():
         part[:] = [
-            None if row is None else [found.renamed.get(str(tag), tag) for tag in row]
+            None if row is None else [tag_set.renamed.get(str(tag), tag) for tag in row]
             for row in part
         ]
         splits[split] = with_column(splits[split], column, part, feature)
-    if renamed := sorted(found.renamed.keys() & seen):
-        pairs = ", ".join(f"{tag} as {found.renamed[tag]}" for tag in renamed[:5])
+    if renamed := sorted(tag_set.renamed.keys() & seen):
+        pairs = ", ".join(f"{tag} as {tag_set.renamed[tag]}" for tag in renamed[:5])
         more = f" and {len(renamed) - 5} more" if len(renamed) > 5 else ""
-        found.notes.append(f"{name}: tags are read in the letters of bioes: {pairs}{more}")
-    found.counts.update(tag for row in rows["train"] for tag in row or [] if tag is not None)
-    _find_scheme(name, task, rows, found)
-    if found.scheme is not None and not found.faults:
-        _add_parts(task, text, splits["train"], rows["train"], found)
-    return found
+        tag_set.notes.append(f"{name}: tags are read in the letters of bioes: {pairs}{more}")
+    tag_set.counts.update(tag for row in rows["train"] for tag in row or [] if tag is not None)
+    _find_scheme(name, task, rows, tag_set)
+    if tag_set.scheme is not None and not tag_set.faults:
+        _add_parts(task, text, splits["train"], rows["train"], tag_set)
+    return tag_set
 
 
 def _other_names(tags: set[str]) -> dict[str, str]:
@@ -103,22 +103,22 @@ def _other_names(tags: set[str]) -> dict[str, str]:
 
 
 def _find_scheme(
-    name: str, task: TaskRecipe, rows: dict[str, list[list[str | None] | None]], found: TagSet
+    name: str, task: TaskRecipe, rows: dict[str, list[list[str | None] | None]], tag_set: TagSet
 ) -> None:
     """The tag scheme that all rows follow, else every tag that breaks the nearest one."""
-    place = f"tasks.{name}.data.label"
-    tags = set(found.counts)
+    key = f"tasks.{name}.data.label"
+    tags = set(tag_set.counts)
     marked = {tag for tag in tags if tag[:2] in ("B-", "I-", "E-", "S-") and len(tag) > 2}
     if scheme_of(sorted(tags)) is None:
         odd = sorted(tags - marked - {"O"})
         if marked and task.scheme is None and len(marked) > len(odd):
-            found.faults.append(
-                f"{place}: tags {', '.join(odd[:5])} stand beside {', '.join(sorted(marked)[:5])}; "
+            tag_set.faults.append(
+                f"{key}: tags {', '.join(odd[:5])} stand beside {', '.join(sorted(marked)[:5])}; "
                 "a tag is O or begins with B-, I-, E- or S-"
             )
         elif odd and (marked or all(LOOKS_MARKED.fullmatch(tag) for tag in tags - {"O", "o"})):
             named = ", ".join(sorted(tags - {"O"})[:5])
-            found.notes.append(
+            tag_set.notes.append(
                 f"{name}: tags {named} are taken as labels of single words, scored by "
                 "token_accuracy; to find entities, write them as B-x, I-x and O (iob2), or as iob1,"
                 " bioes or bilou"
@@ -126,13 +126,13 @@ def _find_scheme(
         return
     marks = {tag[:2] for tag in marked}
     if foreign := _foreign(rows, marks):
-        found.faults.append(f"{place}: {foreign}")
+        tag_set.faults.append(f"{key}: {foreign}")
         return
     possible = ["bioes"] if marks & {"E-", "S-"} else ["iob1", "iob2"]
     broken = {s: _breaks(rows, s) for s in ([task.scheme] if task.scheme else possible)}
     for scheme, breaks in broken.items():
         if not any(breaks.values()):
-            found.scheme = scheme
+            tag_set.scheme = scheme
             return
     fewest = min(reversed(broken), key=lambda scheme: sum(map(len, broken[scheme].values())))
     told = []
@@ -142,7 +142,7 @@ def _find_scheme(
             more = f"; and {len(breaks) - SHOWN:,} more" if len(breaks) > SHOWN else ""
             rows_told = "; ".join(breaks[:SHOWN])
             told.append(f"{split} breaks the tag scheme {fewest}{times}: {rows_told}{more}")
-    found.faults.append(f"{place}: {'. '.join(told)}. Mend the tags: {REPAIR[fewest]}")
+    tag_set.faults.append(f"{key}: {'. '.join(told)}. Mend the tags: {REPAIR[fewest]}")
 
 
 def _foreign(rows: dict[str, list[list[str | None] | None]], marks: set[str]) -> str | None:
@@ -192,31 +192,31 @@ def _add_parts(
     text: str | None,
     train: datasets.Dataset,
     rows: list[list[str | None] | None],
-    found: TagSet,
+    tag_set: TagSet,
 ) -> None:
     """Tags that only appear once words are cut into parts, and signs at the ends of entities."""
     signs: set[str] = set()
-    scheme = str(found.scheme)
+    scheme = str(tag_set.scheme)
     for (row_text, words), tags in zip(row_words(task.data, text, train[:]), rows, strict=True):
         if tags is None or not any(tag not in (None, "O") for tag in tags):
             continue
         parts = [[word] for word in split_words(row_text)]
         written = unit_tags(row_text, parts, words, tags, scheme)
-        found.counts.update(tag for tag in set(written) - set(tags) if tag is not None)
+        tag_set.counts.update(tag for tag in set(written) - set(tags) if tag is not None)
         for kind, start, end in gold_entities(row_text, words, tags, scheme):
             entity = row_text[start:end]
             edges = split_words(entity)
             signs |= {entity[a:b] for a, b in edges[:1] + edges[-1:] if is_sign(entity[a:b])}
             if scheme == "bioes" and len(edges) > 1 and not re.search(r"\s", entity):
-                found.counts[f"S-{kind}"] += 1  # its words may share one sub-token
-    found.signs = sorted(signs)
+                tag_set.counts[f"S-{kind}"] += 1  # its words may share one sub-token
+    tag_set.signs = sorted(signs)
 
 
-def tag_faults(place: str, values: list, words: list, rows_of: Any) -> list[str]:
+def tag_faults(where: str, values: list, words: list, rows_of: Any) -> list[str]:
     """Faults of the tags of a split: no lists of tags, or not one for each word.
 
     Args:
-        place: where the column stands, for the message.
+        where: where the column stands, for the message.
         values: of the column of tags.
         words: of the column of words.
         rows_of: row numbers to how they are named.
@@ -224,7 +224,7 @@ def tag_faults(place: str, values: list, words: list, rows_of: Any) -> list[str]
     bad = [i for i, row in enumerate(values) if row is not None and not _is_list_of_tags(row)]
     if bad:
         return [
-            f"{place}: a list of tags (strings or ids), one for each word, is wanted, but "
+            f"{where}: a list of tags (strings or ids), one for each word, is wanted, but "
             f"{rows_of(bad)} holds {values[bad[0]]!r:.80}"
         ]
     labelled = [i for i, row in enumerate(values) if row is not None]
@@ -233,17 +233,17 @@ def tag_faults(place: str, values: list, words: list, rows_of: Any) -> list[str]
     ]
     if bad:
         return [
-            f"{place}: {rows_of(bad)} holds an empty tag, {values[bad[0]]!r:.80}; write null for a "
+            f"{where}: {rows_of(bad)} holds an empty tag, {values[bad[0]]!r:.80}; write null for a "
             'word without a label, or data.missing_label: ""'
         ]
     bad = [i for i in labelled if words[i] is None]
     if bad:
-        return [f"{place}: tags but no words in {rows_of(bad)}; a row without tags has null"]
+        return [f"{where}: tags but no words in {rows_of(bad)}; a row without tags has null"]
     bad = [i for i in labelled if len(values[i]) != len(words[i])]
     if bad:
         i = bad[0]
         return [
-            f"{place}: as many tags as tokens, but {rows_of(bad)} "
+            f"{where}: as many tags as tokens, but {rows_of(bad)} "
             f"({len(values[i])} tags, {len(words[i])} tokens)"
         ]
     return []

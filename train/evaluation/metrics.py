@@ -154,8 +154,8 @@ class TokenAccuracy(_Metric):
     def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict:
         pairs = [
             (p, r)
-            for row, wanted in zip(predictions, references, strict=True)
-            for p, r in zip(row, wanted, strict=True)
+            for row, tags in zip(predictions, references, strict=True)
+            for p, r in zip(row, tags, strict=True)
         ]
         hits = sum(p == r for p, r in pairs)
         return {"token_accuracy": hits / max(1, len(pairs))}
@@ -177,20 +177,20 @@ class EntityF1(_Metric):
         super().__init__(**kwargs)
 
     def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict:
-        found, true = (
+        predicted, true = (
             {(row, *span) for row, tags in enumerate(rows) for span in spans_of(tags, self.scheme)}
             for rows in (predictions, references)
         )
-        return entity_scores(found, true)
+        return entity_scores(predicted, true)
 
 
-def entity_scores(found: set[tuple], true: set[tuple]) -> dict[str, Any]:
+def entity_scores(predicted: set[tuple], true: set[tuple]) -> dict[str, Any]:
     """`entity_f1`, `precision`, `recall` and `per_type` of entities (row, kind, start, end)."""
     per_type = {
-        kind: _f1(*({span for span in spans if span[1] == kind} for spans in (found, true)))
-        for kind in sorted({span[1] for span in found | true})
+        kind: _f1(*({span for span in spans if span[1] == kind} for spans in (predicted, true)))
+        for kind in sorted({span[1] for span in predicted | true})
     }
-    total = _f1(found, true)
+    total = _f1(predicted, true)
     return {
         "entity_f1": total["f1"],
         "precision": total["precision"],
@@ -199,12 +199,12 @@ def entity_scores(found: set[tuple], true: set[tuple]) -> dict[str, Any]:
     }
 
 
-def _f1(found: set, wanted: set) -> dict[str, float]:
-    hits = len(found & wanted)
-    precision = hits / len(found) if found else 0.0
-    recall = hits / len(wanted) if wanted else 0.0
-    f1 = 2 * hits / (len(found) + len(wanted)) if found or wanted else 0.0
-    return {"precision": precision, "recall": recall, "f1": f1, "support": len(wanted)}
+def _f1(predicted: set, true: set) -> dict[str, float]:
+    hits = len(predicted & true)
+    precision = hits / len(predicted) if predicted else 0.0
+    recall = hits / len(true) if true else 0.0
+    f1 = 2 * hits / (len(predicted) + len(true)) if predicted or true else 0.0
+    return {"precision": precision, "recall": recall, "f1": f1, "support": len(true)}
 
 
 METRICS: Table[Callable[[], Any]] = Table(

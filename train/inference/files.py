@@ -92,15 +92,15 @@ def predict_file(
     parts = OutputParts(job.target, _plan(pipe, job, rows), schema)
     ranks.together(parts.claim if ranks.is_first else parts.find)
     logger.info(f"compute: {pipe.model.compute.reason}")
-    found = parts.finished()
-    if found:
-        logger.info(f"{len(found)} of {parts.count} shards were there")
+    shards = parts.finished()
+    if shards:
+        logger.info(f"{len(shards)} of {parts.count} shards were there")
     progress(parts.finished_rows(), len(rows))
     table = rows.with_format("arrow")
     for number in range(ranks.rank, parts.count, ranks.count):
-        if number not in found:
-            given: Any = table[number * SHARD : (number + 1) * SHARD]
-            parts.write(number, _answered(pipe, job, given, schema))
+        if number not in shards:
+            rows_of_shard: Any = table[number * SHARD : (number + 1) * SHARD]
+            parts.write(number, _answered(pipe, job, rows_of_shard, schema))
             progress(parts.finished_rows(), len(rows))
     ranks.wait()
     if ranks.is_first:
@@ -111,8 +111,8 @@ def predict_file(
 def _schema(rows: datasets.Dataset, answers: datasets.Features) -> pa.Schema:
     """Of the output; columns that hold JSON texts are strings to all other readers."""
     texts = {name for name, kind in rows.features.items() if isinstance(kind, JsonText)}
-    given = {n: datasets.Value("string") if n in texts else f for n, f in rows.features.items()}
-    schema = datasets.Features({**given, **answers}).arrow_schema
+    columns = {n: datasets.Value("string") if n in texts else f for n, f in rows.features.items()}
+    schema = datasets.Features({**columns, **answers}).arrow_schema
     for name in texts:
         number = schema.get_field_index(name)
         schema = schema.set(number, schema.field(number).with_metadata(JSON_TEXT))
@@ -124,21 +124,21 @@ def answer_features(pipe: PolyheadPipeline, tasks: Iterable[str]) -> datasets.Fe
     return datasets.Features({n: kind_of(pipe.model.config.tasks[n]).feature() for n in tasks})
 
 
-def _answered(pipe: PolyheadPipeline, job: FileJob, given: pa.Table, schema: pa.Schema) -> pa.Table:
+def _answered(pipe: PolyheadPipeline, job: FileJob, rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """The rows of one shard with their answers."""
-    texts = _texts(given, job.text, schema)
+    texts = _texts(rows, job.text, schema)
     if job.text_pair is not None:
-        texts = list(zip(texts, _texts(given, job.text_pair, schema), strict=True))
+        texts = list(zip(texts, _texts(rows, job.text_pair, schema), strict=True))
     answers: Any = pipe(texts, job.tasks, **job.options)
     columns = [
         pa.array([answer[name] for answer in answers], schema.field(name).type)
         for name in job.tasks
     ]
-    return pa.Table.from_arrays([*given.columns, *columns], schema=schema)
+    return pa.Table.from_arrays([*rows.columns, *columns], schema=schema)
 
 
-def _texts(given: pa.Table, column: str, schema: pa.Schema) -> list[str]:
-    texts = given.column(column).to_pylist()
+def _texts(rows: pa.Table, column: str, schema: pa.Schema) -> list[str]:
+    texts = rows.column(column).to_pylist()
     return list(map(json.loads, texts)) if holds_json(schema.field(column)) else texts
 
 

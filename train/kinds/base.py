@@ -157,12 +157,12 @@ class TaskKind(ABC):
         """What is wrong with a raw label, as "a label is wanted"; None where nothing is."""
         return None
 
-    def label_faults(self, data: DataConfig, place: str, split: str, values: list) -> list[str]:
+    def label_faults(self, data: DataConfig, key: str, split: str, values: list) -> list[str]:
         """Raw labels of a split that are not of this kind, for one message.
 
         Args:
             data: of the task.
-            place: `tasks.NAME.data`.
+            key: `tasks.NAME.data`.
             split: train, validation or test.
             values: of the column of labels.
         """
@@ -171,18 +171,18 @@ class TaskKind(ABC):
             return []
         value = values[bad[0]]
         return [
-            f"{place}.label: {split}, column {data.label!r}: {self.fault(value)}, but "
+            f"{key}.label: {split}, column {data.label!r}: {self.fault(value)}, but "
             f"{rows_named(bad)} holds {value!r:.60}"
         ]
 
     def row_faults(
-        self, data: DataConfig, place: str, split: str, batch: dict[str, list]
+        self, data: DataConfig, key: str, split: str, batch: dict[str, list]
     ) -> list[str]:
         """What the columns of a split say against each other; each for itself is right.
 
         Args:
             data: of the task.
-            place: `tasks.NAME.data`.
+            key: `tasks.NAME.data`.
             split: train, validation or test.
             batch: columns of the data.
         """

@@ -34,9 +34,9 @@ class Classes(TaskKind):
         """See the base class."""
         return ["x", "y"]
 
-    def label_faults(self, data: DataConfig, place: str, split: str, values: list) -> list[str]:
+    def label_faults(self, data: DataConfig, key: str, split: str, values: list) -> list[str]:
         """Labels of another type; strings beside numbers ("1" and 1 would be one class)."""
-        if faults := super().label_faults(data, place, split, values):
+        if faults := super().label_faults(data, key, split, values):
             return faults
         first: dict[type, tuple[int, Any]] = {}
         for row, value in enumerate(values):
@@ -47,7 +47,7 @@ class Classes(TaskKind):
             return []
         (a, one), (b, other) = list(first.values())[:2]
         return [
-            f"{place}.label: {split}, column {data.label!r}: labels are strings or ids, not both, "
+            f"{key}.label: {split}, column {data.label!r}: labels are strings or ids, not both, "
             f"but {rows_named([a])} holds {one!r:.60} and {rows_named([b])} {other!r:.60}"
         ]
 

@@ -39,7 +39,7 @@ def confusion(
     support = matrix.sum(1)
     errors = matrix - np.diag(matrix.diagonal())
     order = np.argsort(-errors, axis=None, kind="stable")[:CONFUSED]
-    pairs = [np.unravel_index(place, errors.shape) for place in order]
+    pairs = [np.unravel_index(position, errors.shape) for position in order]
     return {
         "labels": names,
         "known": known,

@@ -43,13 +43,13 @@ class Embedding(TaskKind):
         group, a mean over its pairs.
         """
         known = (~labels.isnan()).view(len(labels), -1).all(1)
-        groups, wanted = (part.view(len(labels), -1, part.shape[-1]) for part in (values, targets))
-        groups, wanted = F.normalize(groups[known], dim=-1), F.normalize(wanted[known], dim=-1)
-        if groups.shape == wanted.shape:
-            return (1 - (groups * wanted).sum(-1)).mean(1).sum()
+        groups, taught = (part.view(len(labels), -1, part.shape[-1]) for part in (values, targets))
+        groups, taught = (F.normalize(part[known], dim=-1) for part in (groups, taught))
+        if groups.shape == taught.shape:
+            return (1 - (groups * taught).sum(-1)).mean(1).sum()
         one, other = torch.triu_indices(groups.shape[1], groups.shape[1], 1, device=values.device)
-        cosines, taught = ((g[:, one] * g[:, other]).sum(-1) for g in (groups, wanted))
-        return (cosines - taught).square().mean(1).sum()
+        cosines, cosines_taught = ((g[:, one] * g[:, other]).sum(-1) for g in (groups, taught))
+        return (cosines - cosines_taught).square().mean(1).sum()
 
     def scored_as(self, recipe: TaskRecipe) -> TaskKind:
         """By what the rows hold, which may differ from what the model was trained on."""
@@ -115,11 +115,11 @@ class TextGroups(Embedding):
         groups = torch.from_numpy(values[rows.first_windows()]).float()
         unit = F.normalize(groups, dim=-1)
         candidates = unit[:, 1:].transpose(0, 1).flatten(0, 1)
-        own = torch.arange(len(groups))
+        positives = torch.arange(len(groups))
         hits = [
             (anchors @ candidates.T).argmax(1) == number
             for anchors, number in zip(
-                unit[:, 0].split(TEXTS_A_PASS), own.split(TEXTS_A_PASS), strict=True
+                unit[:, 0].split(TEXTS_A_PASS), positives.split(TEXTS_A_PASS), strict=True
             )
         ]
         return {"accuracy": float(torch.cat(hits).float().mean())}
@@ -140,7 +140,7 @@ class TeacherVectors(Embedding):
     metrics = ("cosine",)
     scores_itself = True
 
-    def label_faults(self, data: DataConfig, place: str, split: str, values: list) -> list[str]:
+    def label_faults(self, data: DataConfig, key: str, split: str, values: list) -> list[str]:
         """Labels that are no vectors, or vectors of another width than the first."""
         width = len(values[0]) if values and isinstance(values[0], list) else 0
 
@@ -152,7 +152,7 @@ class TeacherVectors(Embedding):
         if not bad:
             return []
         return [
-            f"{place}.label: {split}, column {data.label!r}: a list of {width or 'some'} numbers "
+            f"{key}.label: {split}, column {data.label!r}: a list of {width or 'some'} numbers "
             f"is wanted, but {rows_named(bad)} holds {values[bad[0]]!r:.60}"
         ]
 

@@ -56,14 +56,14 @@ class MultipleChoice(TaskKind):
         )
 
     def row_faults(
-        self, data: DataConfig, place: str, split: str, batch: dict[str, list]
+        self, data: DataConfig, key: str, split: str, batch: dict[str, list]
     ) -> list[str]:
         """Rows with another number of choices than the first; labels that are no choice."""
         counts = [len(choices) for choices in batch[str(data.text_pair)]]
         odd = [i for i, count in enumerate(counts) if count != counts[0]]
         if odd:
             return [
-                f"{place}.text_pair: {split}, column {data.text_pair!r}: row 0 has {counts[0]} "
+                f"{key}.text_pair: {split}, column {data.text_pair!r}: row 0 has {counts[0]} "
                 f"choices, but {rows_named(odd)} has {counts[odd[0]]}; all rows of a task have as "
                 "many: leave these out, or make them a task of their own"
             ]
@@ -72,7 +72,7 @@ class MultipleChoice(TaskKind):
         if not bad:
             return []
         return [
-            f"{place}.label: {split}, column {data.label!r}: choices count from 0 to "
+            f"{key}.label: {split}, column {data.label!r}: choices count from 0 to "
             f"{counts[0] - 1}, but {rows_named(bad)} holds {labels[bad[0]]}; where they count from "
             "1, take 1 away"
         ]
@@ -87,8 +87,8 @@ class MultipleChoice(TaskKind):
 
     def teacher_loss(self, values: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of (N, 1) scores to the teacher's probabilities of a row's choices."""
-        scores, wanted = (part.view(len(labels), -1) for part in (values, targets))
-        return (soft_cross_entropy(scores, wanted) * (labels != IGNORE)).sum()
+        scores, taught = (part.view(len(labels), -1) for part in (values, targets))
+        return (soft_cross_entropy(scores, taught) * (labels != IGNORE)).sum()
 
     def gathered(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(N, 1) scores to those of the rows, (G, C)."""

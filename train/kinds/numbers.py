@@ -21,9 +21,9 @@ class Numbers(TaskKind):
     label_type: ClassVar[LabelType] = "number"
     allowed_range = (-np.inf, np.inf)  # where the data names none
 
-    def label_faults(self, data: DataConfig, place: str, split: str, values: list) -> list[str]:
+    def label_faults(self, data: DataConfig, key: str, split: str, values: list) -> list[str]:
         """Labels that are no numbers, or outside of their range."""
-        where = f"{place}.label: {split}, column {data.label!r}"
+        where = f"{key}.label: {split}, column {data.label!r}"
         bad = [i for i, value in enumerate(values) if value is not None and not _is_finite(value)]
         if bad:
             return [
@@ -36,7 +36,7 @@ class Numbers(TaskKind):
         if not bad:
             return []
         return [
-            f"{place}.label: {split}: {values[bad[0]]} in {rows_named(bad)} lies outside "
+            f"{key}.label: {split}: {values[bad[0]]} in {rows_named(bad)} lies outside "
             f"[{low:g}, {high:g}]; set data.label_range to the lowest and highest score"
         ]
 

@@ -187,9 +187,9 @@ class Tokens(TaskKind):
 
     def feature(self) -> Any:
         """A list of entities; a label's own words where there is no scheme."""
-        score, string, place = (datasets.Value(kind) for kind in ("float64", "string", "int64"))
+        score, string, offset = (datasets.Value(kind) for kind in ("float64", "string", "int64"))
         entity = {"entity_group": string, "score": score, "word": string}
-        return datasets.List({**entity, "start": place, "end": place})
+        return datasets.List({**entity, "start": offset, "end": offset})
 
 
 def _unknown_spans(words: list[Span], tags: list[str | None], entities: list[Span]) -> list[Span]:

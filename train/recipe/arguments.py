@@ -173,11 +173,13 @@ def training_arguments(recipe: Recipe, *, evaluates: bool) -> TrainingArguments:
             "eval_strategy", "epoch"
         ):
             defaults |= best
-    given = {**defaults, **recipe.training}
-    if given.get("eval_strategy", "no") == "no" or given.get("save_strategy") == "no":
-        given["load_best_model_at_end"] = recipe.training.get("load_best_model_at_end", False)
+    options = {**defaults, **recipe.training}
+    if options.get("eval_strategy", "no") == "no" or options.get("save_strategy") == "no":
+        options["load_best_model_at_end"] = recipe.training.get("load_best_model_at_end", False)
     try:
-        return TrainingArguments(output_dir=recipe.output_dir, remove_unused_columns=False, **given)
+        return TrainingArguments(
+            output_dir=recipe.output_dir, remove_unused_columns=False, **options
+        )
     except REFUSALS as error:
         raise UserError(recipe.path, [f"training: {_words(error)}"]) from error
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...modeling.checks import check_task_name
-from ...modeling.configuration_polyhead import options_without_effect
+from ...modeling.unread_options import options_without_effect
 from ..data.formats import FORMATS, named_columns
 from ..data.splits import is_saved
 from ..evaluation.metrics import METRICS, metrics_for
@@ -124,8 +124,8 @@ def _file_faults(data: DataConfig) -> list[str]:
     for split, names in files.items():
         for name in [names] if isinstance(names, str) else names:
             if not any(sign in name for sign in "*?[{:$") and not _is_there(data, Path(name)):
-                place = f"data_files.{split}".strip(".")
-                faults.append(f"{place}: there is no file {name} (seen from {Path.cwd()})")
+                key = f"data_files.{split}".strip(".")
+                faults.append(f"{key}: there is no file {name} (seen from {Path.cwd()})")
     if isinstance(data.data_files, dict):
         for split in data.data_files:
             if split not in ("train", "validation", "test") and data.splits is None:

@@ -184,9 +184,10 @@ def _installed(name: str, folder: Path) -> ModuleType:
 
 def _is_installed(name: str) -> bool:
     """There is such a package, and not just in the folder that the command was typed in."""
-    places = [place for place in sys.path if place and Path(place).resolve() != Path.cwd()]
+    folders = [folder for folder in sys.path if folder and Path(folder).resolve() != Path.cwd()]
     specs = (
-        finder.find_spec(name, places if finder is PathFinder else None) for finder in sys.meta_path
+        finder.find_spec(name, folders if finder is PathFinder else None)
+        for finder in sys.meta_path
     )
     return any(spec is not None for spec in specs)
 

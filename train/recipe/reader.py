@@ -97,18 +97,7 @@ def build_recipe(
     if scored is not None:
         raw.setdefault("encoder", str(scored.name_or_path))
     faults += _number_faults(raw)
-    raw = with_names(raw, faults)
-    try:
-        recipe = TypeAdapter(Recipe).validate_python(raw)
-    except ValidationError as error:
-        scratch = isinstance(raw.get("encoder"), dict)  # then it is no name: drop that complaint
-        faults += [
-            _pydantic_fault(entry, raw)
-            for entry in error.errors()
-            if entry["loc"] != ("encoder", "str") or not scratch
-        ]
-        faults += training_faults(raw.get("training"))
-        raise UserError(source, list(dict.fromkeys(faults))) from error
+    recipe = _validated(with_names(raw, faults), source, faults)
     for name, task in recipe.tasks.items():
         task.data.rows = (rows or {}).get(name)
         faults += task_faults(name, task)
@@ -130,6 +119,21 @@ def build_recipe(
     recipe.training = whole_numbers(recipe.training)
     recipe.output_dir = str(Path(recipe.output_dir).expanduser())
     return recipe
+
+
+def _validated(raw: dict[str, Any], source: str, faults: list[str]) -> Recipe:
+    """The recipe, if pydantic takes each of its values; else an error with `faults` and its own."""
+    try:
+        return TypeAdapter(Recipe).validate_python(raw)
+    except ValidationError as error:
+        scratch = isinstance(raw.get("encoder"), dict)  # then it is no name: drop that complaint
+        faults += [
+            _pydantic_fault(entry, raw)
+            for entry in error.errors()
+            if entry["loc"] != ("encoder", "str") or not scratch
+        ]
+        faults += training_faults(raw.get("training"))
+        raise UserError(source, list(dict.fromkeys(faults))) from error
 
 
 def _read(path: str | Path) -> str:
@@ -201,11 +205,11 @@ def _expand(value: Any, key: str, extra: dict[str, str], faults: list[str]) -> A
 
     def replace(match: re.Match) -> str:
         name = match.group(1)
-        found = extra.get(name, os.environ.get(name))
-        if found is None:
+        text = extra.get(name, os.environ.get(name))
+        if text is None:
             faults.append(f"{key}: ${{{name}}} is not set; type: export {name}=...")
             return match.group(0)
-        return found
+        return text
 
     return re.sub(r"\$\{(\w+)\}", replace, value)
 

@@ -27,7 +27,7 @@ def retained_sources(retain: Retain, sources: dict[str, list[str]], tasks: Tasks
         per_token = HEADS[task.head].per_token and retain.rows == "sentences"
         return not (per_token or kind_of(task).labels_from_tokens or task.adapter)
 
-    return [name for name, own in sources.items() if all(is_read(tasks[task]) for task in own)]
+    return [name for name, names in sources.items() if all(is_read(tasks[task]) for task in names)]
 
 
 def row_faults(retain: Retain, sources: dict[str, list[str]], tasks: Tasks) -> list[str]:
@@ -35,8 +35,8 @@ def row_faults(retain: Retain, sources: dict[str, list[str]], tasks: Tasks) -> l
     faults = []
     if NAME in tasks:
         faults.append(f"retain: loss_{NAME} would be that of task {NAME} too; rename the task")
-    for name, own in sources.items():
-        if len({adapter_name(task, tasks[task].adapter) for task in own}) > 1:
+    for name, names in sources.items():
+        if len({adapter_name(task, tasks[task].adapter) for task in names}) > 1:
             faults.append(
                 f"retain: the texts of {name} are read through several adapters; give its tasks "
                 "one adapter, or take retain out"

@@ -68,10 +68,10 @@ def write_reports(folder: str | Path, reports: dict[str, dict[str, Any]]) -> lis
     Raises:
         ValueError: the name of a task is none; nothing is written.
     """
-    place, pictures = Path(folder) / REPORTS, []
+    target, pictures = Path(folder) / REPORTS, []
     for task in (*reports, *(report["task"] for report in reports.values())):
         check_task_file(task)
     for task, report in reports.items():
-        write_json(place / f"{task}.json", report)
-        pictures += draw_report(report, place)
+        write_json(target / f"{task}.json", report)
+        pictures += draw_report(report, target)
     return pictures

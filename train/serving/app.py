@@ -272,7 +272,7 @@ def _described(app: FastAPI, service: Service) -> dict[str, Any]:
         f"{form}: {', '.join(names)}"[:80]: {"value": {"texts": EXAMPLES[form], "tasks": names}}
         for form, names in by_form.items()
     }
-    own = {
+    by_task = {
         name: {"value": {"texts": EXAMPLES[configs[name].reads], "top_k": 1}}
         for name in service.current.tasks
     }
@@ -282,7 +282,7 @@ def _described(app: FastAPI, service: Service) -> dict[str, Any]:
     }
     for route, shown in (
         ("/predict", examples),
-        ("/predict/{task}", own),
+        ("/predict/{task}", by_task),
         ("/v1/embeddings", embedding),
     ):
         content = page["paths"][route]["post"]["requestBody"]["content"]["application/json"]

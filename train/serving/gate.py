@@ -58,9 +58,9 @@ class Gate:
         if self.service.stopping:
             raise Refusal(503, "the server is stopping; ask another", retry_after=1)
         if settings.token is not None:
-            given = _header(scope, b"authorization")
-            wanted = b"Bearer " + settings.token.encode()
-            if not hmac.compare_digest(given, wanted):
+            header = _header(scope, b"authorization")
+            expected = b"Bearer " + settings.token.encode()
+            if not hmac.compare_digest(header, expected):
                 raise Refusal(401, "give the server's token, as Authorization: Bearer TOKEN")
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
@@ -93,13 +93,13 @@ def _header(scope: Scope, name: bytes) -> bytes:
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
     """Gives the body that has been read, and then what the connection says."""
-    given = False
+    delivered = False
 
     async def replay() -> Any:
-        nonlocal given
-        if given:
+        nonlocal delivered
+        if delivered:
             return await receive()
-        given = True
+        delivered = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay

@@ -56,10 +56,10 @@ class UnitNumbers:
         self.starts = self.sizes.cumsum() - self.sizes
         self.count = int(self.sizes.sum())
         self._counts = np.zeros(len(rows.texts), dtype=int)  # of each row of the dataset
-        self._counts[here] = [len(own) for own in units]
+        self._counts[here] = [len(numbers) for numbers in units]
         self._first = self._counts.cumsum() - self._counts
-        numbers = [own + self.starts[row] for own, row in zip(units, row_of, strict=True)]
-        self._numbers = np.concatenate(numbers).astype(int)
+        shifted = [numbers + self.starts[row] for numbers, row in zip(units, row_of, strict=True)]
+        self._numbers = np.concatenate(shifted).astype(int)
 
     def units_in(self, batch: dict[str, Any]) -> Tensor:
         """(n,): the units of a batch, in its order."""

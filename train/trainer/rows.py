@@ -70,18 +70,18 @@ def read_task_rows(
     ]
     if faults:
         raise UserError(CALLER, faults)
-    given = {"train": train or {}, "validation": evaluation or {}}
-    faults = _name_faults(configs, given, columns or {})
+    rows_by_split = {"train": train or {}, "validation": evaluation or {}}
+    faults = _name_faults(configs, rows_by_split, columns or {})
     if faults:
         raise UserError(CALLER, faults)
-    splits = _read(given)
+    splits = _read(rows_by_split)
     chosen = {name: configs[name] for name in sorted(splits)}
     sources = _checked(chosen, splits, columns or {}, trains=train is not None)
-    found = {name: config for source in sources for name, config in source.configs.items()}
+    row_configs = {name: config for source in sources for name, config in source.configs.items()}
     faults = [
         f"tasks.{name}.{fault}"
         for name, config in chosen.items()
-        if (fault := misfit(config, found[name]))
+        if (fault := misfit(config, row_configs[name]))
     ]
     if faults:
         raise UserError(CALLER, faults)
@@ -123,10 +123,10 @@ def misfit(task: TaskConfig, config: TaskConfig) -> str | None:
 
 
 def _name_faults(
-    configs: dict[str, TaskConfig], given: dict[str, Mapping[str, Any]], columns: Columns
+    configs: dict[str, TaskConfig], rows_by_split: dict[str, Mapping[str, Any]], columns: Columns
 ) -> list[str]:
     known = ", ".join(configs)
-    named = {**dict.fromkeys(given["train"]), **dict.fromkeys(given["validation"])}
+    named = {**dict.fromkeys(rows_by_split["train"]), **dict.fromkeys(rows_by_split["validation"])}
     faults = [
         f"tasks.{name}: the model has no such task; it has: {known}"
         for name in named
@@ -150,12 +150,12 @@ def _name_faults(
 LABEL_KEYS = ("label", "missing_label", "label_range")
 
 
-def _read(given: dict[str, Mapping[str, Any]]) -> dict[str, dict[str, datasets.Dataset]]:
+def _read(rows_by_split: dict[str, Mapping[str, Any]]) -> dict[str, dict[str, datasets.Dataset]]:
     """Rows by task and split; the same object is read once, so that its tasks share rows."""
     read: dict[int, datasets.Dataset] = {}
     splits: dict[str, dict[str, datasets.Dataset]] = {}
     faults = []
-    for split, by_task in given.items():
+    for split, by_task in rows_by_split.items():
         for name, rows in by_task.items():
             try:
                 if id(rows) not in read:

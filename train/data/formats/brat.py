@@ -24,11 +24,11 @@ def read_brat(files: Sequence[Path]) -> dict[str, list]:
     """
     documents: list[Path] = []
     for path in files:
-        found = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-        if not found:
+        paths = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+        if not paths:
             raise ValueError(f"{path}: a folder without .txt files")
-        documents += [file for file in found if file.suffix == ".txt"]
-        if alone := [p for p in found if p.suffix not in (".txt", ".ann")]:
+        documents += [file for file in paths if file.suffix == ".txt"]
+        if alone := [p for p in paths if p.suffix not in (".txt", ".ann")]:
             raise ValueError(f"{alone[0]}: brat has .txt files, with .ann files beside them")
         if path.is_dir():
             for ann in sorted(path.rglob("*.ann")):

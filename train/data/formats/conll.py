@@ -39,13 +39,13 @@ def read_conll(files: Sequence[Path]) -> dict[str, list]:
     names: list[str] | None = None
     sentences: list[_Sentence] = []
     for file in files:
-        found, rows = _read_file(file)
-        if names is not None and found != names:
+        of_file, rows = _read_file(file)
+        if names is not None and of_file != names:
             raise ValueError(
-                f"{file.name} has {len(found)} columns ({', '.join(found)}), but {files[0].name} "
-                f"has {len(names)} ({', '.join(names)})"
+                f"{file.name} has {len(of_file)} columns ({', '.join(of_file)}), "
+                f"but {files[0].name} has {len(names)} ({', '.join(names)})"
             )
-        names = found
+        names = of_file
         sentences += rows
     names = names or []
     columns: dict[str, list] = {
@@ -58,17 +58,17 @@ def read_conll(files: Sequence[Path]) -> dict[str, list]:
     return columns
 
 
-def column_name(names: list[str], wanted: str) -> str:
+def column_name(names: list[str], name: str) -> str:
     """The column that a name, or a number from 0 (from the end where negative), means.
 
     Args:
         names: of all columns.
-        wanted: what the recipe says.
+        name: what the recipe says.
     """
-    if wanted in names or not re.fullmatch(r"-?\d+", wanted):
-        return wanted
-    number = int(wanted)
-    return names[number] if -len(names) <= number < len(names) else wanted
+    if name in names or not re.fullmatch(r"-?\d+", name):
+        return name
+    number = int(name)
+    return names[number] if -len(names) <= number < len(names) else name
 
 
 def _read_file(path: Path) -> tuple[list[str], list[_Sentence]]:

@@ -129,7 +129,7 @@ class SpanReader:
             return None, None
         words = split_words(text)
         self._tell_inside(row, text, words, entities)
-        words = cut_words(words, {place for _, *ends in entities for place in ends})
+        words = cut_words(words, {position for _, *ends in entities for position in ends})
         return [text[a:b] for a, b in words], write_tags(entities, words, self.scheme)
 
     def _entities(
@@ -215,7 +215,7 @@ class SpanReader:
         return sorted(chosen, key=lambda entity: entity[1])
 
     def _tell_inside(self, row: int, text: str, words: list[Span], entities: list[Entity]) -> None:
-        edges = {place for word in words for place in word}
+        edges = {position for word in words for position in word}
         for label, start, end in entities:
             if start in edges and end in edges:
                 continue

@@ -72,7 +72,7 @@ def open_format(name: str, files: Sequence[Path]) -> datasets.Dataset:
             )
         return read_rows(name, open_files(files, [str(kind) for kind in kinds]))
     places = (
-        (f"{file.name}, {place}", value) for file in files for place, value in json_values(file)
+        (f"{file.name}, {where}", value) for file in files for where, value in json_values(file)
     )
     return _from_values(fmt, places)
 
@@ -103,14 +103,14 @@ def _from_values(fmt: Format, values: Iterable[tuple[str, Any]]) -> datasets.Dat
 
 def _rows(fmt: Format, values: Iterable[tuple[str, Any]]) -> Iterator[Row]:
     assert fmt.read_value is not None
-    for place, value in values:
+    for where, value in values:
         try:
             yield from fmt.read_value(value)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             why = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{place}: is not in this format ({why})") from error
+            raise ValueError(f"{where}: is not in this format ({why})") from error
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
 
 
 def _is_spans(value: Any) -> bool:
