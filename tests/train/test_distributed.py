@@ -241,7 +241,7 @@ class TestRuns:
         assert history(resumed)[-5:] == history(two_ranks)[-5:]
 
     def test_two_ranks_retain_what_one_does(self, start, alone):
-        options = ["retain.weight=2.0", "retain.fade=true", "tasks.intent.adapter=slots"]
+        options = ["retain.weight=2.0", "tasks.intent.adapter=slots"]
         options += ["average.start=auto"]
         two, one = start([*TORCHRUN, "-m", "polyhead.train"], *options), alone(*options)
         assert_close(weights(two / "model"), weights(one / "model"), rtol=0, atol=1e-5)

@@ -33,6 +33,7 @@ class Balancer:
         reads_losses_after: those of the same batches again after the optimizer's step.
         reads_gradients: the tasks' gradients on all shared weights, to `combine` them.
         reads_last_layer: the tasks' gradients on the last encoder layer that trains.
+        reads_output: the lengths of the tasks' gradients on the encoder's output.
         learns: changes in `after_step`, which reads the step's losses; others may leave it out.
 
     Args:
@@ -46,6 +47,7 @@ class Balancer:
     reads_losses_after: ClassVar[bool] = False
     reads_gradients: ClassVar[bool] = False
     reads_last_layer: ClassVar[bool] = False
+    reads_output: ClassVar[bool] = False
     learns: ClassVar[bool] = False
 
     def __init__(
@@ -104,14 +106,15 @@ class Balancer:
             losses: losses of the tasks in the step, before the optimizer's step.
             epoch: epoch that the step belongs to, from 0.
             losses_after: their losses after the optimizer's step.
-            gradients: (K, P) on the last layer, a row for each of `losses`, in their order.
+            gradients: (K, P) on the last layer, a row for each of `losses`, in their order; or
+                (K, 1), their lengths on the encoder's output.
 
         Raises:
             ValueError: something that the method reads is missing.
         """
         if self.reads_losses_after and losses_after is None:
             raise ValueError(f"balancing {self.options.method} needs losses_after after the step")
-        if self.reads_last_layer and gradients is None:
+        if (self.reads_last_layer or self.reads_output) and gradients is None:
             raise ValueError(f"balancing {self.options.method} needs gradients after the step")
         norms = [] if gradients is None else gradients.norm(dim=1).tolist()
         by_task = dict(zip(losses, norms, strict=True)) if norms else {}

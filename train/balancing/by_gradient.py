@@ -48,7 +48,7 @@ class GradientBalancer(Balancer):
         gramian = gramian_of(gradients)[order][:, order]
         c = self.C if self.options.c is None else self.options.c
         seed = int(np.random.SeedSequence([self.seed, step]).generate_state(1)[0])
-        weights = gradient_weights(self.options.method, gramian, c=c, seed=seed)
+        weights = gradient_weights(str(self.options.method), gramian, c=c, seed=seed)
         by_task = dict(zip(sorted(tasks), weights.tolist(), strict=True))
         self._latest = dict.fromkeys(self.tasks, 1.0) | by_task
         return gradients.new_tensor([by_task[name] for name in tasks]) @ gradients

@@ -142,6 +142,41 @@ class GradNorm(Balancer):
         self.state["weights"] = {name: weight * scale for name, weight in weights.items()}
 
 
+class EqualNorms(Balancer):
+    """Gradients of one length on the encoder's output: w_i = mean over j of |g_j| / |g_i|.
+
+    |g_i| is the running mean of the length of the gradient of L_i on what the encoder hands to head
+    i, so that no task drowns another in the steps of one optimizer; `loss_weight` comes on top.
+    Equal lengths are those of arXiv:2308.12029 (DB-MTL, section 3.2), and of GradNorm with alpha 0;
+    gradients on the encoder's output in place of its weights those of arXiv:1810.04650 (MGDA-UB,
+    section 3.3): they are there in the backward pass, and cost nothing. The weights of a step know
+    the steps before it alone, so all its micro-batches have the same.
+    """
+
+    reads_output = True
+    learns = True
+    DECAY = 0.9  # of the running mean
+    LIMIT = 100.0  # of a weight and of its inverse: a task that is through has no length
+
+    def _first_state(self) -> dict[str, Any]:
+        return {"lengths": {}}
+
+    def _weights(self, step: int, losses: Numbers) -> Numbers:
+        lengths = self.state["lengths"]
+        if len(lengths) < 2:
+            return {}
+        mean = sum(lengths.values()) / len(lengths)
+        return {n: min(max(mean / v, 1 / self.LIMIT), self.LIMIT) for n, v in lengths.items()}
+
+    def _learn(self, losses: Numbers, epoch: int, after: Numbers, norms: Numbers) -> None:
+        lengths = self.state["lengths"]
+        for name in losses:
+            length = norms[name] / self.tasks[name].loss_weight
+            if 0 < length < math.inf:
+                before = lengths.get(name, length)
+                lengths[name] = self.DECAY * before + (1 - self.DECAY) * length
+
+
 # ---- weights from the losses of the step ----
 
 

@@ -4,6 +4,7 @@
 trainer hands in and with that what it costs:
 
     none, size, classes, random   nothing
+    equal_norms                   nothing: the backward pass meets what it reads
     uncertainty, dwa              nothing but the step's losses on the CPU
     geometric                     where a step has several micro-batches, their forward pass twice
     famo                          as geometric, and one more forward pass after the step
@@ -17,9 +18,12 @@ The interface is in `base.py`, the methods over losses in `by_loss.py`, those ov
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.options import TaskOptions
 from ...modeling.tables import Table
 from ..adapters import adapter_name
 from ..recipe.schema import Recipe
@@ -29,6 +33,7 @@ from .by_gradient import WEIGHTINGS, GradientBalancer, missing_packages
 from .by_loss import (
     ClassWeights,
     DynamicAverage,
+    EqualNorms,
     Famo,
     GeometricMean,
     GradNorm,
@@ -41,6 +46,7 @@ METHODS: Table[type[Balancer]] = Table(
     "balancing method",
     {
         "none": Balancer,
+        "equal_norms": EqualNorms,
         "size": SizeWeights,
         "classes": ClassWeights,
         "random": RandomWeights,
@@ -52,6 +58,7 @@ METHODS: Table[type[Balancer]] = Table(
         **dict.fromkeys(WEIGHTINGS, GradientBalancer),
     },
 )
+DEFAULT = "equal_norms"  # of several tasks
 # torch 2.13's inductor: the second backward pass over one graph gives other numbers than the first
 COMPILED = "training.torch_compile does not go with gradients by task"
 # What each method reads beside gradient_steps, which all do.
@@ -89,24 +96,43 @@ def register_balancing(name: str, method: type[Balancer], *, options: Sequence[s
     OPTIONS[name] = tuple(options)
 
 
+def method_of(options: Balancing, tasks: Mapping[str, TaskOptions], *, plain: bool) -> str:
+    """The method that is named, or the default.
+
+    Args:
+        options: the recipe's.
+        tasks: by name.
+        plain: torch_compile, FSDP or DeepSpeed, under which the default is none.
+    """
+    balanced = sum(task.loss_weight > 0 for task in tasks.values()) > 1
+    return options.method or (DEFAULT if balanced and not plain else "none")
+
+
 def make_balancer(
-    options: Balancing, tasks: dict[str, TaskConfig], rows: dict[str, int], seed: int
+    options: Balancing,
+    tasks: dict[str, TaskConfig],
+    rows: dict[str, int],
+    seed: int,
+    *,
+    plain: bool = False,
 ) -> Balancer:
-    """The balancer of a recipe.
+    """The balancer of a recipe; its `options` name the method.
 
     Args:
         options: the recipe's, without faults.
         tasks: configs by task; their order changes nothing.
         rows: number of training rows by task.
         seed: together with the step it decides what is left to chance.
+        plain: see `method_of`.
 
     Raises:
         ValueError: a package that the method needs is not installed.
     """
-    missing = missing_packages(options.method)
-    if missing:
-        raise ValueError(_missing(options.method, missing))
-    return METHODS[options.method](options, tasks, rows, seed)
+    options = replace(options, method=method_of(options, tasks, plain=plain))
+    method = str(options.method)
+    if missing := missing_packages(method):
+        raise ValueError(_missing(method, missing))
+    return METHODS[method](options, tasks, rows, seed)
 
 
 def reads_tasks_apart(balancer: type[Balancer] | Balancer) -> bool:
@@ -121,10 +147,11 @@ def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
         recipe: the recipe.
         sources: number of sources of its data; tasks that share their rows have one.
     """
-    method, training = recipe.balancing.method, recipe.training
+    training = recipe.training
+    method = method_of(recipe.balancing, recipe.tasks, plain=_is_plain(training))
     if method not in METHODS:
         return [METHODS.fault("balancing.method", method)]
-    balancer, faults = METHODS[method], _option_faults(recipe.balancing)
+    balancer, faults = METHODS[method], _option_faults(recipe.balancing, method)
     missing = missing_packages(method)
     faults += [f"balancing.method: {_missing(method, missing)}"] if missing else []
     if method != "none" and sum(task.loss_weight > 0 for task in recipe.tasks.values()) < 2:
@@ -141,7 +168,7 @@ def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
         for name, task in recipe.tasks.items()
         if task.cached and balancer.reads_losses
     ]
-    faults += _compile_faults(recipe)
+    faults += _compile_faults(recipe, balancer)
     if not reads_tasks_apart(balancer):
         return faults
     for key in ("fsdp", "deepspeed"):
@@ -157,21 +184,29 @@ def balancing_faults(recipe: Recipe, sources: int) -> list[str]:
     return faults
 
 
-def _compile_faults(recipe: Recipe) -> list[str]:
+def _is_compiled(training: Mapping[str, Any]) -> bool:
+    return any(training.get(f"torch_compile{part}") for part in ("", "_backend", "_mode"))
+
+
+def _is_plain(training: Mapping[str, Any]) -> bool:
+    return _is_compiled(training) or bool(training.get("fsdp") or training.get("deepspeed"))
+
+
+def _compile_faults(recipe: Recipe, balancer: type[Balancer]) -> list[str]:
     options, faults = recipe.balancing, []
-    if not any(recipe.training.get(f"torch_compile{part}") for part in ("", "_backend", "_mode")):
+    if not _is_compiled(recipe.training):
         return faults
     if options.gradient_steps:
         faults.append(f"balancing.gradient_steps: {COMPILED}; write 0")
-    if reads_tasks_apart(METHODS[options.method]):
+    if reads_tasks_apart(balancer) or balancer.reads_output:
         faults.append(f"balancing.method: {options.method}: {COMPILED}; take another method")
     return faults
 
 
-def _option_faults(options: Balancing) -> list[str]:
-    allowed = (*OPTIONS.get(options.method, ()), "gradient_steps")
+def _option_faults(options: Balancing, method: str) -> list[str]:
+    allowed = (*OPTIONS.get(method, ()), "gradient_steps")
     return [
-        f"balancing.{key}: {options.method} does not read it; allowed: {', '.join(allowed)}"
+        f"balancing.{key}: {method} does not read it; allowed: {', '.join(allowed)}"
         for key in sorted(set(METHOD_OPTIONS) - set(allowed))
         if getattr(options, key) is not None
     ]

@@ -11,7 +11,8 @@ comes into a mixed step with so many of its rows, or not at all.
 An optimizer step takes `batch_size * accumulation * replicas` rows; the sampler draws the steps
 first and then cuts each into micro-batches. So 1 x 32, 4 x 8 accumulated, and 2 ranks x 16 see the
 same rows at the same step. The rows of an epoch are spread evenly over its steps, and each mixed
-step has each source's share of them to within a row (or of the room that `together` leaves). All epochs have the same number of steps.
+step has each source's share of them, or of the room that `together` leaves, to within a row. All
+epochs have the same number of steps.
 
 Under accelerate rank r takes batches r, r + replicas, ...; `batch_size` is None, because its
 sharding drops batches of varying size from a sampler that states one.

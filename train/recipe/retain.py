@@ -1,36 +1,31 @@
 """Which rows `retain` reads, and what of a recipe it does not go with."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from ...modeling.configuration_polyhead import TaskConfig
-from ...modeling.heads import HEADS
 from ..adapters import adapter_name
 from ..kinds import kind_of
 from .schema import Recipe, TaskRecipe
-from .sections import Retain
 
 Tasks = Mapping[str, TaskRecipe] | Mapping[str, TaskConfig]
 NAME = "retain"  # of its loss in the log, beside those of the tasks
 
 
-def retained_sources(retain: Retain, sources: dict[str, list[str]], tasks: Tasks) -> list[str]:
+def retained_sources(sources: dict[str, list[str]], tasks: Tasks) -> list[str]:
     """The sources whose texts keep their vectors.
 
     Args:
-        retain: the recipe's options.
         sources: source name to its tasks.
         tasks: by name.
     """
 
     def is_read(task: TaskRecipe | TaskConfig) -> bool:
-        per_token = HEADS[task.head].per_token and retain.rows == "sentences"
-        return not (per_token or kind_of(task).labels_from_tokens or task.adapter)
+        return not (kind_of(task).labels_from_tokens or task.adapter)
 
     return [name for name, names in sources.items() if all(is_read(tasks[task]) for task in names)]
 
 
-def row_faults(retain: Retain, sources: dict[str, list[str]], tasks: Tasks) -> list[str]:
+def row_faults(sources: dict[str, list[str]], tasks: Tasks) -> list[str]:
     """Why there are no vectors to keep, or none to compare them with."""
     faults = []
     if NAME in tasks:
@@ -41,13 +36,8 @@ def row_faults(retain: Retain, sources: dict[str, list[str]], tasks: Tasks) -> l
                 f"retain: the texts of {name} are read through several adapters; give its tasks "
                 "one adapter, or take retain out"
             )
-    if not retained_sources(retain, sources, tasks):
-        others = retained_sources(replace(retain, rows="all"), sources, tasks)
-        more = "write rows: all, or " if others else ""
-        faults.append(
-            f"retain.rows: {retain.rows} has no rows here without adapter or masks; {more}"
-            "take retain out"
-        )
+    if not retained_sources(sources, tasks):
+        faults.append("retain: no rows here are without adapter or masks; take it out")
     return faults
 
 
@@ -60,7 +50,7 @@ def retain_faults(recipe: Recipe, sources: dict[str, list[str]]) -> list[str]:
     """
     if recipe.retain is None:
         return []
-    faults = row_faults(recipe.retain, sources, recipe.tasks)
+    faults = row_faults(sources, recipe.tasks)
     if recipe.freeze.encoder:
         faults.append("retain: without effect on an encoder that freeze.encoder keeps; take it out")
     faults += [

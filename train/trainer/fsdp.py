@@ -62,7 +62,7 @@ def check_deepspeed(multitask: MultiTaskArguments, args: TrainingArguments) -> N
 
 def _needs_whole(multitask: MultiTaskArguments) -> list[str]:
     method = multitask.balancing.method
-    if reads_tasks_apart(METHODS[method]):
+    if method is not None and reads_tasks_apart(METHODS[method]):
         return [f"balancing.method: {method} needs whole gradients; take another"]
     return []
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from ..balancing.base import Balancer
+from ..balancing.output_gradients import OutputGradients
 from ..balancing.task_gradients import (
     SKETCH,
     GradientComparison,
@@ -119,6 +120,8 @@ class OptimizerStep:
     def __post_init__(self) -> None:
         self.meter = LossMeter(self.model.task_names)
         self._state = StepState(0, 0.0, {}, [], [])
+        reads_output = self.balancer.reads_output
+        self.output_gradients = OutputGradients(self.model) if reads_output else None
 
     # ---- before the first micro-batch ----
 
@@ -226,6 +229,8 @@ class OptimizerStep:
 
     def replay(self) -> None:
         """Before a forward pass: where the micro-batch is cached, the dropout of its first one."""
+        if self.output_gradients is not None:
+            self.output_gradients.begin_forward()
         if self._state.cached:
             self._state.cached[self._state.position].replay()
 
@@ -253,11 +258,13 @@ class OptimizerStep:
         if self.retention is not None and step.retained:
             skips = self.multitask.nan_loss == "skip"
             retained = self.retention.weighted_loss(
-                outputs, batch, texts=step.retained, progress=step.progress, skips=skips
+                outputs, batch, texts=step.retained, skips=skips
             )
             if step.pull is not None:
                 step.pull.add({RETAIN: retained})
             loss = loss + retained
+        if self.output_gradients is not None:
+            self.output_gradients.begin_backward()
         return loss * self.accelerator.num_processes
 
     def _task_losses(self, outputs: PolyheadOutput, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -344,6 +351,8 @@ class OptimizerStep:
     def end_backward(self) -> None:
         """After the last backward pass: balance and compare the tasks' gradients."""
         step, balancer, comparison = self._state, self.balancer, self.comparison
+        if self.output_gradients is not None:
+            self.output_gradients.end_backward()
         for gradients in (step.gradients, step.sketches, step.pull):
             if gradients is not None:
                 gradients.reduce(self.accelerator)
@@ -362,14 +371,26 @@ class OptimizerStep:
         step, balancer = self._state, self.balancer
         if not balancer.learns:
             return
-        last_layer = step.gradients if balancer.reads_last_layer else None
+        gradients = None
+        if balancer.reads_last_layer and step.gradients is not None:
+            gradients = step.gradients.total
+        elif self.output_gradients is not None:
+            gradients = self._output_lengths(self.output_gradients)
         balancer.after_step(
             step.number,
             self._totals(),
             losses_after=self._losses_of_step() if balancer.reads_losses_after else None,
-            gradients=None if last_layer is None else last_layer.total,
+            gradients=gradients,
             epoch=int(step.epoch),
         )
+
+    def _output_lengths(self, watched: OutputGradients) -> Tensor:
+        """(K, 1), of loss_weight x loss of the tasks in the step."""
+        step, scaler = self._state, self.accelerator.scaler
+        lengths = watched.lengths(step.present, self.accelerator)
+        scale = self.accelerator.num_processes * (1.0 if scaler is None else scaler.get_scale())
+        weights = [(step.weights or {}).get(name, 1.0) * scale for name in step.present]
+        return (lengths / lengths.new_tensor(weights)).unsqueeze(1)
 
     # ---- what is known of the tasks ----
 

@@ -59,7 +59,7 @@ class Retention:
         sources: dict[str, list[str]],
     ) -> None:
         tasks = model.config.tasks
-        faults = row_faults(options, sources, tasks)
+        faults = row_faults(sources, tasks)
         if not any(
             weight.requires_grad and not is_adapter_weight(model, name)
             for name, weight in model.encoder.named_parameters()
@@ -69,7 +69,7 @@ class Retention:
             raise ValueError("; ".join(faults))
         self.model = model
         self.options = options
-        chosen = rows_of_sources(dataset, retained_sources(options, sources, tasks))
+        chosen = rows_of_sources(dataset, retained_sources(sources, tasks))
         self.numbers = TextNumbers(RowNumbers(dataset, list(sources)), chosen)
         self.pooling = pooling_of(model)
         self.vectors: Tensor | None = None  # (E, D)
@@ -131,17 +131,12 @@ class Retention:
         size = self.vectors.nbytes / 1e6
         logger.info(f"retain: {self.numbers.count:,} vectors of the start, {size:,.1f} MB")
 
-    def weight(self, progress: float) -> float:
-        """Weight of the loss when this share of the training is over."""
-        return self.options.weight * (1 - progress if self.options.fade else 1)
-
     def weighted_loss(
         self,
         outputs: PolyheadOutput,
         batch: dict[str, Any],
         *,
         texts: float,
-        progress: float,
         skips: bool,
     ) -> Tensor:
         """The loss of a micro-batch, a scalar; those of all add up to that of the step.
@@ -150,7 +145,6 @@ class Retention:
             outputs: the model's for it.
             batch: the batch, on the device.
             texts: those with a vector in the whole step, over micro-batches and ranks.
-            progress: share of the training that is over.
             skips: a loss that is not finite counts as 0.
 
         Raises:
@@ -159,12 +153,12 @@ class Retention:
         total = self.loss(outputs, batch)
         if not total.isfinite():
             if not skips:
-                fault = f"the loss of retain is {total.item()} ({progress:.0%} of it is over)"
+                fault = f"the loss of retain is {total.item()}"
                 raise UserError("training", [f"{fault}; lower training.learning_rate"])
             total = torch.zeros_like(total)
         count = torch.tensor(self.numbers.count_in(batch))
         self._meter.add(NAME, total.detach(), count.to(total.device))
-        return self.weight(progress) * total / texts
+        return self.options.weight * total / texts
 
     def log(self, accelerator: Accelerator) -> dict[str, float]:
         """`loss_retain`, the mean over the texts since the last log, not weighted."""

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Mapping
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -194,7 +195,9 @@ class MultiTaskTrainer(FolderCheckpoints):
         sizes = {name: len(rows) for name, rows in dataset.ranges.items()}
         rows = {task: sizes[name] for name, tasks in self.sources.items() for task in tasks}
         configs = {name: model.config.tasks[name] for name in rows}
-        balancer = make_balancer(balancing, configs, rows, self.args.seed)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        plain = sharded or bool(self.args.torch_compile)
+        balancer = make_balancer(balancing, configs, rows, self.args.seed, plain=plain)
         apply_freeze(model, self.multitask.freeze)
         by_task = reads_tasks_apart(balancer)
         if by_task and not shared_parameters(model):
@@ -202,10 +205,11 @@ class MultiTaskTrainer(FolderCheckpoints):
                 f"balancing.method: {balancing.method} needs weights that tasks share "
                 "and that train; there are none"
             )
-        if self.args.torch_compile and (by_task or balancing.gradient_steps):
+        apart = by_task or balancer.reads_output or balancing.gradient_steps
+        if self.args.torch_compile and apart:
             raise ValueError(f"balancing: {COMPILED}")
         retain = self.multitask.retain
-        if retain is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if retain is not None and sharded:
             raise ValueError("retain: does not go with FSDP or DeepSpeed; take it out")
         return OptimizerStep(
             model=model,
@@ -291,7 +295,8 @@ class MultiTaskTrainer(FolderCheckpoints):
         rows = {f"{name} train": part for name, part in parts.items()}
         rows |= {f"{name} {part.split}": part.rows for name, part in evaluation.items()}
         options: dict[str, Any] = {"rows": rows, "origin": self.origin, "optim": self._optim}
-        return identity_of(self.model_for_tasks, self.args, self.multitask, **options)
+        multitask = replace(self.multitask, balancing=self.optimizer_step.balancer.options)
+        return identity_of(self.model_for_tasks, self.args, multitask, **options)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any):  # noqa: ANN201 - HF's
         """As HF's, from no checkpoint of other tasks, rows or steps.

@@ -606,7 +606,7 @@ def test_a_single_task_is_not_balanced():
 @pytest.mark.parametrize("method", METHODS)
 def test_pure_batches_fit_only_what_needs_one_task_in_a_step(method):
     recipe = recipe_of(method, sampling=Sampling(batches="pure"))
-    alone = ("none", "size", "classes", "random", "uncertainty", "dwa")
+    alone = ("none", "equal_norms", "size", "classes", "random", "uncertainty", "dwa")
     fault = f"sampling.batches: pure has one task in a step, {method} needs several; write mixed"
     assert balancing_faults(recipe, 2) == ([] if method in alone else [fault])
     assert balancing_faults(recipe, 1) == []  # all tasks share their rows

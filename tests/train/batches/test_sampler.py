@@ -553,8 +553,7 @@ class TestBatchesOfTokens:
         options = {"layout": layout, "seed": seed, "epoch": epoch}
         try:
             sampler = sampler_of(**mix, **options, lengths=lengths, batch_tokens=tokens)
-        except ValueError as error:  # a weight gives a source fewer rows than there are ranks
-            assert "each needs one a step" in str(error)
+        except ValueError:  # a weight gives a source fewer rows than there are ranks
             reject()
         batches = list(sampler)
         assert len(batches) == len(sampler)

@@ -255,8 +255,6 @@ BROKEN = {
         "tasks.similar.cached": True, "tasks.similar.loss": "cosine_mse"}),
     "cached-and-losses-of-micro-batches": fault("tasks.similar.cached", "famo reads", keys={
         "tasks.similar.cached": True, "balancing": {"method": "famo"}}),
-    "retain-of-nothing": fault("retain.rows: sentences", "write rows: all, or take retain out",
-                               keys={"retain": {}, "tasks.similar": ...}),
     "retain-beside-what-it-needs": Broken(
         [["retain: without effect", "freeze.encoder"], ["retain: loss_retain", "rename the task"],
          ["retain: the texts of intent+slots", "one adapter"], ["training.fsdp", "retain"]],

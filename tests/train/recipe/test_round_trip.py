@@ -79,7 +79,7 @@ def test_sections_and_numbers_stay_as_they_are():
     assert "sampling" not in text
 
 
-@pytest.mark.parametrize("retain", [None, Retain(), Retain(weight=3.0, rows="all", fade=True)])
+@pytest.mark.parametrize("retain", [None, Retain(), Retain(weight=2.0)])
 def test_what_the_encoder_retains_stays_as_it_is(retain):
     recipe = recipe_of()
     recipe.retain = retain

@@ -68,25 +68,22 @@ class TestLoss:
             texts = len(trainer.train_dataset.parts[names[source]][row]["input_ids"])
             keys += [(at + n, (names[source], row, n)) for n in range(texts)]
             at += texts
-        expected = {p: key for p, key in keys if key[0] not in ("intent+slots+topics+urgency",)}
+        expected = dict(keys)
         assert positions.tolist() == list(expected)
         targets = torch.stack([F.normalize(before[key], dim=0) for key in expected.values()])
         assert_close(retention.vectors[numbers].float(), targets, rtol=0, atol=5e-4)
 
     @pytest.mark.parametrize("packing", [True, False])
-    @pytest.mark.parametrize("rows", ["sentences", "all"])
-    def test_it_is_the_mean_over_the_texts_of_the_step(self, build, rows, packing):
+    def test_it_is_the_mean_over_the_texts_of_the_step(self, build, packing):
         """With a rate of 0 for the first step it is 0; then that of what has moved."""
         size = {"size": 200, "max_steps": 2, "learning_rate": 0.3}
-        trainer = build(multitask=retaining(rows=rows, packing=packing), **size)
+        trainer = build(multitask=retaining(packing=packing), **size)
         before = vectors_of(trainer)
         assert trainer.sampler.draws(0)
         trainer.train()
-        plain = build(multitask=retaining(rows=rows, packing=packing), **{**size, "max_steps": 1})
+        plain = build(multitask=retaining(packing=packing), **{**size, "max_steps": 1})
         plain.train()
         after = vectors_of(plain)
-        if rows == "sentences":
-            before = {key: v for key, v in before.items() if "slots" not in key[0]}
         first, second = logged(trainer, "loss_retain")
         assert first["loss_retain"] == pytest.approx(0, abs=1e-6)
         assert second["loss_retain"] == pytest.approx(distance(before, after), rel=1e-3)
@@ -121,25 +118,16 @@ class TestLoss:
     def test_accumulation_changes_nothing(self, build, accumulation):
         results = []
         for size, parts in ((24, 1), (24 // accumulation, accumulation)):
-            trainer = build(size=size, accumulation=parts, multitask=retaining(rows="all"))
+            trainer = build(size=size, accumulation=parts, multitask=retaining())
             trainer.train()
             results.append((weights(trainer), logged(trainer, "loss_retain")))
         assert_close(results[0][0], results[1][0], rtol=0, atol=2e-6)
         assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
 
-    def test_the_weight_fades_to_nothing(self, build):
-        retention = build(multitask=retaining(fade=True)).optimizer_step.retention
-        assert [retention.weight(share) for share in (0.0, 0.25, 1.0)] == [2.0, 1.5, 0.0]
-        trainers = [build(max_steps=4, multitask=retaining(fade=fade)) for fade in (True, False)]
-        for trainer in trainers:
-            trainer.train()
-        assert trainers[0].optimizer_step._state.progress == 0.75
-        assert not torch.equal(*[next(iter(weights(t).values())) for t in trainers])
-
     def test_it_holds_the_encoder(self, build):
         ends = {}
         for weight in (1e-9, 20.0):
-            trainer = build(size=24, max_steps=12, multitask=retaining(weight, rows="all"))
+            trainer = build(size=24, max_steps=12, multitask=retaining(weight))
             before = vectors_of(trainer)
             trainer.train()
             ends[weight] = distance(before, vectors_of(trainer))
@@ -147,7 +135,7 @@ class TestLoss:
 
     def test_a_resumed_run_ends_with_the_same_weights(self, build):
         options = {
-            "multitask": retaining(fade=True),
+            "multitask": retaining(),
             "dropout": 0.1,
             "size": 8,
             "max_steps": 6,
@@ -159,7 +147,7 @@ class TestLoss:
         again = build(output="again", **options)
         again.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-3")
         assert_close(weights(again), weights(whole), rtol=0, atol=0)
-        other = build(output="other", **{**options, "multitask": retaining(3.0, fade=True)})
+        other = build(output="other", **{**options, "multitask": retaining(3.0)})
         with pytest.raises(UserError, match=re.escape("retain.weight was 2.0, is 3.0")):
             other.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-3")
 
@@ -167,7 +155,7 @@ class TestLoss:
 class TestRows:
     def test_long_texts_have_a_vector_of_each_window(self, build, usual_tasks):
         """Windows of a long text are rows of their own, found again by row and window."""
-        trainer = build({"slots": usual_tasks["slots"]}, multitask=retaining(rows="all"))
+        trainer = build({"slots": usual_tasks["slots"]}, multitask=retaining())
         part = trainer.train_dataset.parts["slots"]
         doubled = part.select([0, 0, 1, 2, 2]).remove_columns("window")
         doubled = doubled.add_column("window", [0, 1, 0, 0, 1])
@@ -186,10 +174,10 @@ class TestRows:
         tasks["same"] = replace(tasks["same"], adapter={"r": 2})
         sources = {name: [name] for name in (*tasks, "words")}
         tasks["words"] = words
-        assert retained_sources(Retain(rows="all"), sources, tasks) == ["near"]
+        assert retained_sources(sources, tasks) == ["near"]
 
     def test_batches_of_targets_hold_each_row_once_longest_first(self, build):
-        trainer = build(multitask=retaining(rows="all"))
+        trainer = build(multitask=retaining())
         numbers = trainer.optimizer_step.retention.numbers
         batches = numbers.batches(tokens=64)
         lengths = trainer.train_dataset.lengths
@@ -206,7 +194,7 @@ class TestRows:
         deep = {**usual_tasks, "near": replace(usual_tasks["near"], pooling="mean_last_4")}
         trainer = build(deep, max_steps=1, multitask=retaining())
         trainer.train()
-        assert trainer.optimizer_step.retention.vectors.shape == (36, 2 * 32)
+        assert trainer.optimizer_step.retention.vectors.shape == (48, 2 * 32)
         assert logged(trainer, "loss_retain")[0]["loss_retain"] == pytest.approx(0, abs=1e-6)
 
 
