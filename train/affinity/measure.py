@@ -44,6 +44,7 @@ from ..commands.setup import PreparedRun, prepare
 from ..data.dataset import MultiTaskDataset
 from ..data.tokenization import tokenize
 from ..errors import UserError
+from ..optimization.by_task import learning_rates
 from ..optimization.freezing import apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
 from ..recipe.sections import Sampling
@@ -198,7 +199,8 @@ def measure(run: PreparedRun, *, steps: int) -> dict[str, Any]:
     model = run.model.float()  # differences of losses are small
     model.to(args.device)  # pyright: ignore[reportArgumentType]
     parameters = shared_parameters(model)
-    groups = optimizer_groups(model, recipe.freeze, recipe.optimizer, args, ())
+    rates = learning_rates(recipe)
+    groups = optimizer_groups(model, recipe.freeze, recipe.optimizer, args, (), rates)
     length = _step_length(groups, parameters)
     betas = (args.adam_beta1, args.adam_beta2)
     optimizer = torch.optim.AdamW(groups, betas=betas, eps=args.adam_epsilon)

@@ -62,7 +62,7 @@ class MultiTaskCollator:
         """See the class."""
         if self.packed:
             rows = sorted(rows, key=lambda row: len(row["input_ids"][0]))
-        members = [self._tasks_of(row) for row in rows]
+        members = [self.tasks_of(row) for row in rows]
         batch = self._pack(rows) if self.packed else self._pad(rows)
         batch["task_ids"] = self._task_ids(rows, members)
         labels = {}
@@ -88,7 +88,7 @@ class MultiTaskCollator:
                 counts[self.task_names.index(name)] += torch.tensor([1, tokens])
         return counts
 
-    def _tasks_of(self, row: dict[str, Any]) -> list[str]:
+    def tasks_of(self, row: dict[str, Any]) -> list[str]:
         """The tasks that read a row; windows after the first are for token tasks only."""
         return [
             name

@@ -67,6 +67,7 @@ class Task(TaskOptions):
         adapter: options of an adapter of its own, or the name of another task's.
         max_rows: train on a random sample of so many rows; of a stream, on the first ones.
         epochs: passes over its rows in an epoch of the run.
+        learning_rate: of its own head and adapter; with `optimizer.by_task` of all its updates.
         cached: compare texts over all micro-batches of a step (GradCache).
 
     The other options are those of `TaskOptions`.
@@ -90,6 +91,7 @@ class Task(TaskOptions):
     adapter: dict[str, Any] | str | None = None
     max_rows: int | None = None
     epochs: float | None = None
+    learning_rate: float | None = None
     cached: bool = False
 
     def keys(self) -> dict[str, Any]:
@@ -167,7 +169,7 @@ def train(  # noqa: PLR0913 - the sections of a recipe
         sampling: how rows of the tasks are mixed.
         balancing: how the tasks are weighed against each other.
         freeze: what does not train.
-        optimizer: learning rates of parts of the model.
+        optimizer: learning rates of parts of the model, moments by task.
         stopping: when training, or a task, ends early.
         retain: what the encoder keeps of itself.
         average: how much of what it was the encoder gets back after training.

@@ -46,7 +46,9 @@ def inspect_recipe(run: PreparedRun) -> dict[str, Any]:
     return {
         "tasks": dict(sorted(tasks.items())),
         "draws": sampler.summary(epochs_of(run.args, sampler)),
-        "parameters": parameter_table(run.model, recipe.freeze, recipe.optimizer, run.args),
+        "parameters": parameter_table(
+            run.model, recipe.freeze, recipe.optimizer, run.args, run.multitask.rates
+        ),
         "notes": unseen_labels(run.sources),
     }
 

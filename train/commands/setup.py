@@ -25,6 +25,7 @@ from ..errors import UserError
 from ..evaluation.scoring import MetricFunction
 from ..inference.load import load_model
 from ..kinds import kind_of
+from ..optimization.by_task import learning_rates, model_faults
 from ..optimization.parameter_groups import freeze_faults
 from ..recipe.arguments import optimizer_faults, training_arguments
 from ..recipe.reader import load_recipe
@@ -96,6 +97,7 @@ class PreparedRun:
             balancing=recipe.balancing,
             freeze=recipe.freeze,
             optimizer=recipe.optimizer,
+            rates=learning_rates(recipe),
             stopping=recipe.stopping,
             nan_loss=recipe.nan_loss,
             retain=recipe.retain,
@@ -212,7 +214,8 @@ def _argument_faults(run: PreparedRun) -> list[str]:
     faults += _best_model_faults(run)
     faults += optimizer_faults(args)
     faults += teacher_faults(recipe, run.model)
-    faults += freeze_faults(run.model, recipe.freeze, recipe.optimizer, args)
+    misfits = freeze_faults(run.model, recipe.freeze, recipe.optimizer, args)
+    faults += misfits or model_faults(run.model, run.multitask, run.tasks_by_source)
     if recipe.stopping is not None and args.eval_strategy == "no":
         faults.append("stopping: there are no evaluations to stop by")
     if recipe.average is not None and recipe.average.start == "auto" and not run.evaluates:

@@ -81,6 +81,13 @@ def model_parts(model: PolyheadModel) -> list[Part]:
     return [*(part for part in parts if part.weights), *heads, *adapters.values()]
 
 
+def own_adapters(model: PolyheadModel) -> dict[str, str]:
+    """Task to its adapter, for the adapters that one task alone reads."""
+    adapters = {name: task.adapter for name, task in model.config.tasks.items() if task.adapter}
+    names = list(adapters.values())
+    return {task: name for task, name in adapters.items() if names.count(name) == 1}
+
+
 def _blocks(encoder: PreTrainedModel) -> list[list[nn.Module]]:
     """The modules of each layer.
 

@@ -1,6 +1,6 @@
 """Learning rates of parts of the model, and what of them does not fit a model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
@@ -8,18 +8,26 @@ from transformers import Trainer, TrainingArguments
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..recipe.sections import Freeze, OptimizerOptions
 from .freezing import EPSILON, checked_schedule, layer_count, misfits, schedule_of, trained_weights
-from .model_parts import Part, model_parts
+from .model_parts import Part, model_parts, own_adapters
 
 # ---- learning rates ----
 
 
-def _rate(part: Part, options: OptimizerOptions, args: TrainingArguments, count: int) -> float:
-    """Its learning rate.
+def _rate(
+    part: Part,
+    options: OptimizerOptions,
+    args: TrainingArguments,
+    count: int,
+    special: dict[str, float],
+) -> float:
+    """Its learning rate: that of its title in `special`, or one by its kind.
 
     A layer's is that of the layer above times `layer_decay`, the embeddings' one step below layer 0
     (arXiv:1801.06146, arXiv:2003.10555). Adapters have one rate whatever their layer.
     """
     steps = 0
+    if part.title in special:
+        return special[part.title]
     if part.kind == "embeddings":
         steps = count
     elif part.kind == "layer":
@@ -29,6 +37,17 @@ def _rate(part: Part, options: OptimizerOptions, args: TrainingArguments, count:
     elif part.kind == "adapter" and options.adapter_lr is not None:
         return options.adapter_lr
     return args.learning_rate * (options.layer_decay or 1.0) ** steps
+
+
+def _rates_by_title(model: PolyheadModel, rates: Mapping[str, float] | None) -> dict[str, float]:
+    """The rates of tasks for their heads, and for the adapters that they alone read."""
+    adapters = own_adapters(model)
+    special = {f"head {task}": rate for task, rate in (rates or {}).items()}
+    return special | {
+        f"adapter {adapters[task]}": rate
+        for task, rate in (rates or {}).items()
+        if task in adapters
+    }
 
 
 def _decay_names(model: PolyheadModel) -> list[str]:
@@ -42,6 +61,7 @@ def optimizer_groups(
     options: OptimizerOptions,
     args: TrainingArguments,
     decay_names: Iterable[str],
+    rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Parameter groups for a torch optimizer: each weight that trains, now or later, in one.
 
@@ -55,6 +75,7 @@ def optimizer_groups(
         options: learning rates of parts of the model.
         args: arguments with `learning_rate` and `weight_decay`.
         decay_names: the weights that decay, as `Trainer.get_decay_parameter_names(model)` gives.
+        rates: learning rates by task.
 
     Returns:
         `{"name": "layer 3", "params": [...], "lr": ..., "weight_decay": ...}`; the name of a group
@@ -69,7 +90,7 @@ def optimizer_groups(
     if strange:
         raise ValueError(f"decay_names: {min(strange)!r} is no weight of the model; unwrap it")
     scheduled = checked_schedule(model, freeze, options)
-    count = layer_count(part for part, _ in scheduled)
+    count, special = layer_count(p for p, _ in scheduled), _rates_by_title(model, rates)
     encoder = [entry for entry in scheduled if entry[0].of_encoder]
     groups = []
     for part, start in [*reversed(encoder), *scheduled[len(encoder) :]]:
@@ -79,14 +100,18 @@ def optimizer_groups(
             (f"{part.title}, no decay", 0.0, False),
         ):
             weights = [w for name, w in trained.items() if (name in decayed) == decays]
-            rate = _rate(part, options, args, count)
+            rate = _rate(part, options, args, count, special)
             group = {"name": title, "params": weights, "lr": rate, "weight_decay": value}
             groups += [group] if weights else []
     return groups
 
 
 def parameter_table(
-    model: PolyheadModel, freeze: Freeze, options: OptimizerOptions, args: TrainingArguments
+    model: PolyheadModel,
+    freeze: Freeze,
+    options: OptimizerOptions,
+    args: TrainingArguments,
+    rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """What trains, how fast and from when: a row for each part, from the bottom up.
 
@@ -100,7 +125,7 @@ def parameter_table(
         ValueError: `freeze` or `options` do not fit the model.
     """
     scheduled, decayed = checked_schedule(model, freeze, options), set(_decay_names(model))
-    count = layer_count(part for part, _ in scheduled)
+    count, special = layer_count(p for p, _ in scheduled), _rates_by_title(model, rates)
     rows = []
     for part, start in scheduled:
         trained = trained_weights(part, start)
@@ -112,7 +137,7 @@ def parameter_table(
                 "layers": part.layers,
                 "trainable": trainable,
                 "frozen": sum(p.numel() for p in part.weights.values()) - trainable,
-                "learning_rate": _rate(part, options, args, count) if trained else None,
+                "learning_rate": _rate(part, options, args, count, special) if trained else None,
                 "weight_decay": args.weight_decay if pulled else 0.0,
                 "decayed": pulled,
                 "from_epoch": start if trained else None,

@@ -22,6 +22,7 @@ from ..adapters import adapter_faults
 from ..balancing.methods import balancing_faults
 from ..batches.strategies import sampling_faults, sources_of
 from ..errors import UserError
+from ..optimization.by_task import by_task_faults
 from .arguments import training_faults, whole_numbers
 from .checks import output_dir_faults, section_faults, task_faults
 from .code import with_names
@@ -109,6 +110,7 @@ def build_recipe(
         faults += adapter_faults({name: task.adapter for name, task in recipe.tasks.items()}, known)
     faults += sampling_faults(recipe)
     faults += balancing_faults(recipe, len(sources_of(recipe)))
+    faults += by_task_faults(recipe, sources_of(recipe))
     faults += retain_faults(recipe, sources_of(recipe))
     faults += section_faults(recipe)
     faults += training_faults(recipe.training)

@@ -181,6 +181,8 @@ class TaskRecipe(TaskOptions):
         max_rows: train on a random sample of so many rows, the same each time.
         epochs: passes over its rows in an epoch of the run; 0.5 leaves out half of them, the other
             half next time. Tasks that share their rows share it.
+        learning_rate: of its head and of an adapter that it alone has, before `optimizer.head_lr`
+            and `adapter_lr`; with `optimizer.by_task` of its updates on shared weights too.
         cached: an embedding loss that compares texts (contrastive, cosent, angle) does so over all
             micro-batches of an optimizer step (GradCache, arXiv:2101.06983): 32 x 32 is then one
             batch of 1,024 in the memory of 32, for one more forward pass.
@@ -208,6 +210,7 @@ class TaskRecipe(TaskOptions):
     metrics: list[str] | None = None
     max_rows: Whole | None = Field(default=None, gt=0)
     epochs: Number | None = Field(default=None, gt=0, le=1000)
+    learning_rate: Number | None = Field(default=None, gt=0)
 
     def task_config(
         self,
@@ -249,7 +252,7 @@ class Recipe:
         sampling: how rows of the tasks are mixed.
         balancing: how the tasks are weighed against each other.
         freeze: what does not train.
-        optimizer: learning rates of parts of the model.
+        optimizer: learning rates of parts of the model, moments by task.
         stopping: when training, or a task, ends early; default never.
         retain: what the encoder keeps of itself; default nothing.
         average: how much of what it was the encoder gets back after training; default nothing.

@@ -144,17 +144,22 @@ class Freeze:
 
 @dataclass(config=STRICT, kw_only=True)
 class OptimizerOptions:
-    """Learning rates that differ from `training.learning_rate`.
+    """Learning rates that differ from `training.learning_rate`, and AdamW's moments by task.
 
     Args:
         layer_decay: each layer's rate is that of the layer above times this (arXiv:1801.06146).
         head_lr: of the heads.
         adapter_lr: of the adapters.
+        by_task: which moments AdamW keeps by task on weights that tasks share (AdaTask,
+            arXiv:2211.15055), so that no task sets the step of another: moments for both,
+            second_moment for the second. Tasks that share their rows count as one; each is clipped
+            to `training.max_grad_norm` by itself. See `optimization/task_adamw.py`.
     """
 
     layer_decay: Number | None = Field(default=None, gt=0, le=1)
     head_lr: Number | None = Field(default=None, gt=0)
     adapter_lr: Number | None = Field(default=None, gt=0)
+    by_task: Literal[False, "moments", "second_moment"] = False
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -245,7 +250,9 @@ class MultiTaskArguments:
         passes: by source, passes over its rows in an epoch.
         balancing: how the tasks are weighed against each other.
         freeze: what does not train.
-        optimizer: learning rates of parts of the model.
+        optimizer: learning rates of parts of the model, moments by task.
+        rates: by task, the learning rate of its own head and adapter and, with `optimizer.by_task`,
+            of its updates on shared weights.
         stopping: when training, or a task, ends early.
         nan_loss: what to do with a loss that is not finite.
         cached: embedding tasks whose texts are compared over all micro-batches of a step.
@@ -259,6 +266,7 @@ class MultiTaskArguments:
     balancing: Balancing = Field(default_factory=Balancing)
     freeze: Freeze = Field(default_factory=Freeze)
     optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
+    rates: dict[str, Number] = Field(default_factory=dict)
     stopping: Stopping | None = None
     nan_loss: Literal["stop", "skip"] = "stop"
     cached: set[str] = Field(default_factory=set)

@@ -61,10 +61,12 @@ def check_deepspeed(multitask: MultiTaskArguments, args: TrainingArguments) -> N
 
 
 def _needs_whole(multitask: MultiTaskArguments) -> list[str]:
-    method = multitask.balancing.method
+    method, faults = multitask.balancing.method, []
     if method is not None and reads_tasks_apart(METHODS[method]):
-        return [f"balancing.method: {method} needs whole gradients; take another"]
-    return []
+        faults.append(f"balancing.method: {method} needs whole gradients; take another")
+    if multitask.optimizer.by_task:
+        faults.append("optimizer.by_task needs whole gradients; take it out")
+    return faults
 
 
 def _faults(

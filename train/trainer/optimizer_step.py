@@ -32,6 +32,7 @@ from ..balancing.task_gradients import (
 from ..batches.collator import model_inputs
 from ..errors import UserError
 from ..optimization.freezing import Unfreezing
+from ..optimization.source_gradients import SourceGradients
 from ..recipe.retain import NAME as RETAIN
 from ..recipe.schema import in_batch
 from ..recipe.sections import MultiTaskArguments
@@ -64,6 +65,7 @@ class StepState:
         progress: share of the training that is over.
         retained: texts whose vectors are retained, over micro-batches and ranks.
         pull: gradient of that loss, where balancing sets those of the shared weights.
+        of_pass: the tasks of the pass under way, where each source has its own; else None.
     """
 
     number: int
@@ -81,6 +83,7 @@ class StepState:
     progress: float = 0.0
     retained: float = 0.0
     pull: StepGradients | None = None
+    of_pass: list[str] | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -97,6 +100,7 @@ class OptimizerStep:
         sigterm: is told whether a rank has got the signal.
         multitask: which tasks are cached, what a loss that is not finite does.
         sources: source name to its tasks, as the collator counts them.
+        gradients: gathers the gradients of the sources apart; None for their sum alone.
         prepare: moves a batch to the device.
         autocast: Trainer's context around a forward pass.
         retention: what the encoder keeps of itself; a loss beside the tasks', not balanced.
@@ -112,6 +116,7 @@ class OptimizerStep:
     sigterm: SigtermCallback
     multitask: MultiTaskArguments
     sources: dict[str, list[str]]
+    gradients: SourceGradients | None
     prepare: Callable[[dict[str, Any]], dict[str, Any]]
     autocast: Callable[[], AbstractContextManager]
     retention: Retention | None = None
@@ -126,15 +131,22 @@ class OptimizerStep:
     # ---- before the first micro-batch ----
 
     def begin(
-        self, batches: list[dict[str, Any]], number: int, epoch: float, progress: float = 0.0
+        self,
+        batches: list[dict[str, Any]],
+        number: int,
+        epoch: float,
+        progress: float = 0.0,
+        *,
+        micro_batches: int | None = None,
     ) -> dict[str, Tensor]:
         """Count what the step has, and get what balancing and comparing gradients need in it.
 
         Args:
-            batches: this rank's micro-batches, as the collator made them.
+            batches: this rank's micro-batches, as the collator made them; or their passes.
             number: optimizer steps done before.
             epoch: epoch of the training, fractions included.
             progress: share of the training that is over.
+            micro_batches: how many of them all ranks have; default one for each batch.
 
         Returns:
             Labelled units by task, over micro-batches and ranks: scalars, on the CPU.
@@ -145,7 +157,8 @@ class OptimizerStep:
         step.progress, step.retained = progress, retained
         if not batches:
             return num_items
-        self._cache(batches)
+        if (len(batches) if micro_batches is None else micro_batches) > 1:
+            self._cache(batches)
         if not self.balancer.reads_losses:
             step.weights = self.balancer.weights(number, None)
         else:
@@ -186,7 +199,7 @@ class OptimizerStep:
         """The gradients of tasks that are compared over all micro-batches of the step."""
         step, model = self._state, self.model
         names = [name for name in step.present if name in self.multitask.cached]
-        if not names or len(batches) == 1:
+        if not names:
             return
 
         def forward(batch: dict[str, Any]) -> PolyheadOutput:
@@ -267,6 +280,31 @@ class OptimizerStep:
             self.output_gradients.begin_backward()
         return loss * self.accelerator.num_processes
 
+    def each_source(
+        self, passes: list[dict[str, Any]], train: Callable[[dict[str, Any]], Tensor]
+    ) -> Tensor:
+        """A forward and a backward pass for each source; its gradients are moved aside.
+
+        Args:
+            passes: a micro-batch of this rank, cut by source.
+            train: trains on a batch, and gives its loss.
+
+        Returns:
+            The sum of the losses.
+        """
+        assert self.gradients is not None
+        step = self._state
+        batches = {int(batch["sources"][0]): batch for batch in passes}
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, tasks in enumerate(self.sources.values()):
+            step.of_pass = tasks
+            if number in batches:
+                total += train(batches[number])
+                self.gradients.take(number)
+            elif self.accelerator.num_processes > 1:
+                self._losses_over_ranks({}, {})
+        return total
+
     def _task_losses(self, outputs: PolyheadOutput, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The losses of a batch on the device, those of labels and of teachers."""
         losses, step = self._label_losses(outputs, batch["labels"]), self._state
@@ -281,13 +319,21 @@ class OptimizerStep:
 
         A rank without rows of such a task takes part all the same.
         """
-        step, model = self._state, self.model
+        step = self._state
         losses, embeddings = dict(outputs.losses or {}), outputs.embeddings or {}
         if step.cached:
             losses |= step.cached[step.position].losses(embeddings)
         if self.accelerator.num_processes == 1:
             return losses
-        comparing = [n for n in step.present if in_batch(model.config.tasks[n])]
+        return losses | self._losses_over_ranks(embeddings, labels)
+
+    def _losses_over_ranks(
+        self, embeddings: dict[str, Tensor], labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The losses that compare texts over the ranks, all of which have to call this."""
+        step, model, losses = self._state, self.model, {}
+        names = step.present if step.of_pass is None else step.of_pass
+        comparing = [n for n in names if n in step.present and in_batch(model.config.tasks[n])]
         for name in [n for n in comparing if not (step.cached and n in self.multitask.cached)]:
             empty = torch.zeros(0, 0, device=self.accelerator.device)
             vectors, scores = embeddings.get(name, empty), labels.get(name, empty.flatten())
@@ -356,6 +402,12 @@ class OptimizerStep:
         for gradients in (step.gradients, step.sketches, step.pull):
             if gradients is not None:
                 gradients.reduce(self.accelerator)
+        if self.gradients is not None:
+            numbers = enumerate(self.sources.values())
+            present = [n for n, tasks in numbers if not set(tasks) <= set(step.idle)]
+            self.gradients.drop(self.unfreezing.frozen_weights)
+            self.gradients.reduce(self.accelerator, present)
+            self.gradients.clip()
         compared = step.sketches
         if balancer.reads_gradients:
             compared = step.gradients
@@ -402,7 +454,7 @@ class OptimizerStep:
         """What there is to know of each task since the last log; see `MultiTaskTrainer.log`."""
         losses = self.meter.means(self.accelerator)
         logs = {f"loss_{name}": value for name, value in losses.items()}
-        for part in (self.retention, self.distillation):
+        for part in (self.retention, self.distillation, self.gradients):
             if part is not None:
                 logs |= part.log(self.accelerator)
         return logs | self.counters.log() | self.balancer.log() | self.comparison.log()

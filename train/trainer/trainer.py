@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -32,13 +32,16 @@ from transformers.utils.generic import strtobool
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..balancing.methods import COMPILED, make_balancer, reads_tasks_apart
 from ..balancing.task_gradients import GradientComparison, shared_parameters
+from ..batches.by_source import SourceCollator, passes_of
 from ..batches.collator import FOR_TRAINER, MultiTaskCollator, model_inputs
 from ..batches.sampler import make_sampler
 from ..batches.strategies import together_by_source
 from ..data.dataset import MultiTaskDataset
 from ..evaluation.scoring import EvalSplit, MetricFunction
+from ..optimization.by_task import make_source_gradients, rates_of_sources
 from ..optimization.freezing import Unfreezing, apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
+from ..optimization.task_adamw import TaskAdamW
 from ..recipe.sections import MultiTaskArguments
 from .average import StartAverage
 from .callbacks import (
@@ -136,6 +139,8 @@ class MultiTaskTrainer(FolderCheckpoints):
         options = (processing_class, model.config.tasks, model.task_names, sources)
         packed = train_dataset is not None and self.multitask.sampling.packing and model.can_pack
         collator = MultiTaskCollator(*options, packed=packed, mask_seed=args.seed)
+        if self.multitask.optimizer.by_task and optimizers[0] is not None:
+            raise ValueError("optimizer.by_task: an optimizer is given too; take one of them out")
         super().__init__(
             model=model,
             args=args,
@@ -221,6 +226,7 @@ class MultiTaskTrainer(FolderCheckpoints):
             sigterm=self.sigterm,
             multitask=self.multitask,
             sources=self.sources,
+            gradients=make_source_gradients(model, self.multitask, self.args, self.sources),
             prepare=self._prepare_inputs,
             autocast=self.compute_loss_context_manager,
             retention=None if retain is None else Retention(model, retain, dataset, self.sources),
@@ -260,10 +266,13 @@ class MultiTaskTrainer(FolderCheckpoints):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of the sampler, dealt to the ranks by accelerate."""
+        collate: Any = self.data_collator
+        if self.optimizer_step.gradients is not None:
+            collate = SourceCollator(collate)
         loader = DataLoader(
             self.train_dataset,  # pyright: ignore[reportArgumentType]
             batch_sampler=self.sampler,  # pyright: ignore[reportArgumentType]
-            collate_fn=self.data_collator,
+            collate_fn=collate,
             worker_init_fn=outlive_sigterm,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -336,10 +345,10 @@ class MultiTaskTrainer(FolderCheckpoints):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """Begins an optimizer step, with all its micro-batches; labelled units by task."""
-        state = self.state
+        state, count = self.state, len(batch_samples)
         progress = state.global_step / max(state.max_steps, 1)
-        epoch = state.epoch or 0.0
-        return self.optimizer_step.begin(batch_samples, state.global_step, epoch, progress)
+        step, epoch, batches = state.global_step, state.epoch or 0.0, passes_of(batch_samples)
+        return self.optimizer_step.begin(batches, step, epoch, progress, micro_batches=count)
 
     def compute_loss(
         self,
@@ -360,17 +369,32 @@ class MultiTaskTrainer(FolderCheckpoints):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
         """As HF's; after the last micro-batch the step's gradients are balanced and compared."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        train = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        if self.optimizer_step.gradients is None:
+            loss = train(inputs)
+        else:  # the ranks exchange the sources' gradients, not their sum
+            with self.accelerator.no_sync(model):
+                loss = self.optimizer_step.each_source(passes_of([inputs]), train)
         if self.accelerator.sync_gradients:
             self.optimizer_step.end_backward()
         return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """As HF's; sources have been clipped one by one."""
+        gradients = self.optimizer_step.gradients
+        return super()._clip_grad_norm(model) if gradients is None else gradients.norm
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """As HF's; that of all sources, where each has its own."""
+        gradients = self.optimizer_step.gradients
+        return super()._get_grad_norm(model, grad_norm if gradients is None else gradients.norm)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the training loss what there is to know of each task.
 
         `loss_<task>`, the mean over its units since the last log; `rows_` and `tokens_` seen;
         `weight_` of its loss; `grad_norm_` and the `cosine_` of two tasks, where compared since the
-        last log; `skipped_` losses that were not finite.
+        last log; `norm_<source>` with `optimizer.by_task`; `skipped_` losses that were not finite.
         """
         if "loss" in logs:
             logs |= self.optimizer_step.log()
@@ -386,10 +410,18 @@ class MultiTaskTrainer(FolderCheckpoints):
                 self.multitask.optimizer,
                 self.args,
                 self.get_decay_parameter_names(whole),
+                self.multitask.rates,
             )
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, whole)
             if "params" in options or "optimizer_dict" in options:
                 raise ValueError(f"optim {self.args.optim} brings parameter groups of its own")
+            if by_task := self.multitask.optimizer.by_task:
+                rates = rates_of_sources(
+                    self.multitask.rates, self.sources, self.args.learning_rate
+                )
+                gradients = self.optimizer_step.gradients
+                options |= {"gradients": gradients, "by_task": by_task, "rates": rates}
+                kind = TaskAdamW
             self.optimizer_cls_and_kwargs = kind, {**options, "params": groups}
         return super().create_optimizer(model)
 
