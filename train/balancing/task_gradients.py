@@ -106,6 +106,8 @@ class StepGradients:
         """Add a task's gradients to its (P,) or (W,) row, without a copy of them all."""
         first = 0
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is not None and gradient.is_sparse:  # of embeddings, on a CPU
+                gradient = gradient.to_dense()
             flat = None if gradient is None else gradient.flatten()
             last = first + parameter.numel()
             while flat is not None and first < last:

@@ -10,7 +10,7 @@ from ..recipe.schema import Recipe
 from ..recipe.sections import Freeze, MultiTaskArguments
 from .freezing import schedule_of, trained_weights
 from .model_parts import Part, model_parts, own_adapters
-from .source_gradients import SourceGradients, readers_of
+from .source_gradients import SourceGradients, readers_of, sparse_table
 
 OPTIMS = ("adamw_torch", "adamw_torch_fused")
 # Fields of TrainingArguments that do not go with it, and why.
@@ -138,7 +138,10 @@ def make_source_gradients(
     faults = _clashes(vars(args), multitask.balancing.method, sources)
     faults += _shared_rows_faults(multitask.rates, sources)
     gradients = SourceGradients(
-        list(sources), readers_of(model, sources), max_norm=args.max_grad_norm
+        list(sources),
+        readers_of(model, sources),
+        max_norm=args.max_grad_norm,
+        table=sparse_table(model),
     )
     if not gradients.shared:
         faults.append("optimizer.by_task: no weights that tasks share train; take it out")

@@ -6,10 +6,14 @@ left on a shared weight is moved aside before the next source's comes. Weights t
 trains (heads, an adapter of its own) keep their gradient where it is.
 
 It costs memory: a copy of the shared weights for each source with rows in the step, where else
-there is one for all of them.
+there is one for all of them. On a CPU the gradient of the table of embeddings, half of a small
+encoder, is kept as the rows of the tokens that were there: to fill a table for each source with
+zeros, and to read them all, would cost more than all else here.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,6 +45,15 @@ def readers_of(
     return [(w, numbers) for w, numbers in readers.items() if w.requires_grad and numbers]
 
 
+def sparse_table(model: PolyheadModel) -> nn.Embedding | None:
+    """The table of embeddings, where its gradient may be sparse: on a CPU, and read by it alone."""
+    table = model.encoder.get_input_embeddings()
+    if type(table) is not nn.Embedding or table.weight.device.type != "cpu":
+        return None
+    names = [n for n, w in model.named_parameters(remove_duplicate=False) if w is table.weight]
+    return table if len(names) == 1 and not table.scale_grad_by_freq else None
+
+
 def _sources_with(model: PolyheadModel, sources: dict[str, list[str]], adapter: str) -> set[int]:
     tasks = model.config.tasks
     return {
@@ -59,11 +72,13 @@ class SourceGradients:
         max_norm: each source's gradient, on all weights that it trains, is scaled down to this
             norm; 0 for never. The sum is not clipped: one task with large gradients then takes
             nothing from the others, which is what one norm for all of them does.
+        table: a table of embeddings whose gradient may be sparse.
 
     Attributes:
         shared: the weights that several sources train.
         alone: by source, the weights that it alone trains.
-        values: by source, its gradient on shared weights; weights without one are left out.
+        values: by source, its gradient on shared weights; weights without one are left out. That of
+            `table` is sparse in one process, with each row once after `clip`.
         norm: of all gradients of the step before they were clipped, each source for itself.
     """
 
@@ -73,9 +88,11 @@ class SourceGradients:
         readers: list[tuple[nn.Parameter, set[int]]],
         *,
         max_norm: float = 0.0,
+        table: nn.Embedding | None = None,
     ) -> None:
         self.names = names
         self.max_norm = max_norm
+        self.table = table
         self.shared = [weight for weight, numbers in readers if len(numbers) > 1]
         self.alone: list[list[nn.Parameter]] = [[] for _ in names]
         for weight, numbers in readers:
@@ -86,13 +103,28 @@ class SourceGradients:
         self._norms: dict[str, Tensor] = {}  # sums since the last log
         self._steps: Counter[str] = Counter()
 
+    @contextmanager
+    def passes(self) -> Iterator[None]:
+        """For forward and backward passes: the gradient of `table` is sparse within."""
+        if self.table is None:
+            yield
+            return
+        before, self.table.sparse = self.table.sparse, True
+        try:
+            yield
+        finally:
+            self.table.sparse = before
+
     def take(self, number: int) -> None:
         """Move aside what a backward pass of this source left on the shared weights."""
         values, sums, more = self.values[number], [], []
         for weight in self.shared:
             if weight.grad is None:
                 continue
-            if weight in values:
+            if weight.grad.is_sparse:
+                gradient = weight.grad
+                values[weight] = values[weight] + gradient if weight in values else gradient
+            elif weight in values:
                 sums.append(values[weight])
                 more.append(weight.grad)
             else:
@@ -134,7 +166,8 @@ class SourceGradients:
         parts = []
         for weight in weights:
             gradient = weight.grad if weight in alone else values.get(weight)
-            parts.append(torch.zeros_like(weight) if gradient is None else gradient)
+            gradient = torch.zeros_like(weight) if gradient is None else gradient
+            parts.append(gradient.to_dense() if gradient.is_sparse else gradient)
         flat: Any = accelerator.reduce(torch.cat([part.flatten() for part in parts]), "mean")
         sizes = [weight.numel() for weight in weights]
         for weight, part in zip(weights, flat.split(sizes), strict=True):
@@ -147,7 +180,7 @@ class SourceGradients:
         """Scale each source's gradient down to `max_norm`, and note the norms before."""
         squares = []
         for number, name in enumerate(self.names):
-            gradients = list(self.values[number].values())
+            gradients = [self._whole(number, weight) for weight in self.values[number]]
             gradients += [w.grad for w in self.alone[number] if w.grad is not None]
             if not gradients:
                 continue
@@ -159,6 +192,14 @@ class SourceGradients:
             self._norms[name] = self._norms.get(name, 0.0) + norm
             self._steps[name] += 1
         self.norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+
+    def _whole(self, number: int, weight: nn.Parameter) -> Tensor:
+        """A gradient as one tensor of numbers to measure and to scale."""
+        gradient = self.values[number][weight]
+        if not gradient.is_sparse:
+            return gradient
+        self.values[number][weight] = gradient = gradient.coalesce()
+        return gradient.values()
 
     def clear(self) -> None:
         """Forget the step's gradients."""

@@ -19,11 +19,13 @@ step's rather than a source's own, which may be of many steps ago:
 
     m = b1 m + (1 - b1) sum over k of r_k * g_k / (sqrt(v^_k) + eps)        w = w - ... - lr * m^
 
-Time: an AdamW over the shared weights for each source in the step. Memory, in copies of the shared
-weights, for K sources: 2 K (`moments`) or K + 1 (`second_moment`) of state, where AdamW has 2, and
-a gradient for each source in the step. So 12 with pure batches and 5 sources: 10 + 1 + the weights.
+Time: an AdamW over the shared weights for each source in the step; of a table with a sparse
+gradient only over the rows that the source has met, for on all others its moments are 0. Memory, in
+copies of the shared weights, for K sources: 2 K (`moments`) or K + 1 (`second_moment`) of state,
+where AdamW has 2, and a gradient for each source in the step, where it has 1.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -31,6 +33,36 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from .source_gradients import SourceGradients, many
+
+
+@dataclass
+class _Update:
+    """Numbers that AdamW changes in place, by their gradient and its moments.
+
+    Args:
+        target: weights, or rows of them.
+        gradient: as many numbers.
+        first: first moment.
+        second: second moment.
+        step: scalar, updates so far.
+        rows: numbers of the rows, where the others are rows of a table; else None.
+        whole: the table, and its moments, that the rows go back to.
+    """
+
+    target: Tensor
+    gradient: Tensor
+    first: Tensor
+    second: Tensor
+    step: Tensor
+    rows: Tensor | None = None
+    whole: tuple[Tensor, ...] = ()
+
+    def write(self) -> None:
+        """Put rows back where they came from."""
+        if self.rows is not None:
+            parts = (self.second, self.first, self.target)
+            for table, part in zip(self.whole, parts, strict=False):
+                table.index_copy_(0, self.rows, part)
 
 
 class TaskAdamW(torch.optim.Optimizer):
@@ -49,7 +81,7 @@ class TaskAdamW(torch.optim.Optimizer):
         eps: added to the root of the second moment.
         weight_decay: taken off once a step, of the weights that have a gradient from any source.
         rates: by source, r_k; default 1.
-        fused: one kernel for each call, for `moments`; numbers and memory are those of torch's.
+        fused: as of `torch.optim.AdamW`.
     """
 
     def __init__(
@@ -68,13 +100,14 @@ class TaskAdamW(torch.optim.Optimizer):
         self.gradients = gradients
         self.by_task = by_task
         self._shared = set(gradients.shared)
+        self._met: dict[tuple[nn.Parameter, int], Tensor] = {}  # (rows,) bool
         defaults = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "rates": rates or [1.0] * len(gradients.names),
-            "fused": fused if by_task == "moments" else None,
+            "fused": fused,
         }
         super().__init__(params, defaults)
 
@@ -84,7 +117,8 @@ class TaskAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             alone = [w for w in group["params"] if w not in self._shared and w.grad is not None]
             by_source = [
-                [w for w in group["params"] if w in values] for values in self.gradients.values
+                {w: values[w] for w in group["params"] if w in values}
+                for values in self.gradients.values
             ]
             moved = list(dict.fromkeys([*alone, *(w for some in by_source for w in some)]))
             if not moved:
@@ -94,112 +128,171 @@ class TaskAdamW(torch.optim.Optimizer):
             for weight in moved:
                 if not self.state[weight]:
                     self._begin(weight, group)
-            self._adamw(group, alone, [w.grad for w in alone], None)
+            keys = ("exp_avg", "exp_avg_sq", "step")
+            updates = [_Update(w, w.grad, *(self.state[w][key] for key in keys)) for w in alone]
+            _adamw(updates, group, lr=group["lr"], beta1=group["betas"][0])
             if self.by_task == "moments":
-                for number, weights in enumerate(by_source):
-                    values = self.gradients.values[number]
-                    self._adamw(group, weights, [values[w] for w in weights], number)
+                for number, gradients in enumerate(by_source):
+                    self._two_moments(group, number, gradients)
             else:
                 self._one_momentum(group, by_source)
         self.gradients.clear()
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's; the rows of a table that a source has met are read off its moments."""
+        self._met = {}
+        super().load_state_dict(state_dict)
+
     def _begin(self, weight: nn.Parameter, group: dict[str, Any]) -> None:
         """State of a weight before its first update."""
-        place: Any = {"dtype": torch.float32, "device": weight.device if group["fused"] else "cpu"}
-        first = second = torch.zeros_like(weight)
-        count: tuple[int, ...] = ()
-        if weight in self._shared:
-            sources = len(self.gradients.names)
-            second = weight.new_zeros(sources, *weight.shape)
-            count = (sources + (self.by_task == "second_moment"),)
-            if self.by_task == "moments":
-                first = torch.zeros_like(second)
-        else:
-            second = torch.zeros_like(weight)
+        shared, sources = weight in self._shared, len(self.gradients.names)
+        one, each = weight.shape, (sources, *weight.shape)
+        both = shared and self.by_task == "moments"
+        count = (sources + (not both),) if shared else ()
+        device = weight.device if group["fused"] else "cpu"
         self.state[weight] = {
-            "step": torch.zeros(count, **place),
-            "exp_avg": first,
-            "exp_avg_sq": second,
+            "step": torch.zeros(count, dtype=torch.float32, device=device),
+            "exp_avg": weight.new_zeros(each if both else one),
+            "exp_avg_sq": weight.new_zeros(each if shared else one),
         }
 
-    def _adamw(
-        self,
-        group: dict[str, Any],
-        weights: list[nn.Parameter],
-        gradients: list[Any],
-        number: int | None,
+    # ---- moments ----
+
+    def _two_moments(
+        self, group: dict[str, Any], number: int, gradients: dict[nn.Parameter, Tensor]
     ) -> None:
-        """Torch's AdamW, less the weight decay, with the moments of one source.
+        """The update of one source, with first and second moments of its own."""
+        updates = []
+        for weight, gradient in gradients.items():
+            state = self.state[weight]
+            first, second = state["exp_avg"][number], state["exp_avg_sq"][number]
+            step = state["step"][number]
+            if gradient.is_sparse:
+                whole = (second, first, weight)
+                rows = self._rows_met(weight, number, gradient, whole[:2])
+                target, first, second = weight[rows], first[rows], second[rows]
+                gradient = _dense_rows(rows, gradient)
+                updates.append(_Update(target, gradient, first, second, step, rows, whole))
+            else:
+                updates.append(_Update(weight, gradient, first, second, step))
+        lr, beta1 = group["lr"] * group["rates"][number], group["betas"][0]
+        _adamw(updates, group, lr=lr, beta1=beta1)
+
+    def _rows_met(
+        self, weight: nn.Parameter, number: int, gradient: Tensor, moments: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Rows of a table on which these moments are not 0, with those of a sparse gradient.
 
         Args:
-            group: the parameter group.
-            weights: some of its weights.
-            gradients: their gradients.
-            number: the source; None for weights that are not shared.
+            weight: the table.
+            number: the source; -1 for their sum.
+            gradient: coalesced.
+            moments: those of the source.
+
+        Returns:
+            (rows,), rising.
         """
-        if not weights:
-            return
-        states = [self.state[weight] for weight in weights]
-        moments = [
-            [s[key] if number is None else s[key][number] for s in states]
-            for key in ("exp_avg", "exp_avg_sq", "step")
-        ]
-        beta1, beta2 = group["betas"]
-        adamw(
-            weights,  # pyright: ignore[reportArgumentType]
-            gradients,
-            moments[0],
-            moments[1],
-            [],
-            moments[2],
-            fused=group["fused"],
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"] * (1.0 if number is None else group["rates"][number]),
-            weight_decay=0.0,
-            eps=group["eps"],
-            maximize=False,
-        )
+        met = self._met.get((weight, number))
+        if met is None:
+            met = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+            for values in moments:
+                met |= values.any(1)
+            self._met[weight, number] = met
+        met[gradient.indices()[0][gradient.values().any(1)]] = True
+        return met.nonzero().flatten()
 
-    def _one_momentum(self, group: dict[str, Any], by_source: list[list[nn.Parameter]]) -> None:
-        """`second_moment`: see above; uses up the gradients as memory."""
-        (beta1, beta2), sums = group["betas"], {}
-        for number, weights in enumerate(by_source):
-            if not weights:
-                continue
-            gradients = [self.gradients.values[number][w] for w in weights]
-            second = [self.state[w]["exp_avg_sq"][number] for w in weights]
-            many._foreach_mul_(second, beta2)
-            many._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-            roots = many._foreach_sqrt(second)
-            many._foreach_div_(roots, [(1 - beta2**n) ** 0.5 for n in self._count(weights, number)])
-            many._foreach_add_(roots, group["eps"])
-            many._foreach_div_(gradients, roots)
-            if group["rates"][number] != 1.0:
-                many._foreach_mul_(gradients, group["rates"][number])
-            _add_by_weight(sums, weights, gradients)
-        weights, gradients = list(sums), list(sums.values())
-        if not weights:
-            return
-        first = [self.state[w]["exp_avg"] for w in weights]
-        many._foreach_lerp_(first, gradients, 1 - beta1)
-        sizes = [-group["lr"] / (1 - beta1**n) for n in self._count(weights, -1)]
-        many._foreach_add_(weights, many._foreach_mul(first, sizes))
+    # ---- second_moment ----
 
-    def _count(self, weights: list[nn.Parameter], number: int) -> list[float]:
-        """Count a step of these weights, and tell how many there have been."""
-        steps = [self.state[weight]["step"][number] for weight in weights]
-        many._foreach_add_(steps, 1)
-        return [step.item() for step in steps]
+    def _one_momentum(
+        self, group: dict[str, Any], by_source: list[dict[nn.Parameter, Tensor]]
+    ) -> None:
+        """The first moment of the sum of the sources' gradients, each normalised by its own second.
+
+        AdamW without a first moment (beta1 of 0), with a rate of -r_k, adds r_k g_k / (sqrt(v^_k) +
+        eps) to its target.
+        """
+        sums: dict[nn.Parameter, Tensor] = {}
+        for number, gradients in enumerate(by_source):
+            updates = []
+            for weight, gradient in gradients.items():
+                second, step = (self.state[weight][k][number] for k in ("exp_avg_sq", "step"))
+                if gradient.is_sparse:
+                    rows = self._rows_met(weight, number, gradient, (second,))
+                    dense = _dense_rows(rows, gradient)
+                    update = _Update(
+                        torch.zeros_like(dense), dense, dense, second[rows], step, rows, (second,)
+                    )
+                else:
+                    total = sums.setdefault(weight, torch.zeros_like(weight))
+                    update = _Update(total, gradient, gradient, second, step)
+                updates.append(update)
+            _adamw(updates, group, lr=-group["rates"][number], beta1=0.0)
+            for weight, update in zip(gradients, updates, strict=True):
+                if update.rows is not None:
+                    places = update.rows[None], update.target
+                    part = torch.sparse_coo_tensor(*places, weight.shape, is_coalesced=True)
+                    sums[weight] = sums[weight] + part if weight in sums else part
+        self._move(group, sums)
+
+    def _move(self, group: dict[str, Any], sums: dict[nn.Parameter, Tensor]) -> None:
+        """Momentum over the sums, and the step along it."""
+        targets, firsts, sizes, values = [], [], [], []
+        for weight, total in sums.items():
+            step, first = self.state[weight]["step"][-1], self.state[weight]["exp_avg"]
+            step += 1
+            size = -group["lr"] / (1 - group["betas"][0] ** step.item())
+            if total.is_sparse:
+                total = total.coalesce()
+                rows = self._rows_met(weight, -1, total, (first,))
+                part = first[rows].lerp_(_dense_rows(rows, total), 1 - group["betas"][0])
+                first.index_copy_(0, rows, part)
+                weight.index_add_(0, rows, part, alpha=size)
+            else:
+                targets.append(weight)
+                firsts.append(first)
+                sizes.append(size)
+                values.append(total)
+        if targets:
+            many._foreach_lerp_(firsts, values, 1 - group["betas"][0])
+            many._foreach_add_(targets, many._foreach_mul(firsts, sizes))
 
 
-def _add_by_weight(
-    sums: dict[nn.Parameter, Tensor], weights: list[nn.Parameter], values: list[Tensor]
-) -> None:
-    """Add values to the sums of these weights; a first one becomes the sum."""
-    again = [(sums[w], v) for w, v in zip(weights, values, strict=True) if w in sums]
-    if again:
-        many._foreach_add_([total for total, _ in again], [value for _, value in again])
-    for weight, value in zip(weights, values, strict=True):
-        sums.setdefault(weight, value)
+def _dense_rows(rows: Tensor, gradient: Tensor) -> Tensor:
+    """Rows of a coalesced sparse gradient, zeros where it has none.
+
+    Args:
+        rows: (R,) numbers, rising, with all of the gradient's that are not zero.
+        gradient: sparse (V, H).
+
+    Returns:
+        (R, H).
+    """
+    numbers, values = gradient.indices()[0], gradient.values()
+    there = values.any(1)
+    dense = values.new_zeros(len(rows), values.shape[1])
+    dense[torch.searchsorted(rows, numbers[there])] = values[there]
+    return dense
+
+
+def _adamw(updates: list[_Update], group: dict[str, Any], *, lr: float, beta1: float) -> None:
+    """Torch's AdamW less its weight decay."""
+    if not updates:
+        return
+    adamw(
+        [update.target for update in updates],
+        [update.gradient for update in updates],
+        [update.first for update in updates],
+        [update.second for update in updates],
+        [],
+        [update.step for update in updates],
+        fused=group["fused"],
+        amsgrad=False,
+        beta1=beta1,
+        beta2=group["betas"][1],
+        lr=lr,
+        weight_decay=0.0,
+        eps=group["eps"],
+        maximize=False,
+    )
+    for update in updates:
+        update.write()

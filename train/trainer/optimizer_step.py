@@ -299,7 +299,8 @@ class OptimizerStep:
         for number, tasks in enumerate(self.sources.values()):
             step.of_pass = tasks
             if number in batches:
-                total += train(batches[number])
+                with self.gradients.passes():
+                    total += train(batches[number])
                 self.gradients.take(number)
             elif self.accelerator.num_processes > 1:
                 self._losses_over_ranks({}, {})
