@@ -279,6 +279,23 @@ class TestRuns:
         ]
         assert max(far) > 1e-4
 
+    @pytest.mark.parametrize(
+        ("by_task", "batches"), [("moments", "mixed"), ("second_moment", "pure")]
+    )
+    def test_moments_by_task_are_those_of_one_process(self, start, alone, by_task, batches):
+        """Sources idle on a rank, and one compares its texts over ranks."""
+        options = [f"optimizer.by_task={by_task}", "tasks.near.learning_rate=2e-3"]
+        options += [f"sampling.batches={batches}", "training.per_device_train_batch_size=3"]
+        options += ["tasks.near.loss=cosent", "balancing.gradient_steps=0"]
+        two = start([*TORCHRUN, "-m", "polyhead.train"], *options)
+        one = alone(*options, "tasks.near.cached=true")
+        assert_close(weights(two / "model"), weights(one / "model"), rtol=0, atol=1e-5)
+        for line, other in zip(history(two), history(one), strict=True):
+            assert line == pytest.approx(other, abs=1e-4)
+        resume = f"training.resume_from_checkpoint={two / 'checkpoint-4'}"
+        resumed = start([*TORCHRUN, "-m", "polyhead.train"], *options, resume)
+        assert_close(weights(resumed / "model"), weights(two / "model"), rtol=0, atol=1e-6)
+
     def test_the_order_of_tasks_changes_nothing(self, start, recipe, two_ranks):
         content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         content["tasks"] = dict(reversed(content["tasks"].items()))

@@ -369,12 +369,12 @@ class MultiTaskTrainer(FolderCheckpoints):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
         """As HF's; after the last micro-batch the step's gradients are balanced and compared."""
-        train = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
-        if self.optimizer_step.gradients is None:
-            loss = train(inputs)
-        else:  # the ranks exchange the sources' gradients, not their sum
-            with self.accelerator.no_sync(model):
-                loss = self.optimizer_step.each_source(passes_of([inputs]), train)
+        gradients, step = self.optimizer_step.gradients, super().training_step
+        if gradients is None:
+            loss = step(model, inputs, num_items_in_batch)
+        else:  # not as DDP wraps it: the sources' gradients are exchanged, and passes are not even
+            train = partial(step, self.model, num_items_in_batch=num_items_in_batch)
+            loss = self.optimizer_step.each_source(passes_of([inputs]), train)
         if self.accelerator.sync_gradients:
             self.optimizer_step.end_backward()
         return loss
