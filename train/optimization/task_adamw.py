@@ -236,25 +236,26 @@ class TaskAdamW(torch.optim.Optimizer):
 
     def _move(self, group: dict[str, Any], sums: dict[nn.Parameter, Tensor]) -> None:
         """Momentum over the sums, and the step along it."""
-        targets, firsts, sizes, values = [], [], [], []
-        for weight, total in sums.items():
-            step, first = self.state[weight]["step"][-1], self.state[weight]["exp_avg"]
-            step += 1
-            size = -group["lr"] / (1 - group["betas"][0] ** step.item())
+        if not sums:
+            return
+        beta1, steps = group["betas"][0], [self.state[weight]["step"][-1] for weight in sums]
+        many._foreach_add_(steps, 1)
+        sizes = [-group["lr"] / (1 - beta1**count) for count in torch.stack(steps).tolist()]
+        dense = []
+        for (weight, total), size in zip(sums.items(), sizes, strict=True):
+            first = self.state[weight]["exp_avg"]
             if total.is_sparse:
                 total = total.coalesce()
                 rows = self._rows_met(weight, -1, total, (first,))
-                part = first[rows].lerp_(_dense_rows(rows, total), 1 - group["betas"][0])
+                part = first[rows].lerp_(_dense_rows(rows, total), 1 - beta1)
                 first.index_copy_(0, rows, part)
                 weight.index_add_(0, rows, part, alpha=size)
             else:
-                targets.append(weight)
-                firsts.append(first)
-                sizes.append(size)
-                values.append(total)
-        if targets:
-            many._foreach_lerp_(firsts, values, 1 - group["betas"][0])
-            many._foreach_add_(targets, many._foreach_mul(firsts, sizes))
+                dense.append((weight, first, total, size))
+        if dense:
+            weights, firsts, totals, sizes = zip(*dense, strict=True)
+            many._foreach_lerp_(firsts, totals, 1 - beta1)
+            many._foreach_add_(weights, many._foreach_mul(firsts, sizes))
 
 
 def _dense_rows(rows: Tensor, gradient: Tensor) -> Tensor:
