@@ -56,6 +56,7 @@ def _alone(recipe: Recipe, name: str) -> Recipe:
         tasks={name: task},
         sampling=Sampling(packing=recipe.sampling.packing, order=recipe.sampling.order),
         balancing=Balancing(),
+        optimizer=replace(recipe.optimizer, by_task=False),
         retain=None,
         average=None,
         distill=None,

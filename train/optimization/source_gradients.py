@@ -206,12 +206,8 @@ class SourceGradients:
         for values in self.values:
             values.clear()
 
-    def log(self, accelerator: Any = None) -> dict[str, float]:
-        """`norm_<source>`, the mean since the last log of its norm before it was clipped.
-
-        Args:
-            accelerator: not asked: all ranks have the same.
-        """
+    def log(self) -> dict[str, float]:
+        """`norm_<source>`, the mean since the last log of its norm before it was clipped."""
         means = {f"norm_{n}": (total / self._steps[n]).item() for n, total in self._norms.items()}
         self._norms, self._steps = {}, Counter()
         return means

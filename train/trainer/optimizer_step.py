@@ -455,7 +455,8 @@ class OptimizerStep:
         """What there is to know of each task since the last log; see `MultiTaskTrainer.log`."""
         losses = self.meter.means(self.accelerator)
         logs = {f"loss_{name}": value for name, value in losses.items()}
-        for part in (self.retention, self.distillation, self.gradients):
+        for part in (self.retention, self.distillation):
             if part is not None:
                 logs |= part.log(self.accelerator)
-        return logs | self.counters.log() | self.balancer.log() | self.comparison.log()
+        norms = {} if self.gradients is None else self.gradients.log()
+        return logs | self.counters.log() | self.balancer.log() | self.comparison.log() | norms
