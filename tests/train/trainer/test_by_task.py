@@ -23,6 +23,7 @@ from polyhead.train.recipe.sections import (
     Freeze,
     MultiTaskArguments,
     OptimizerOptions,
+    Retain,
     Sampling,
     Unfreeze,
 )
@@ -324,3 +325,21 @@ def test_to_yaml_and_back():
     assert learning_rates(recipe) == {"one": 0.002}
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
     assert "by_task" not in Recipe.from_yaml(TEXT.format(by_task="false")).to_yaml()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_retained_is_part_of_each_sources_gradient(build, mode):
+    """Over the texts of the whole step, however it is cut into micro-batches."""
+    results = []
+    for size, accumulation in ((12, 1), (3, 4), (12, 1)):
+        multitask = by_task(mode)
+        if len(results) < 2:
+            multitask.retain = Retain(weight=5.0, rows="all")
+        trainer = build(size=size, accumulation=accumulation, multitask=multitask, **ADAMW)
+        trainer.train()
+        results.append((weights(trainer), logged(trainer, "loss_retain")))
+    assert_close(results[1][0], results[0][0], rtol=0, atol=2e-5)
+    for line, other in zip(results[1][1], results[0][1], strict=True):
+        assert line == pytest.approx(other, abs=1e-4)
+    far = [(results[2][0][name] - value).abs().max() for name, value in results[0][0].items()]
+    assert max(far) > 1e-3
