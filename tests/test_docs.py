@@ -148,15 +148,23 @@ def test_the_readme_with_make_on_a_dry_run_and_ranks_left_to_their_page(
 
 
 @pytest.mark.slow
-def test_training_from_nothing_but_data_files(typed, encoder_folder):
+def test_training_from_nothing_but_data_files(typed, make_model, tokenizer_of, encoder_folder):
     write("messages.csv", messages(40), "text", "intent")
     write("words.jsonl", messages(24), "tokens", "tags")
     write("words_test.jsonl", messages(8, 24), "tokens", "tags")
+    labels, tags = INTENTS, ["O", "B-city", "I-city"]
+    teachers = {
+        "intent": TaskConfig(head=SEQUENCE, labels=labels),
+        "entities": TaskConfig(head=TOKENS, labels=tags, scheme="iob2"),
+    }
+    for name, config in teachers.items():
+        teacher = make_model("bert", {name: config})
+        save_folder(teacher, tokenizer_of("wordpiece"), f"runs/{name}/model")
     known = run_page("docs/training.md", encoder_folder("bert", num_hidden_layers=6))
     model = PolyheadModel.from_pretrained("runs/mine/model")
-    assert model.config.tasks["intent"].labels == INTENTS
-    assert model.config.tasks["entities"].labels == ["O", "B-city", "I-city"]
-    assert len(known["parts"]) == 4
+    assert model.config.tasks["intent"].labels == labels
+    assert model.config.tasks["entities"].labels == tags
+    assert len(known["parts"]) == 8
 
 
 @pytest.mark.slow
