@@ -218,7 +218,7 @@ def train(  # noqa: PLR0913 - the sections of a recipe
     raw["training"] = dict(settings)
     raw["output_dir"] = str(output_dir if args is None else args.output_dir)
     rows = {n: RowsInMemory(task.data) for n, task in tasks.items() if not task.names_files}
-    recipe = build_recipe(raw, CALLER, _unused(settings, optimizers), rows=rows)
+    recipe = build_recipe(raw, CALLER, _unused(settings, tasks, optimizers), rows=rows)
     run = prepare(
         recipe,
         check=partial(_output_faults, overwrite=overwrite),
@@ -290,15 +290,13 @@ def _conflicts(
     return faults
 
 
-def _unused(settings: dict[str, Any], optimizers: Any) -> list[str]:
-    """Fields of TrainingArguments that an optimizer of the caller's own leaves without effect."""
+def _unused(settings: dict[str, Any], tasks: Mapping[str, Task], optimizers: Any) -> list[str]:
+    """Learning rates and the like that an optimizer of the caller's own leaves without effect."""
     if optimizers is None:
         return []
-    return [
-        f"training.{key}: optimizers are given, which set it; take it out"
-        for key in settings
-        if key in SET_BY_OPTIMIZER
-    ]
+    keys = [f"training.{key}" for key in settings if key in SET_BY_OPTIMIZER]
+    keys += [f"tasks.{name}.learning_rate" for name, task in tasks.items() if task.learning_rate]
+    return [f"{key}: optimizers are given, which set it; take it out" for key in keys]
 
 
 def _output_faults(recipe: Recipe, *, overwrite: bool) -> list[str]:

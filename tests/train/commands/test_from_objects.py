@@ -256,6 +256,18 @@ class TestArguments:
         assert any(fault.startswith(said) for fault in faults_of(start, **options))
         assert not (tmp_path / "run").exists()
 
+    def test_an_optimizer_of_the_callers_sets_the_rates_of_tasks(self, start):
+        tasks = {"one": intent(messages(9), learning_rate=1e-3)}
+        said = "tasks.one.learning_rate: optimizers are given, which set it; take it out"
+        assert said in faults_of(start, tasks=tasks, optimizers=len)
+
+    def test_tasks_with_moments_and_rates_of_their_own(self, start):
+        tasks = {"one": intent(messages(9), learning_rate=1e-3), "two": intent(messages(9, 9))}
+        trainer = start(tasks=tasks, optimizer={"by_task": "moments"}).trainer
+        assert trainer.optimizer.param_groups[0]["rates"] == pytest.approx(
+            [1e-3 / trainer.args.learning_rate, 1.0]
+        )
+
 
 class TestFaults:
     """Each is one message, before anything is made."""
