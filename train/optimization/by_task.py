@@ -13,6 +13,8 @@ from .model_parts import Part, model_parts, own_adapters
 from .source_gradients import SourceGradients, readers_of, sparse_table
 
 OPTIMS = ("adamw_torch", "adamw_torch_fused")
+# Of balancing: equal_norms weighs tasks over the same rows, and all against what is retained.
+METHODS = (None, "none", "equal_norms")
 # Fields of TrainingArguments that do not go with it, and why.
 UNFIT = {
     "fp16": "optimizer.by_task does not scale gradients; write bf16: true instead",
@@ -43,7 +45,9 @@ def by_task_faults(recipe: Recipe, sources: dict[str, list[str]]) -> list[str]:
     return faults + _shared_rows_faults(learning_rates(recipe), sources)
 
 
-def _clashes(training: Mapping[str, Any], method: str, sources: dict[str, list[str]]) -> list[str]:
+def _clashes(
+    training: Mapping[str, Any], method: str | None, sources: dict[str, list[str]]
+) -> list[str]:
     faults = []
     if len(sources) < 2:
         faults.append("optimizer.by_task: all rows are of one source, one gradient; take it out")
@@ -55,10 +59,10 @@ def _clashes(training: Mapping[str, Any], method: str, sources: dict[str, list[s
             f"{', '.join(OPTIMS)}"
         )
     faults += [f"training.{key}: {why}" for key, why in UNFIT.items() if training.get(key)]
-    if method != "none":
+    if method not in METHODS:
         faults.append(
             f"balancing.method: {method} changes the size of losses or gradients, which "
-            "optimizer.by_task takes out again; write none"
+            "optimizer.by_task takes out again; write equal_norms or none"
         )
     return faults
 

@@ -58,9 +58,14 @@ def recipe_with(**sections):
     return Recipe(encoder="e", tasks=tasks, output_dir="o", **sections)
 
 
-def by_task(mode="moments", *, rates=None, optimizer=None, **sampling):
-    options = OptimizerOptions(by_task=mode, **(optimizer or {}))
-    return MultiTaskArguments(optimizer=options, rates=rates or {}, sampling=Sampling(**sampling))
+def by_task(mode="moments", *, rates=None, method=None, **sampling):
+    options = OptimizerOptions(by_task=mode)
+    return MultiTaskArguments(
+        optimizer=options,
+        rates=rates or {},
+        sampling=Sampling(**sampling),
+        balancing=Balancing(method=method),
+    )
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -68,7 +73,7 @@ def by_task(mode="moments", *, rates=None, optimizer=None, **sampling):
 def test_it_is_adam_by_source_over_separate_backward_passes(build, batches, packing):
     """One AdamW for each source, over the gradients of the losses of its tasks, added up."""
     rates = {"near": 1e-2, "same": 1e-3}
-    multitask = by_task(rates=rates, batches=batches, packing=packing)
+    multitask = by_task(rates=rates, method="none", batches=batches, packing=packing)
     trainer = build(multitask=multitask, size=6, max_steps=6, max_grad_norm=0.5, **ADAMW)
     model = build(multitask=multitask, **ADAMW).model
     steps = [list(batch) for batch in trainer.sampler]
@@ -334,7 +339,7 @@ def test_what_is_retained_is_part_of_each_sources_gradient(build, mode):
     for size, accumulation in ((12, 1), (3, 4), (12, 1)):
         multitask = by_task(mode)
         if len(results) < 2:
-            multitask.retain = Retain(weight=5.0, rows="all")
+            multitask.retain = Retain(weight=5.0)
         trainer = build(size=size, accumulation=accumulation, multitask=multitask, **ADAMW)
         trainer.train()
         results.append((weights(trainer), logged(trainer, "loss_retain")))
