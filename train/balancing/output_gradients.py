@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ...modeling.modeling_polyhead import PolyheadModel
@@ -22,6 +21,7 @@ class OutputGradients:
 
     def __init__(self, model: PolyheadModel) -> None:
         self._heads: dict[str, Any] = dict(model.heads.items())
+        self._model = model
         self._handles: list[Any] = []
         self._squares: dict[str, Tensor] = {}
         self._counts = False
@@ -47,19 +47,14 @@ class OutputGradients:
             handle.remove()
         self._handles = []
 
-    def lengths(self, names: Iterable[str], accelerator: Accelerator) -> Tensor:
-        """(K,) float64: of these tasks' gradients in the step, over its micro-batches and ranks.
+    def squares(self, names: Iterable[str]) -> Tensor:
+        """(K,) float64: squared lengths of these tasks' gradients on this rank.
 
-        Args:
-            names: the tasks; one that no gradient reached has length 0.
-            accelerator: knows the ranks. All of them have to call this.
+        0 for a task that no gradient reached.
         """
-        zero = torch.zeros((), device=accelerator.device)
+        zero = torch.zeros((), device=self._model.device)
         squares = [self._squares.get(name, zero).double() for name in names]
-        if not squares:
-            return torch.zeros(0, dtype=torch.float64)
-        summed: Any = accelerator.reduce(torch.stack(squares), "sum")
-        return summed.sqrt()
+        return torch.stack(squares) if squares else zero.new_zeros(0).double()
 
     def _watch(self, name: str, head: nn.Module, inputs: tuple[Any, ...]) -> Any:
         states, *others = inputs

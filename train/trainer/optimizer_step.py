@@ -366,10 +366,14 @@ class OptimizerStep:
         step = self._state
         if not step.present:  # on no rank
             return {}
-        zero = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
-        values = torch.stack([torch.as_tensor(step.sums.get(n, zero)) for n in step.present])
-        values: Any = self.accelerator.reduce(values, "sum")
+        values: Any = self.accelerator.reduce(self._sums(), "sum")
         return dict(zip(step.present, values.tolist(), strict=True))
+
+    def _sums(self) -> Tensor:
+        """(K,) float64: losses of this rank's micro-batches so far."""
+        zero = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        sums = [torch.as_tensor(self._state.sums.get(n, zero)) for n in self._state.present]
+        return torch.stack(sums) if sums else zero.new_zeros(0)
 
     def _finite(self, losses: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """The losses that are finite; see `loss`."""
@@ -424,26 +428,31 @@ class OptimizerStep:
         step, balancer = self._state, self.balancer
         if not balancer.learns:
             return
-        gradients = None
-        if balancer.reads_last_layer and step.gradients is not None:
-            gradients = step.gradients.total
-        elif self.output_gradients is not None:
-            gradients = self._output_lengths(self.output_gradients)
+        losses, gradients = self._totals_and_gradients()
         balancer.after_step(
             step.number,
-            self._totals(),
+            losses,
             losses_after=self._losses_of_step() if balancer.reads_losses_after else None,
             gradients=gradients,
             epoch=int(step.epoch),
         )
 
-    def _output_lengths(self, watched: OutputGradients) -> Tensor:
-        """(K, 1), of loss_weight x loss of the tasks in the step."""
-        step, scaler = self._state, self.accelerator.scaler
-        lengths = watched.lengths(step.present, self.accelerator)
+    def _totals_and_gradients(self) -> tuple[dict[str, float], Tensor | None]:
+        """Losses of the step, and what the balancer reads of their gradients."""
+        step, balancer = self._state, self.balancer
+        if balancer.reads_last_layer:
+            gradients = None if step.gradients is None else step.gradients.total
+            return self._totals(), gradients
+        if self.output_gradients is None:
+            return self._totals(), None
+        values = torch.stack([self._sums(), self.output_gradients.squares(step.present)])
+        values: Any = self.accelerator.reduce(values, "sum")
+        losses, squares = values.tolist()
+        scaler = self.accelerator.scaler
         scale = self.accelerator.num_processes * (1.0 if scaler is None else scaler.get_scale())
         weights = [(step.weights or {}).get(name, 1.0) * scale for name in step.present]
-        return (lengths / lengths.new_tensor(weights)).unsqueeze(1)
+        lengths = torch.tensor(squares).sqrt() / torch.tensor(weights)
+        return dict(zip(step.present, losses, strict=True)), lengths.unsqueeze(1)
 
     # ---- what is known of the tasks ----
 

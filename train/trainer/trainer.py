@@ -304,7 +304,14 @@ class MultiTaskTrainer(FolderCheckpoints):
         rows = {f"{name} train": part for name, part in parts.items()}
         rows |= {f"{name} {part.split}": part.rows for name, part in evaluation.items()}
         options: dict[str, Any] = {"rows": rows, "origin": self.origin, "optim": self._optim}
-        multitask = replace(self.multitask, balancing=self.optimizer_step.balancer.options)
+        together = {} if self.sampler is None else self.sampler.together
+        multitask = replace(  # what the defaults came to: another version may have others
+            self.multitask,
+            balancing=self.optimizer_step.balancer.options,
+            sampling=replace(
+                self.multitask.sampling, rows_together=max(together.values(), default=None)
+            ),
+        )
         return identity_of(self.model_for_tasks, self.args, multitask, **options)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any):  # noqa: ANN201 - HF's

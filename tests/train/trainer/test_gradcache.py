@@ -1,8 +1,10 @@
 """Embedding losses over a whole step: cached micro-batches; see test_distributed.py for ranks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from polyhead.train.recipe.sections import MultiTaskArguments
+from polyhead.train.recipe.sections import MultiTaskArguments, Sampling
 from torch.testing import assert_close
 from train_helpers import private_cache, task  # noqa: F401
 from trainer_fixtures import logged, weights
@@ -21,18 +23,19 @@ def tasks(usual_tasks, data):
     }
 
 
-CACHED = MultiTaskArguments(cached={"alike", "order", "turned"})
+EVEN = MultiTaskArguments(sampling=Sampling(rows_together=1))  # they come in every step
+CACHED = replace(EVEN, cached={"alike", "order", "turned"})
 
 
 class TestCached:
     def test_accumulated_micro_batches_train_as_one_batch(self, build, tasks):
-        whole = build(tasks)
+        whole = build(tasks, multitask=EVEN)
         whole.train()
         parts = build(tasks, size=3, accumulation=4, multitask=CACHED)
         parts.train()
         assert_close(weights(parts), weights(whole), rtol=0, atol=2e-5)
         assert_close(logged(parts, "loss_"), logged(whole, "loss_"), rtol=1e-4, atol=1e-5)
-        alone = build(tasks, size=3, accumulation=4)
+        alone = build(tasks, size=3, accumulation=4, multitask=EVEN)
         alone.train()
         apart = [(weights(alone)[key] - value).abs().max() for key, value in weights(whole).items()]
         assert max(apart) > 1e-3

@@ -96,7 +96,9 @@ def test_what_is_read_is_seen(device):
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("adapters", [False, True], ids=["plain", "adapters"])
-def test_a_step_waits_once_for_the_losses(device, build, packing, adapters):
+def test_a_micro_batch_waits_for_its_losses_and_a_step_for_the_gradients(
+    device, build, packing, adapters
+):
     options = {"accumulation": 2, "packing": packing, "max_steps": 3}
     options |= {"logging_strategy": "no", "logging_nan_inf_filter": False}  # as recipes have it
     trainers = [build(**options), device(build(**options, output="other"))]
@@ -113,6 +115,7 @@ def test_a_step_waits_once_for_the_losses(device, build, packing, adapters):
     waits = Counter(OnDevice.waits)
     assert waits.pop("train") == 1  # HF's mean loss, at the end
     assert waits.pop("_finite") == MICRO_BATCHES
+    assert waits.pop("_totals_and_gradients") == MICRO_BATCHES / 2  # lengths, for `equal_norms`
     assert waits.pop("loss_sum", 0) <= 2 * MICRO_BATCHES  # near: which of its pairs have a score
     if not packing:
         passes = waits.pop("encode", 0) + waits.pop("_encode_routed", 0)
