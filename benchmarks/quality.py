@@ -59,14 +59,24 @@ class Way:
 def alone(task: str, rate: str) -> Way:
     """A task by itself, 16 rows a step, with none of what is for several tasks."""
     overrides = ["training.per_device_train_batch_size=16", f"training.learning_rate={rate}"]
-    if task == "similarity":
-        overrides.append("optimizer.head_lr=null")  # a head without weights
+    overrides.append("retain=null")
+    if task == "similarity":  # a head without weights; alone CoSENT is the better loss
+        overrides += ["optimizer.head_lr=null", "tasks.similarity.loss=cosent"]
     return Way((task,), tuple(overrides))
 
 
 SINGLE = {f"single {task}, {rate}": alone(task, rate) for task in TASKS for rate in RATES}
+BEFORE = (  # without equal_norms, retain and rows_together
+    "training.learning_rate=1e-4",
+    "balancing.method=none",
+    "retain=null",
+    "sampling.rows_together=1",
+    "tasks.similarity.loss=cosent",
+    "tasks.similarity.loss_weight=0.1",
+)
 JOINT = {
     "joint": Way(TASKS),
+    "joint, before": Way(TASKS, BEFORE, seeds=(1, 2)),
 }
 WAYS = SINGLE | JOINT
 Scores = dict[str, dict[str, list[float]]]  # split to task to points, one for each seed

@@ -159,6 +159,8 @@ class MultiTaskBatchSampler:
         every = self._rows_by_source(epoch, every=True)
         groups = {name: {name: rows} for name, rows in every.items()} if self.pure else {"": every}
         steps = {name: self._step_sizes(rows) for name, rows in groups.items()}
+        if epoch and self.batch_tokens is not None:
+            steps = self._as_many_steps(steps)
         left = self._rows_by_source(epoch)
         if left == every or not left:
             return steps
@@ -168,6 +170,15 @@ class MultiTaskBatchSampler:
             left, counts = {"": sum(left.values())}, {"": len(steps[""])}
         least = self.micro_batches_per_step
         return {n: _even(max(left[n], counts[n] * least), counts[n]) for n in left}
+
+    def _as_many_steps(self, steps: dict[str, list[int]]) -> dict[str, list[int]]:
+        """The same rows in as many steps as the first epoch has: shares change its tokens."""
+        total, least = sum(map(len, self._plan(0).values())), self.micro_batches_per_step
+        if len(steps) > total:
+            return steps
+        rows = {name: sum(sizes) for name, sizes in steps.items()}
+        counts = apportion(total, {name: len(sizes) for name, sizes in steps.items()})
+        return {n: _even(rows[n], max(1, min(counts[n], rows[n] // least))) for n in steps}
 
     @property
     def micro_batches_per_step(self) -> int:

@@ -12,7 +12,7 @@ from polyhead.modeling import PolyheadModel
 from polyhead.train.batches.collator import model_inputs
 from polyhead.train.commands.training import resume_from
 from polyhead.train.data.dataset import MultiTaskDataset
-from polyhead.train.recipe.sections import MultiTaskArguments, Sampling
+from polyhead.train.recipe.sections import Balancing, MultiTaskArguments, Sampling
 from polyhead.train.trainer import evaluation_loop as task_evaluation
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -88,7 +88,7 @@ class TestLosses:
         assert first == pytest.approx({"loss": float(expected.loss), **losses}, abs=1e-3)
 
     def test_the_total_is_the_weighted_sum_of_the_tasks(self, build):
-        trainer = build()
+        trainer = build(multitask=MultiTaskArguments(balancing=Balancing(method="none")))
         trainer.train()
         for line in logged(trainer, "loss"):
             parts = {name.removeprefix("loss_"): v for name, v in line.items() if name != "loss"}
