@@ -144,7 +144,7 @@ ROWS = [
         0.35,
         False,
         "quality_time",
-        lambda r: (r["joint, adapters"]["ratio"], None),
+        lambda r: (min(v["ratio"] for k, v in r.items() if k.startswith("joint")), None),
     ),
     Row(
         "2 processes",
