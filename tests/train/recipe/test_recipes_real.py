@@ -43,7 +43,7 @@ def test_every_balancing_method_trains_the_four_tasks(method, tmp_path, caplog):
     assert sorted(scores["tasks"]) == sorted(TASKS)
     history = json.loads((tmp_path / run.HISTORY).read_text())
     losses = {n: v for line in history for n, v in line.items() if n.startswith("loss_")}
-    assert sorted(losses) == [f"loss_{name}" for name in sorted(TASKS)]
+    assert sorted(losses) == [f"loss_{name}" for name in sorted((*TASKS, "retain"))]
     assert all(0 < loss < math.inf for loss in losses.values())
     weights = [line for line in history if "weight_intent" in line]
     assert bool(weights) == (method != "none")
