@@ -341,6 +341,7 @@ class TestRuns:
         (tmp_path / "train.py").write_text(ON_CPUS, encoding="utf-8")
         launch = [*ACCELERATE, str(CONFIGS / "fsdp2.yaml"), "--mixed_precision", "no"]
         best = ["training.load_best_model_at_end=true", "training.metric_for_best_model=near_loss"]
+        best += ["balancing.method=none"]  # as FSDP has it
         asked = [*best, "training.use_cpu=false"]
         script = [*launch, str(tmp_path / "train.py")]
         two = start(script, *asked, ACCELERATE_TORCH_DEVICE="cpu")

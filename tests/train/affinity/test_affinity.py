@@ -581,7 +581,7 @@ class TestFull:
         alone = load_recipe(folder / "intent" / "recipe.yaml")
         assert list(alone.tasks) == ["intent"]
         assert alone.sampling.strategy == "proportional"
-        assert alone.balancing.method == "none"
+        assert alone.balancing.method is None
         joint = load_recipe(folder / "all-tasks" / "recipe.yaml")
         given = load_recipe(recipe)
         assert replace(joint, output_dir=given.output_dir) == given

@@ -187,7 +187,7 @@ class TestComparison:
         results = []
         for compiled in (False, True):
             options = {"max_steps": 2, "torch_compile": compiled, "learning_rate": 0.01}
-            trainer = build(output=str(compiled), **options)
+            trainer = build(output=str(compiled), multitask=balanced("none"), **options)
             trainer.train()
             results.append(weights(trainer))
         assert_close(results[1], results[0], rtol=0, atol=2e-5)
