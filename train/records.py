@@ -212,6 +212,19 @@ class Averaged(TypedDict):
 
 
 @with_config(STRICT)
+class SideBySide(TypedDict):
+    """A task trained alone and jointly."""
+
+    metric: str
+    rows: Count
+    single: float | None
+    joint: float | None
+    gain: float | None
+    standard_error: float | None
+    split: str
+
+
+@with_config(STRICT)
 class Training(TypedDict):
     """An entry of training.json, as `about_run` makes it."""
 
@@ -230,6 +243,7 @@ class Training(TypedDict):
     versions: dict[str, str]
     gradient_cosines: list[PairOfTasks]
     average: NotRequired[Averaged]
+    alone: NotRequired[dict[TaskName, SideBySide]]
 
 
 @with_config(STRICT)

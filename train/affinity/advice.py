@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..evaluation.alone import in_words
+
 FEWEST = 8  # measurements; from fewer, nothing is concluded
 
 
@@ -125,15 +127,12 @@ def _by_run(
 
 def _by_scores(name: str, scores: dict[str, Any]) -> dict[str, str]:
     """What training both ways says of a task."""
-    gain, error = scores["gain"], scores["standard_error"]
+    gain, error, numbers = scores["gain"], scores["standard_error"], in_words(scores)
     if gain is None:
-        text = f"no {scores['metric']} to compare"
-        return {"verdict": "either", "sentence": f"{name}: {text}."}
-    numbers = f"{scores['metric']} alone {scores['single']:.4f}, jointly {scores['joint']:.4f}"
+        return {"verdict": "either", "sentence": f"{name}: {numbers}."}
     if error is None:
         text = f"{numbers}; how far rows of {scores['split']} can tell this is not known"
         return {"verdict": "either", "sentence": f"{name}: {text}."}
-    numbers += f"; {gain:+.4f} ± {error:.4f} over {scores['rows']} rows of {scores['split']}"
     if abs(gain) <= 2 * error:
         verdict, text = "either", "no difference beyond 2 standard errors; sharing is cheaper"
     elif gain > 0:

@@ -147,6 +147,7 @@ def train(  # noqa: PLR0913 - the sections of a recipe
     retain: Retain | dict[str, Any] | None = None,
     average: Average | dict[str, Any] | None = None,
     distill: Distill | dict[str, Any] | None = None,
+    compare: str | None = None,
     nan_loss: str = "stop",
     compute: str = "exact",
     card: Card | dict[str, Any] | None = None,
@@ -174,6 +175,8 @@ def train(  # noqa: PLR0913 - the sections of a recipe
         retain: what the encoder keeps of itself.
         average: how much of what it was the encoder gets back after training.
         distill: what tasks learn from other models.
+        compare: single trains each task alone too; without `args`, `callbacks`, `compute_metrics`
+            and `optimizers`.
         nan_loss: stop, or skip.
         compute: exact, auto or bf16.
         card: for the model card.
@@ -203,11 +206,16 @@ def train(  # noqa: PLR0913 - the sections of a recipe
         "retain": retain,
         "average": average,
         "distill": distill,
+        "compare": compare,
         "nan_loss": nan_loss,
         "compute": compute,
         "card": card,
     }
     faults = _conflicts(training, args, output_dir, optimizer, optimizers)
+    hooks = {"args": args, "compute_metrics": compute_metrics, "optimizers": optimizers}
+    if compare is not None:
+        named = [key for key, value in (hooks | {"callbacks": callbacks or None}).items() if value]
+        faults += [f"compare: the tasks alone are trained without {key}" for key in named]
     faults += _task_faults(tasks)
     if faults:
         raise UserError(CALLER, faults)

@@ -111,6 +111,11 @@ class PreparedRun:
         """Source name to its tasks."""
         return {source.name: list(source.tasks) for source in self.sources}
 
+    def rows_of(self, task: str) -> dict[str, int]:
+        """Split to its number of rows."""
+        source = next(source for source in self.sources if task in source.tasks)
+        return {split: len(rows) for split, rows in source.splits.items()}
+
 
 def prepare(
     recipe: str | Path | Recipe,
@@ -218,9 +223,28 @@ def _argument_faults(run: PreparedRun) -> list[str]:
     faults += misfits or model_faults(run.model, run.multitask, run.tasks_by_source)
     if recipe.stopping is not None and args.eval_strategy == "no":
         faults.append("stopping: there are no evaluations to stop by")
+    faults += _compare_faults(run)
     if recipe.average is not None and recipe.average.start == "auto" and not run.evaluates:
         fault = "there are no validation rows to choose the share by"
         faults.append(f"average.start: {fault}; write a number, as 0.2")
+    return faults
+
+
+def _compare_faults(run: PreparedRun) -> list[str]:
+    """What keeps tasks from being trained alone on the same budget, and scored."""
+    if run.recipe.compare is None:
+        return []
+    faults = []
+    if run.args.world_size > 1:
+        faults.append("compare: the tasks alone are trained by one process; take it out")
+    if run.args.max_steps > 0:
+        faults.append(
+            "training.max_steps: a task alone would see more of its rows than jointly; write "
+            "num_train_epochs beside compare"
+        )
+    for source in run.sources:
+        if not {"test", "validation"} & set(source.splits):
+            faults.append(f"tasks.{source.name}.data: no test or validation rows to compare on")
     return faults
 
 

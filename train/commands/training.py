@@ -1,6 +1,8 @@
 """From a recipe to a finished model on disk: prepare, fit, save."""
 
 import logging
+import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,32 +16,37 @@ from ..artifacts import (
     SCORES,
     clean_up,
     explained,
+    read_json,
     write_aside,
     write_json,
+    write_text,
 )
 from ..batches.sampler import epochs_of
 from ..data.dataset import MultiTaskDataset
 from ..data.loading import unseen_labels
 from ..data.tokenization import tokenize
 from ..errors import Interrupted, UserError
+from ..evaluation.alone import alone, in_words, side_by_side
 from ..evaluation.scoring import eval_splits, macro
 from ..hub.card import about_run
 from ..hub.folder import save_folder, write_card
 from ..hub.push import HUB_ERRORS
 from ..outputs import MODEL, begin_anew, checkpoints_in, run_faults
 from ..recipe.schema import Recipe
+from ..records import RUN_SCORES, read_record
 from ..reports.curves import training_plots
 from ..reports.figures import SECTIONS
 from ..reports.page import PAGE
 from ..reports.task_report import write_reports
 from ..trainer.checkpoints import is_intact, latest_intact, stays
 from ..trainer.fsdp import unsharded_class
-from ..trainer.identity import check_resume
+from ..trainer.identity import check_resume, content_of
 from ..trainer.trainer import MultiTaskTrainer
 from .setup import PreparedRun, prepare
 from .teachers import distil
 
 logger = logging.getLogger(__name__)
+ALONE = "alone"  # in the folder of a run: the runs of its tasks alone
 
 
 def train(
@@ -72,6 +79,8 @@ def train_run(
 ) -> tuple[MultiTaskTrainer, dict[str, Any]]:
     """Train what was prepared, and save model, scores and reports in its `output_dir`.
 
+    With `compare: single` each task is trained alone before, in `output_dir/alone`.
+
     Args:
         run: from `prepare`.
         overwrite: replace the run that stands in `output_dir`.
@@ -82,12 +91,14 @@ def train_run(
     Raises:
         UserError: see `fit`; or what keeps the model from being written or pushed.
     """
+    folder = Path(run.recipe.output_dir)
+    singles = {} if run.recipe.compare is None else trained_alone(run.recipe, folder / ALONE)
     trainer, scores, reports = fit(run, overwrite=overwrite)
     state = trainer.gathered_state()  # by all ranks
     if trainer.is_world_process_zero():
-        folder = Path(run.recipe.output_dir)
         model, metrics = trainer.model_for_tasks, scores.get("tasks")
-        runs = [run_metadata(trainer, run, scores)]
+        compared = _compared(run, singles, scores)
+        runs = [run_metadata(trainer, run, scores) | compared]
         advice = partial(stays, folder)
         with write_aside(folder / MODEL, advice=advice) as aside, unsharded_class(model):
             save_folder(model, run.tokenizer, aside, metrics=metrics, runs=runs, state_dict=state)
@@ -97,6 +108,63 @@ def train_run(
         if trainer.args.push_to_hub:
             _push(trainer, folder / MODEL)
     return trainer, scores
+
+
+def trained_alone(recipe: Recipe, folder: Path) -> dict[str, tuple[dict[str, Any], float | None]]:
+    """Scores and seconds of each task of a recipe trained alone, in folders of their names."""
+    return {name: train_once(alone(recipe, name), folder / name) for name in recipe.tasks}
+
+
+def train_once(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], float | None]:
+    """Scores and seconds of a run in a folder; trained unless it is finished there.
+
+    It is so where the folder holds the scores of the same recipe on the same rows. Nothing is
+    pushed.
+    """
+    training = dict(recipe.training)
+    for key in ("resume_from_checkpoint", "push_to_hub"):
+        training.pop(key, None)
+    recipe = replace(recipe, output_dir=str(folder), training=training, compare=None)
+    run = prepare(recipe, check=partial(output_faults, overwrite=True))
+    path, scores, clock = (folder / n for n in ("recipe.yaml", SCORES, "wall_seconds.json"))
+    text = _text_of(run, path)
+    same = text is not None and path.is_file() and path.read_text(encoding="utf-8") == text
+    if not same or not scores.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in (scores, clock, path):
+            old.unlink(missing_ok=True)
+        logger.info(f"training {folder}")
+        began = time.perf_counter()
+        train_run(run, overwrite=True)
+        write_json(clock, round(time.perf_counter() - began, 1))
+        if text is not None:
+            write_text(path, text)
+    return read_record(scores, RUN_SCORES, {}), read_json(clock, 0.0) or None
+
+
+def _text_of(run: PreparedRun, path: Path) -> str | None:
+    """A recipe's text, with hashes of the rows it is trained and scored on; None: not in files."""
+    if any(task.data.rows is not None for task in run.recipe.tasks.values()):
+        return None
+    rows = [
+        f"#   {source.name} {split}: {content_of(source.splits[split])}\n"
+        for source in run.sources
+        for split in sorted(source.splits)
+    ]
+    return f"# polyhead train {path}\n# rows:\n{''.join(rows)}{run.recipe.to_yaml()}"
+
+
+def _compared(
+    run: PreparedRun, singles: dict[str, tuple[dict[str, Any], Any]], scores: dict[str, Any]
+) -> dict[str, Any]:
+    """For `training.json`: each task alone and jointly; a line of the log for each."""
+    table = {}
+    for name, (single, _) in singles.items():
+        split = scores["splits"][name]
+        both = single["tasks"][name], scores["tasks"][name]
+        table[name] = side_by_side(*both, run.rows_of(name)[split], split)
+        logger.info(f"{name}: {in_words(table[name])}")
+    return {"alone": table} if table else {}
 
 
 def output_faults(recipe: Recipe, *, overwrite: bool) -> list[str]:

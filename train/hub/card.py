@@ -304,6 +304,7 @@ def _run(run: dict[str, Any]) -> str:
         f"{run['threads']} thread(s) on {in_markdown(run['device'])} ({machine}).",
         "The energy was not measured.\n",
         *_averaged(run.get("average")),
+        *_compared(run.get("alone", {})),
         f"{fenced(recipe, 'yaml')}\n",
     ]
     return "\n".join(lines)
@@ -331,6 +332,26 @@ def _averaged(average: dict[str, Any] | None) -> list[str]:
         ]
         lines.append("")
     return lines
+
+
+def _compared(alone: dict[str, Any]) -> list[str]:
+    """Each task trained alone with the same training, beside this one."""
+    if not alone:
+        return []
+    lines = [
+        "The tasks alone are models of one task each, trained on the same rows in the same way; ± "
+        "counts the scored rows of one seed.\n",
+        "| task | metric | alone | together | difference |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in alone.items():
+        values = ["-" if row[key] is None else f"{row[key]:.4f}" for key in ("single", "joint")]
+        gain, error = row["gain"], row["standard_error"]
+        difference = "-" if gain is None else f"{gain:+.4f}"
+        difference += "" if error is None else f" ± {error:.4f}"
+        cells = " | ".join([in_markdown(row["metric"]), *values, difference])
+        lines.append(f"| {code(name)} | {cells} |")
+    return [*lines, ""]
 
 
 def _relations(runs: list[dict[str, Any]]) -> str:

@@ -152,7 +152,10 @@ def output_dir_faults(name: str) -> list[str]:
 
 def section_faults(recipe: Recipe) -> list[str]:
     """What is wrong with sections that need no more than the recipe's other keys."""
-    return [*_average_faults(recipe), *_distill_faults(recipe), *_stopping_faults(recipe)]
+    faults = [*_average_faults(recipe), *_distill_faults(recipe), *_stopping_faults(recipe)]
+    if recipe.compare is not None and len(recipe.tasks) < 2:
+        faults.append("compare: the recipe has one task; take it out")
+    return faults
 
 
 def _average_faults(recipe: Recipe) -> list[str]:

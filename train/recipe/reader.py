@@ -174,6 +174,7 @@ FROM_MODEL = {
     "pooling": "it is the model's; write the pooling of a new task in that task",
     "max_length": "it is the model's; take it out",
     "freeze": "all but the new heads and adapters is frozen; take it out",
+    "compare": "on a frozen encoder a task is trained alone already; take it out",
 }
 
 

@@ -257,6 +257,8 @@ class Recipe:
         retain: what the encoder keeps of itself; default nothing.
         average: how much of what it was the encoder gets back after training; default nothing.
         distill: what tasks learn from other models; default nothing.
+        compare: single trains each task alone too, on its rows of an epoch and with the same
+            training, and puts both scores side by side in the card.
         nan_loss: stop ends the run when a loss is not finite, naming task and rows; skip leaves
             that task out of the batch and counts it.
         compute: how the encoder's linear layers compute: exact, as torch does; auto, by what is
@@ -281,6 +283,7 @@ class Recipe:
     retain: Retain | None = None
     average: Average | None = None
     distill: Distill | None = None
+    compare: Literal["single"] | None = None
     nan_loss: Literal["stop", "skip"] = "stop"
     compute: Mode = "exact"
     card: Card = Field(default_factory=Card)

@@ -185,10 +185,11 @@ def weights_digest(folder: Path) -> str:
 
 
 def _data_of(rows: datasets.Dataset) -> dict[str, Any]:
-    return {"rows": len(rows), "columns": rows.column_names, "content": _content_of(rows)}
+    return {"rows": len(rows), "columns": rows.column_names, "content": content_of(rows)}
 
 
-def _content_of(rows: datasets.Dataset) -> str:
+def content_of(rows: datasets.Dataset) -> str:
+    """A hash of all values of all columns, however they are cut on disk."""
     digest = hashlib.blake2b(digest_size=8)
     table: Any = rows.with_format("arrow")
     for start in range(0, len(rows), BLOCK):

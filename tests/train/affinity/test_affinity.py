@@ -17,14 +17,14 @@ import torch
 from polyhead.modeling import TaskConfig
 from polyhead.train.affinity import advice as affinity_advice
 from polyhead.train.affinity import measure as tool
-from polyhead.train.affinity import side_by_side as affinity_runs
 from polyhead.train.affinity.advice import conclude
 from polyhead.train.affinity.measure import affinity, compare_tasks, measure
 from polyhead.train.balancing.task_gradients import shared_parameters
 from polyhead.train.batches.collator import model_inputs
 from polyhead.train.commands import training as run
-from polyhead.train.commands.setup import prepare
+from polyhead.train.commands.setup import PreparedRun, prepare
 from polyhead.train.errors import UserError
+from polyhead.train.evaluation.alone import side_by_side
 from polyhead.train.optimization.freezing import apply_freeze
 from polyhead.train.recipe import load_recipe
 from torch import nn
@@ -498,23 +498,21 @@ class TestConclude:
         ],
     )
     def test_scores_decide(self, single, joint, metric, verdict):
-        found = affinity_runs._side_by_side({metric: single}, {metric: joint}, 100) | {
-            "split": "test"
-        }
+        found = side_by_side({metric: single}, {metric: joint}, 100, "test")
         result = result_of(-0.3, -0.3, -0.3) | {"scores": {"x": found}}
         advice = conclude(result)["advice"]["x"]
         assert advice["verdict"] == verdict
         assert "nan" not in advice["sentence"]
 
     def test_standard_errors_of_scores(self):
-        found = affinity_runs._side_by_side({"accuracy": 0.9}, {"accuracy": 0.5}, 100)
+        found = side_by_side({"accuracy": 0.9}, {"accuracy": 0.5}, 100, "test")
         assert found["gain"] == pytest.approx(-0.4)
         share = 92 / 104
         variances = share * (1 - share) / 104, 0.25 / 104
         assert found["standard_error"] == pytest.approx(math.sqrt(sum(variances)))
-        found = affinity_runs._side_by_side({"mcc": 0.0}, {"mcc": 0.6}, 100)
+        found = side_by_side({"mcc": 0.0}, {"mcc": 0.6}, 100, "test")
         assert found["standard_error"] == pytest.approx(math.hypot(0.1, 0.064))
-        found = affinity_runs._side_by_side({"mse": 0.5}, {"mse": 0.1}, 100)
+        found = side_by_side({"mse": 0.5}, {"mse": 0.1}, 100, "test")
         assert (found["gain"], found["standard_error"]) == (pytest.approx(0.4), None)
 
 
@@ -590,7 +588,7 @@ class TestFull:
         recipe, result = both
         started = []
         monkeypatch.setattr(
-            affinity_runs, "train", lambda path, **_: started.append(path.parent.name)
+            run, "train_run", lambda run, **_: started.append(Path(run.recipe.output_dir).name)
         )
         again = affinity(recipe, steps=2, full=True)
         assert not started
@@ -601,8 +599,8 @@ class TestFull:
         recipe, result = both
         started = []
 
-        def train(path: Path, *, overwrite: bool) -> None:
-            folder = path.parent
+        def train_run(run: PreparedRun, *, overwrite: bool) -> None:
+            folder = Path(run.recipe.output_dir)
             started.append(folder.name)
             assert not (folder / "scores.json").exists()
             (folder / "scores.json").write_text(json.dumps(kept[folder.name]))
@@ -612,6 +610,6 @@ class TestFull:
             name: json.loads((folder / name / "scores.json").read_text())
             for name in result["wall_seconds"]
         }
-        monkeypatch.setattr(affinity_runs, "train", train)
+        monkeypatch.setattr(run, "train_run", train_run)
         affinity(recipe, ["tasks.near.loss_weight=2"], steps=1, full=True)
         assert started == ["near", "all-tasks"]

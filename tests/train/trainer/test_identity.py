@@ -10,7 +10,7 @@ import datasets
 import pytest
 from polyhead.train.errors import UserError
 from polyhead.train.recipe.sections import MultiTaskArguments, Sampling
-from polyhead.train.trainer.identity import _content_of, check_resume, weights_digest
+from polyhead.train.trainer.identity import check_resume, content_of, weights_digest
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ class TestHashes:
         turned = datasets.Dataset.from_dict({k: v[::-1] for k, v in self.ROWS.items()})
         rows.save_to_disk(tmp_path / "rows")
         for same in (datasets.load_from_disk(str(tmp_path / "rows")), turned.select([1, 0])):
-            assert _content_of(same) == _content_of(rows)
+            assert content_of(same) == content_of(rows)
 
     @pytest.mark.parametrize(
         ("column", "value"),
@@ -124,7 +124,7 @@ class TestHashes:
         rows, other = (
             datasets.Dataset.from_dict(r) for r in (self.ROWS, {**self.ROWS, column: value})
         )
-        assert _content_of(rows) != _content_of(other)
+        assert content_of(rows) != content_of(other)
 
     def test_weights_are_the_same_wherever_they_lie(self, tmp_path):
         for name, content in (("a", b"x" * 9000), ("b", b"x" * 9000), ("c", b"x" * 8999 + b"y")):
