@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import Pipeline, PreTrainedTokenizerBase
 
 from .attention import has_kernel
@@ -144,6 +145,44 @@ class PolyheadPipeline(Pipeline):
                 entry.take(values)
         results = call.answers()
         return results[0] if single else results
+
+    def similarity(
+        self,
+        texts: Iterable[str],
+        others: Iterable[str] | None = None,
+        *,
+        task: str | None = None,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Cosines of texts: sentence-transformers' `similarity` of what its `encode` gives.
+
+        Args:
+            texts: N, at least one.
+            others: M, at least one; None for `texts` themselves. Of a task with two prompts they
+                get the second, as documents do.
+            task: an embedding task; may be left out where there is one only.
+            batch_tokens: see the class.
+            batch_size: see the class.
+
+        Returns:
+            (N, M) float32.
+
+        Raises:
+            ValueError: as of a call; or there is no text.
+        """
+        name = self.model.config.embedding_task(task)
+        sizes: Any = {"batch_tokens": batch_tokens, "batch_size": batch_size}
+
+        def vectors(part: Iterable[str], *, document: bool) -> Tensor:
+            part = [part] if isinstance(part, str) else list(part)
+            if not part:
+                raise ValueError("there is no text to compare; give one or more")
+            answers: Any = self(part, [name], document=document, **sizes)
+            return normalize(torch.stack([torch.from_numpy(answer[name]) for answer in answers]))
+
+        one = vectors(texts, document=False)
+        return one @ (one if others is None else vectors(others, document=True)).T
 
     # ---- a call in steps, for servers ----
 

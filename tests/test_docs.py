@@ -59,6 +59,9 @@ def typed(tmp_path, monkeypatch) -> Path:
     for name, start in (("ner.jsonl", 0), ("ner_test.jsonl", 32)):
         write(name, messages(24 if start == 0 else 8, start), "tokens", "tags")
     write("texts.parquet", messages(6), "text")
+    write("messages.csv", messages(6), "text", "intent")
+    alike = [{"text": row["text1"], "other": row["text2"]} for row in pairs(4)]
+    write("pairs.csv", alike, "text", "other")
     return tmp_path
 
 

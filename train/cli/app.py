@@ -27,6 +27,7 @@ from .console import (
     say,
     show_fault,
 )
+from .looking import map_texts, similarity
 from .predict import AllowCode, AsJson, ModelPath, Overwrite, embed, predict, run_code
 from .serve import serve
 
@@ -222,6 +223,8 @@ def evaluate(
 app.command()(predict)
 app.command()(embed)
 app.command()(serve)
+app.command("map")(map_texts)
+app.command()(similarity)
 
 
 @app.command()

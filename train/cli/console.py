@@ -135,6 +135,29 @@ def print_affinity(result: dict[str, Any]) -> None:
         say(f"note: {line}", "yellow")
 
 
+def print_similarity(compared: dict[str, Any], limit: int) -> None:
+    """Print what `polyhead similarity` found: a table of texts with texts, or of pairs."""
+    if "pairs" not in compared:
+        texts = compared["texts"]
+        rows = [
+            (f"{number}  {_cut(text)}", *(f"{value:.3f}" for value in values))
+            for number, (text, values) in enumerate(
+                zip(texts, compared["similarity"], strict=True), 1
+            )
+        ]
+        out.print(table_of(("text", *map(str, range(1, len(texts) + 1))), rows))
+        return
+    rows = [
+        [_cut(value) if isinstance(value, str) else f"{value:.3f}" for value in pair.values()]
+        for pair in compared["pairs"][:limit]
+    ]
+    out.print(table_of(list(compared["pairs"][0]), rows))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
 def print_answer(text: Any, answer: dict[str, Any]) -> None:
     """Print what the tasks say of a text."""
     say(" | ".join(text) if isinstance(text, tuple) else text, "bold")

@@ -67,7 +67,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     chosen = tasks.split(",") if tasks else None
     options = _sizes("predict", batch_tokens, batch_size)
     if files is None:
-        pipe = _pipeline(model, compute)
+        pipe = pipeline_of(model, compute)
         inputs: list = [tuple(texts or [])] if pair else list(texts or [])
         chosen = _choose(pipe, inputs, chosen)
         answers = pipe(inputs, chosen, **options)
@@ -116,7 +116,7 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
 
     options = {**_sizes("embed", batch_tokens, batch_size), "document": document}
     if files is None:
-        pipe = _pipeline(model, compute)
+        pipe = pipeline_of(model, compute)
         (name,) = choose(pipe)
         answers: Any = pipe(list(texts or []), [name], **options)
         print_json([plain(answer[name]) for answer in answers])
@@ -154,7 +154,17 @@ def _sizes(command: str, batch_tokens: int | None, batch_size: int | None) -> di
     return {"batch_tokens": batch_tokens, "batch_size": batch_size}
 
 
-def _pipeline(model: str, compute: str, device: Any = None) -> "PolyheadPipeline":
+def pipeline_of(model: str, compute: str, device: Any = None) -> "PolyheadPipeline":
+    """A saved or exported model as a pipeline.
+
+    Args:
+        model: folder or Hub id.
+        compute: how to compute.
+        device: where; None for the pipeline's own choice.
+
+    Raises:
+        UserError: there is no such model, or it cannot compute so.
+    """
     from ...modeling.pipeline_polyhead import PolyheadPipeline
     from ..inference.exported import ExportedModel, load_any
 
@@ -195,7 +205,7 @@ def _predict_rows(
         datasets.disable_progress_bars()
 
     def load() -> tuple["PolyheadPipeline", list[str]]:
-        pipe = _pipeline(model, compute, ranks.device)
+        pipe = pipeline_of(model, compute, ranks.device)
         return pipe, list(dict.fromkeys(choose(pipe)))
 
     pipe, tasks = ranks.together(load)

@@ -211,16 +211,20 @@ def _read(job: FileJob, *, choices: bool) -> datasets.Dataset:
     return rows
 
 
+def source_faults(source: Path) -> list[str]:
+    """What is wrong with the name of a file to read, before it is opened."""
+    if source.is_dir():
+        there = bool(_files(source))
+        return [] if there else [f"--input: there is no .parquet file in folder {source}"]
+    if ending(source) not in ENDINGS:
+        allowed = f"allowed endings: {', '.join(ENDINGS)}"
+        return [f"--input: {source.name}: {allowed}; or give a folder of .parquet files"]
+    return [] if source.is_file() else [f"--input: there is no file {source}"]
+
+
 def path_faults(source: Path, target: Path) -> list[str]:
     """What is wrong with the names of a file to read and one to write, before either is opened."""
-    faults, allowed = [], f"allowed endings: {', '.join(ENDINGS)}"
-    if source.is_dir():
-        if not _files(source):
-            faults.append(f"--input: there is no .parquet file in folder {source}")
-    elif ending(source) not in ENDINGS:
-        faults.append(f"--input: {source.name}: {allowed}; or give a folder of .parquet files")
-    elif not source.is_file():
-        faults.append(f"--input: there is no file {source}")
+    faults, allowed = source_faults(source), f"allowed endings: {', '.join(ENDINGS)}"
     if target.suffix not in ENDINGS:
         faults.append(f"--output: {target.name}: {allowed}")
     if not target.parent.is_dir():
@@ -230,6 +234,41 @@ def path_faults(source: Path, target: Path) -> list[str]:
     if source.resolve() in (target.resolve(), target.resolve().parent):
         faults.append(f"--output: {target} would change what --input names; write it elsewhere")
     return faults
+
+
+def read_texts(source: Path, texts: dict[str, str], others: dict[str, str]) -> datasets.Dataset:
+    """The rows of a file that holds texts to look at, none of them empty.
+
+    Args:
+        source: .parquet, .csv, .tsv, .jsonl, or a folder of parquet files.
+        texts: option of the command line to the column with texts that it names.
+        others: the same of columns with anything else.
+
+    Raises:
+        UserError: there is no such file or column, or a text is missing or empty.
+    """
+    if faults := source_faults(source):
+        raise UserError(str(source), faults)
+    rows = _load(source)
+    faults = []
+    for option, column in texts.items():
+        faults += _column_faults(rows, column, option) or _empty_faults(rows, column, option)
+    names = ", ".join(rows.column_names)
+    faults += [
+        f"{option}: no column {column!r}; the file has: {names}"
+        for option, column in others.items()
+        if column not in rows.column_names
+    ]
+    if faults:
+        raise UserError(str(source), faults)
+    return rows
+
+
+def _empty_faults(rows: datasets.Dataset, column: str, option: str) -> list[str]:
+    empty = [row for row, text in enumerate(rows[column]) if not text.strip()]
+    if not empty:
+        return []
+    return [f"{option}: column {column!r}: the text of row {empty[0]} is empty ({len(empty)} rows)"]
 
 
 def _load(source: Path) -> datasets.Dataset:

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..artifacts import put_in_place, read_json, write_json
+from ..artifacts import put_in_place, read_json, write_aside, write_json
 from ..data.loading import reason
 from ..errors import UserError
 from ..kinds.values import is_text
@@ -210,6 +210,16 @@ WRITERS: dict[str, Callable[[Path, Iterable[pa.Table], pa.Schema], None]] = {
     ".jsonl": _write_lines,
     ".json": _write_lines,
 }
+
+
+def write_rows(target: Path, table: pa.Table) -> None:
+    """Write a small table whole, in the format that the target's ending names.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    with write_aside(target) as aside:
+        WRITERS[target.suffix](aside, [table], table.schema)
 
 
 def _cells(column: pa.ChunkedArray, field: pa.Field) -> list[str | None]:
