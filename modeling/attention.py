@@ -2,6 +2,9 @@
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
 """Attention within each text of a packed batch, through transformers' AttentionInterface.
 
+An encoder whose config says `is_causal` attends to earlier tokens only, whatever its own code does:
+the mask is made here, packed or padded.
+
 On a CPU it runs text by text, texts of equal length that stand together as one call; on a GPU in
 half precision by flash attention's kernel for packed texts (torch's `varlen_attn`), else, or with
 dropout in it, on rows padded for attention alone.
@@ -22,7 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask, sliding_window_bidirectional_mask_function
+from transformers.masking_utils import (
+    and_masks,
+    causal_mask_function,
+    sdpa_mask,
+    sliding_window_bidirectional_mask_function,
+)
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -65,6 +73,9 @@ def _mask(
     attention_mask: Tensor | None = None,
     allow_is_bidirectional_skip: bool = False,
     local_size: int | None = None,
+    config: Any = None,
+    mask_function: Callable = causal_mask_function,
+    use_vmap: bool = False,
     **kwargs: Any,
 ) -> Tensor | None:
     """What sdpa takes; of a batch without padding no mask, or the size of a sliding window.
@@ -76,33 +87,49 @@ def _mask(
         attention_mask: (N, T), false for padding; None where there is none.
         allow_is_bidirectional_skip: tokens see each other in both directions, without exceptions
             of the encoder's own.
-        local_size: tokens that a sliding window shows on each side.
+        local_size: tokens that a sliding window shows on each side; of a decoder's own causal
+            window, those that it shows with the token itself.
+        config: the encoder's.
+        mask_function: which tokens see which, as the encoder would have it.
+        use_vmap: there are exceptions of the encoder's own.
         kwargs: what else `sdpa_mask` takes.
 
     Returns:
         None, the window as a scalar, or (N, 1, T, T).
     """
-    if attention_mask is None and allow_is_bidirectional_skip:
-        return None if local_size is None else torch.tensor(local_size)
+    causal = bool(getattr(config, "is_causal", False))
+    own_window = causal and not allow_is_bidirectional_skip
+    plain = allow_is_bidirectional_skip or (
+        own_window
+        and not use_vmap
+        and local_size in (None, getattr(config, "sliding_window", None))
+    )
+    if attention_mask is None and plain:
+        return None if local_size is None else torch.tensor(local_size - own_window)
+    if causal:
+        mask_function = and_masks(mask_function, causal_mask_function)
     return sdpa_mask(
         attention_mask=attention_mask,
         allow_is_bidirectional_skip=allow_is_bidirectional_skip,
         local_size=local_size,
+        mask_function=mask_function,
+        use_vmap=use_vmap,
         **kwargs,
     )
 
 
-def _window(states: Tensor, window: int) -> Tensor | None:
+def _window(states: Tensor, window: int, *, causal: bool) -> Tensor | None:
     """(N, 1, T, T), true where a token of (N, A, T, d) sees another; None where all do."""
     length = states.shape[2]
+    function = sliding_window_bidirectional_mask_function(window)
     return sdpa_mask(
         batch_size=len(states),
         q_length=length,
         kv_length=length,
-        mask_function=sliding_window_bidirectional_mask_function(window),
+        mask_function=and_masks(function, causal_mask_function) if causal else function,
         local_size=window,
         allow_is_causal_skip=False,
-        allow_is_bidirectional_skip=True,
+        allow_is_bidirectional_skip=not causal,
         device=states.device,
     )
 
@@ -115,6 +142,7 @@ def _attend(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    is_causal: bool | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     layers_reached: list[nn.Module] | None = None,
@@ -130,6 +158,7 @@ def _attend(
         attention_mask: the mask that `_mask` gives.
         dropout: share of the attention weights that is dropped, in training.
         scaling: factor of the scores.
+        is_causal: tokens see earlier ones only; None where the encoder's config does not say.
         cu_seq_lens_q: (N + 1,).
         max_length_q: tokens of the longest text.
         layers_reached: gets each layer that calls; how `can_pack` counts them.
@@ -141,11 +170,12 @@ def _attend(
     Raises:
         TypeError: the encoder masks tokens of a packed batch in a way of its own.
     """
+    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     if cu_seq_lens_q is None:
         if attention_mask is not None and attention_mask.dim() == 0:
-            attention_mask = _window(query, int(attention_mask))
+            attention_mask = _window(query, int(attention_mask), causal=causal)
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, **kwargs
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
     groups = query.shape[1] // key.shape[1]
     parts = (query, repeat_kv(key, groups), repeat_kv(value, groups))
@@ -155,11 +185,11 @@ def _attend(
     if layers_reached is not None:
         layers_reached.append(module)
     if query.device.type == "cpu":
-        return _by_runs(*parts, window, dropout, scaling, cu_seq_lens_q), None
+        return _by_runs(*parts, window, dropout, scaling, cu_seq_lens_q, causal=causal), None
     longest = int(cu_seq_lens_q.diff().max()) if max_length_q is None else max_length_q
     if dropout == 0 and has_kernel(query.device, query.dtype):
-        return _by_kernel(*parts, window, scaling, cu_seq_lens_q, longest), None
-    return _by_rows(*parts, window, dropout, scaling, cu_seq_lens_q, longest), None
+        return _by_kernel(*parts, window, scaling, cu_seq_lens_q, longest, causal=causal), None
+    return _by_rows(*parts, window, dropout, scaling, cu_seq_lens_q, longest, causal=causal), None
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -177,11 +207,14 @@ def _by_kernel(
     scaling: float | None,
     cu_seq_lens: Tensor,
     longest: int,
+    *,
+    causal: bool = False,
 ) -> Tensor:
     """(1, A, P, d) -> (1, P, A, d), all texts in one kernel."""
     assert varlen_attn is not None
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (P, A, d)
-    window_size = (-1, -1) if window is None else (window, window)
+    side = -1 if window is None else window
+    window_size = (side, 0 if causal else side)
     starts = cu_seq_lens
     out: Any = varlen_attn(
         query, key, value, starts, starts, longest, longest, scale=scaling, window_size=window_size
@@ -198,6 +231,8 @@ def _by_rows(
     scaling: float | None,
     cu_seq_lens: Tensor,
     longest: int,
+    *,
+    causal: bool = False,
 ) -> Tensor:
     """(1, A, P, d) -> (1, P, A, d), the texts padded for attention alone."""
     heads, total, size = query.shape[1:]
@@ -211,9 +246,12 @@ def _by_rows(
         rows.append(padded.view(count, longest, heads, size).transpose(1, 2))
     positions = torch.arange(longest, device=query.device)
     mask = (positions < cu_seq_lens.diff()[:, None])[:, None, None]  # (N, 1, 1, T)
+    back = positions[:, None] - positions  # how far back a token lies that is seen
     if window is not None:
-        mask = mask & ((positions[:, None] - positions).abs() <= window)
-        mask = mask | (positions[:, None] == positions)  # padding sees itself, else it were NaN
+        mask = mask & (back.abs() <= window)
+        mask = mask | (back == 0)  # padding sees itself, else it were NaN
+    if causal:
+        mask = mask & (back >= 0)
     out = F.scaled_dot_product_attention(*rows, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return out.transpose(1, 2).reshape(count * longest, heads, size)[flat].unsqueeze(0)
 
@@ -227,6 +265,8 @@ def _by_runs(
     dropout: float,
     scaling: float | None,
     cu_seq_lens: Tensor,
+    *,
+    causal: bool = False,
 ) -> Tensor:
     """(1, A, P, d) -> (1, P, A, d), runs of texts of one length together."""
     heads, outputs = query.shape[1], []
@@ -239,9 +279,14 @@ def _by_runs(
         mask = None
         if window is not None and length > window + 1:
             positions = torch.arange(length, device=query.device)
-            mask = (positions[:, None] - positions[None]).abs() <= window
+            back = positions[:, None] - positions[None]
+            mask = (back <= window) & (back >= (0 if causal else -window))
         out = F.scaled_dot_product_attention(
-            *parts, attn_mask=mask, dropout_p=dropout, scale=scaling
+            *parts,
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scaling,
+            is_causal=causal and mask is None,
         )  # (count, A, length, d)
         outputs.append(out.transpose(1, 2).reshape(count * length, heads, -1))
     return torch.cat(outputs).unsqueeze(0)

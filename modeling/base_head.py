@@ -35,7 +35,9 @@ class Head(nn.Module):
     - `options`: the options of a task that it reads; the others are refused.
     - `grouped`: its rows come in consecutive groups (pair, triplet), and labels count the groups.
     - `labelled_tokens_only`: in training with labels it runs on the labelled tokens alone.
-    - `ties_embeddings`: the weight of its `decoder` is the encoder's input embeddings.
+    - `ties_embeddings`: the weight of its `decoder` is the encoder's input embeddings; `ties` says
+      it where tasks differ.
+    - `causal`: its tokens see earlier ones only. Either all heads of a model are so, or none.
     - `decodes_spans`: of a long text it reads every window, at one sub-token of each unit of words,
       and answers by `answer_spans`; the others read the first window and answer by `answer`.
     - `chooses`: it reads a text with a list of others, each pair a sequence, and answers for all of
@@ -58,6 +60,7 @@ class Head(nn.Module):
     grouped: ClassVar[bool] = False
     labelled_tokens_only: ClassVar[bool] = False
     ties_embeddings: ClassVar[bool] = False
+    causal: ClassVar[bool] = False
     decodes_spans: ClassVar[bool] = False
     chooses: ClassVar[bool] = False
 
@@ -97,6 +100,11 @@ class Head(nn.Module):
         return self.loss_sum(logits.float(), labels) / units.clamp(min=1)
 
     # ---- a task with such a head ----
+
+    @classmethod
+    def ties(cls, task: HeadTask) -> bool:
+        """The decoder of such a task is tied to the input embeddings."""
+        return cls.ties_embeddings
 
     @classmethod
     def only_with(cls) -> Conditions:

@@ -36,6 +36,7 @@ TYPES = {  # of the options of a PolyheadConfig
     **dict.fromkeys(("id2label", "label2id"), dict),
     **dict.fromkeys(("task_names", "adapters", "architectures"), list),
     **dict.fromkeys(("tie_word_embeddings", "return_dict", "is_encoder_decoder"), bool),
+    **dict.fromkeys(("trained_causal",), bool),
     "initializer_range": float,
 }
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -89,7 +90,7 @@ def _named(hint: Any) -> str:
 def _fits(value: Any, hint: Any) -> bool:
     """The value is of an annotated type: a plain class, a list of one, or a union."""
     parts = get_args(hint)
-    if hint in (list, list[str], list[int]):
+    if hint in (list, list[str], list[int], list[float]):
         return isinstance(value, list) and all(_fits(part, parts[0]) for part in value)
     if get_origin(hint) is dict:
         parts, hint = (), dict

@@ -7,7 +7,7 @@ differs between encoders (hidden size, layers, usable length) is asked of the en
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from typing import Any, Literal
@@ -116,6 +116,21 @@ class TaskConfig(HeadTask):
                 raise ValueError(f"labels repeat: {', '.join(repeated)}")
 
 
+def mask_fault(tasks: Mapping[str, Any]) -> str | None:
+    """What to tell of tasks that cannot share a pass: some see earlier tokens only, others all."""
+    causal = [name for name, task in tasks.items() if HEADS[task.head].causal]
+    others = [name for name in tasks if name not in causal]
+    if not causal or not others:
+        return None
+    return (
+        f"task {', '.join(causal)} reads with a causal mask, {', '.join(others)} in both "
+        "directions: one pass cannot do both. Train them apart, the others then on the encoder of "
+        "the first (encoder: its folder)"
+    )
+
+
+# Options that config.json has only where they differ from their default.
+LEFT_OUT = ("mlm_probability", "whole_word", "blocks", "tied")
 # What HF's `from_pretrained` would take for a config's, and weights of a Polyhead contradict.
 FIXED = ("num_labels", "id2label", "label2id", "problem_type", "task_names", "adapters")
 FIXED += ("format_version", "hidden_size", "projection_dim", "num_hidden_layers")
@@ -132,6 +147,8 @@ class PolyheadConfig(PreTrainedConfig):
         task_names: the tasks in the order that `task_ids` counts them; JSON does not keep the
             order of `tasks`.
         pooling: pooling of every task that names none.
+        trained_causal: the encoder that the heads were put on had been trained with a causal mask;
+            `encoder_config.is_causal` says with which it runs.
         adapters: names of the adapters saved with the model, in `adapters/<name>/`.
         adapter_hashes: adapter to the sha256 of its two files, as they were saved; loading compares
             them, so that no adapter answers for another. Without an entry an adapter is taken as
@@ -152,6 +169,7 @@ class PolyheadConfig(PreTrainedConfig):
     tasks: dict[str, Any] = field(default_factory=dict)
     task_names: list[str] | None = None
     pooling: str = "mean"
+    trained_causal: bool = False
     adapters: list[str] | None = None
     adapter_hashes: dict[str, str] | None = None
     tie_word_embeddings: bool = True
@@ -192,6 +210,8 @@ class PolyheadConfig(PreTrainedConfig):
                 check_fields(f"task {name!r}", TaskConfig, task)
             self.set_task(name, TaskConfig(**task) if isinstance(task, dict) else task)
         super().__post_init__(**kwargs)
+        if any(task.head_class.causal for task in self.tasks.values()):
+            self.get_text_config().is_causal = True
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -241,6 +261,8 @@ class PolyheadConfig(PreTrainedConfig):
         if task.adapter is not None and task.adapter not in (self.adapters or []):
             known = ", ".join(self.adapters or []) or "none"
             raise ValueError(f"task {name!r} names adapter {task.adapter!r}; there are: {known}")
+        if fault := mask_fault({**self.tasks, name: task}):
+            raise ValueError(fault)
         self.tasks[name] = task
         self.task_names = [*(self.task_names or []), name]
 
@@ -300,7 +322,11 @@ class PolyheadConfig(PreTrainedConfig):
         """As PreTrainedConfig.to_dict, with each task as a plain dict."""
         output = super().to_dict()
         output["tasks"] = {
-            name: {k: v for k, v in asdict(task).items() if v is not None}
+            name: {
+                key: value
+                for key, value in asdict(task).items()
+                if value is not None and (key not in LEFT_OUT or value != getattr(TaskConfig, key))
+            }
             for name, task in self.tasks.items()
         }
         if sources := self.extension_sources:

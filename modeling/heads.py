@@ -23,12 +23,12 @@ from transformers.activations import ACT2FN
 
 from .base_head import Conditions, Head
 from .checks import check_choice
-from .decoding import decode_classes
 from .losses import LOSSES
 from .options import SCHEMES, HeadTask, check_option_names, scheme_of
 from .problem_types import IGNORE as IGNORE
 from .problem_types import PROBLEM_TYPES
 from .tables import Table
+from .vocabulary_heads import CausalLMHead, MaskedLMHead
 
 OUTPUTS = ("logits", "embeddings")
 
@@ -266,54 +266,6 @@ class MultipleChoiceHead(Head):
         return super().loss_sum(logits.view(groups, rows // groups), labels)
 
 
-class MaskedLMHead(Head):
-    """Masked-token prediction with the input embeddings as output layer.
-
-        logits = E LayerNorm(act(W h + b)) + c,   E the (V, E) input embeddings (tied)
-
-    The head of BERT (arXiv:1810.04805); E may be narrower than H (ALBERT, ELECTRA). In training the
-    model gives it the labelled tokens only: V is large, and 85 % of the tokens have no label.
-    """
-
-    per_token = True
-    labelled_tokens_only = True
-    ties_embeddings = True
-
-    def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
-        super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
-        width = getattr(encoder_config, "embedding_size", None) or encoder_config.hidden_size
-        self.dense = nn.Linear(encoder_config.hidden_size, width)
-        self.act = ACT2FN[getattr(encoder_config, "hidden_act", "gelu")]  # ALBERT: gelu_new
-        self.norm = nn.LayerNorm(width, eps=getattr(encoder_config, "layer_norm_eps", 1e-12))
-        self.decoder = nn.Linear(width, encoder_config.vocab_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., H) -> (..., V)."""
-        return self.decoder(self.norm(self.act(self.dense(x))))
-
-    @classmethod
-    def answer(
-        cls,
-        task: HeadTask,
-        values: Tensor,
-        ids: list[int],
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        top_k: int | None = 1,
-        threshold: float | None = None,
-    ) -> Any:
-        """(T, V) -> for each mask its best token, or the `top_k` best."""
-        known = min(len(tokenizer), values.shape[-1])  # an encoder's vocabulary may be padded
-        vocabulary = list(tokenizer.convert_ids_to_tokens(list(range(known))))
-        masks = [i for i, token in enumerate(ids) if token == tokenizer.mask_token_id]
-        return [
-            decode_classes(
-                values[mask, :known], vocabulary, multi_label=False, top_k=top_k, threshold=0.0
-            )
-            for mask in masks
-        ]
-
-
 HEADS: Table[type[Head]] = Table(
     "head",
     {
@@ -321,6 +273,7 @@ HEADS: Table[type[Head]] = Table(
         "sequence_classification": SequenceClassificationHead,
         "token_classification": TokenClassificationHead,
         "masked_lm": MaskedLMHead,
+        "causal_lm": CausalLMHead,
         "multiple_choice": MultipleChoiceHead,
     },
 )

@@ -19,6 +19,7 @@ from transformers.utils.generic import ModelOutput
 
 from .adapters import load_plain
 from .attention import no_compile
+from .causal import check_causal, is_causal, make_causal
 from .checks import check_task_name
 from .compute import Compute, Mode, set_compute
 from .configuration_polyhead import PolyheadConfig, TaskConfig
@@ -51,8 +52,8 @@ class PolyheadOutput(ModelOutput):
         loss: scalar, the weighted sum of `losses`.
         last_hidden_state: (N, T, H), the encoder's token states.
         logits: by task: (N, L) sequence classification (L = 1 for regression), (N, T, L) token
-            classification, (N, T, V) masked LM; with `task_ids` only the task's own rows, in order.
-            In training with labels, masked LM gives (labelled tokens, V).
+            classification, (N, T, V) masked and causal LM (in training with labels: (labelled
+            tokens, V)); with `task_ids` only the task's own rows, in order.
         embeddings: by task: (N, D).
         losses: by task: scalar, the mean over labelled rows, tokens or groups.
         hidden_states: the encoder's, one (N, T, H) per layer and one for the input.
@@ -78,6 +79,8 @@ class PolyheadModel(PolyheadPreTrainedModel):
     def __init__(self, config: PolyheadConfig) -> None:
         super().__init__(config)
         self.encoder = build_encoder(config.encoder_config)
+        if is_causal(config.encoder_config):
+            make_causal(self.encoder)
         self._packs: bool | None = None
         self.compute = Compute("exact")
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
@@ -94,12 +97,17 @@ class PolyheadModel(PolyheadPreTrainedModel):
         """Add a task with a new head; the encoder and the other heads stay as they are.
 
         Raises:
-            ValueError: the name is not allowed or taken, or the task does not fit the encoder or
-                has an option that it does not read.
+            ValueError: the name is not allowed or taken, the task does not fit the encoder, has an
+                option that it does not read, or wants another mask than the encoder runs with.
         """
         faults = options_without_effect(task)
         if faults:
             raise ValueError(f"task {name!r}: {'; '.join(faults)}")
+        if task.head_class.causal and not is_causal(self.encoder.config):
+            raise ValueError(
+                f"task {name!r} reads with a causal mask, but this model attends in both "
+                "directions; give the task to from_encoder (or a recipe), alone"
+            )
         task = replace(task)  # the caller's own may become another task too
         head = self._build_head(task)
         self.config.set_task(name, task)
@@ -229,6 +237,8 @@ class PolyheadModel(PolyheadPreTrainedModel):
         )
         if cu_seq_lens_q is not None and attention_mask is not None:
             raise ValueError("a packed batch has no padding: give cu_seq_lens_q or attention_mask")
+        if is_causal(self.encoder.config):
+            check_causal(self.encoder)
         names = tasks_to_run(self.task_names, tasks, labels)
         count = len(inputs.tokens) if cu_seq_lens_q is None else len(cu_seq_lens_q) - 1
         rows = rows_by_task(self.task_names, names, task_ids, count)

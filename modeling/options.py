@@ -19,7 +19,9 @@ NUMBERS = (  # options that are numbers
     "false_negative_margin",
     "margin",
     "loss_weight",
+    "mlm_probability",
 )
+MASK_SHARES = (0.8, 0.1, 0.1)  # arXiv:1810.04805
 # Options that a saved model may have without effect, from before they were refused.
 ONCE_ALLOWED = frozenset(
     ("pooling", "activation", "dropout", "threshold", "temperature", "margin", "projection")
@@ -53,6 +55,13 @@ class TaskOptions:
             second text of a row has another one (arXiv:2212.03533).
         matryoshka: widths, as [384, 128, 64]: the embedding loss is summed over the first so many
             dimensions of each embedding, so that it can be cut to them (arXiv:2205.13147).
+        mlm_probability: share of the tokens that `masked_lm` hides.
+        mask_shares: of these, [masked, replaced by a random token, kept]; default [0.8, 0.1, 0.1].
+        whole_word: all tokens of a word are hidden together.
+        blocks: a language model reads texts whole: short ones are joined to rows of as many tokens
+            as a text may have, each seeing itself alone, long ones cut; else the first window.
+        tied: the output layer over the vocabulary is the encoder's input embeddings; false gives it
+            weights of its own.
         projection: width of a linear layer after pooling, for `embedding`; None leaves it out.
         normalize: scale embeddings to length 1.
         loss_weight: this task's factor in the total loss.
@@ -74,6 +83,11 @@ class TaskOptions:
     margin: float = 0.5
     prompts: list[str] | None = None
     matryoshka: list[int] | None = None
+    mlm_probability: float = 0.15
+    mask_shares: list[float] | None = None
+    whole_word: bool = False
+    blocks: bool = False
+    tied: bool = True
     projection: int | None = None
     normalize: bool = True
     loss_weight: float = 1.0

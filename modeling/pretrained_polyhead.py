@@ -5,6 +5,7 @@
 The folder holds the encoder with all heads as plain weights and each adapter in PEFT's format.
 """
 
+import copy
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,6 +19,7 @@ from transformers.utils.hub import hf_api
 
 from .adapter_mixin import AdapterMixin
 from .adapters import check_not_merged, load_adapter, plain_state, save_adapter
+from .causal import is_causal, make_causal, trained_causal
 from .configuration_polyhead import PolyheadConfig, TaskConfig
 from .encoder import (
     HOOKED,
@@ -83,8 +85,9 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
         """Put new heads on a pretrained encoder.
 
         Args:
-            name_or_path: Hub id or folder of any encoder that AutoModel knows. A decoder (Llama,
-                Qwen, ...) is made to attend in both directions (`is_causal=False`).
+            name_or_path: Hub id or folder of any encoder that AutoModel knows. It attends in both
+                directions, a decoder (Llama, Qwen, ...) too; under `causal_lm` to earlier tokens
+                only, whatever it was trained with.
             tasks: task name to its config.
             pooling: pooling of every task that names none.
             **kwargs: given to AutoModel.from_pretrained (`revision`, `dtype`, ...). Weights are
@@ -100,12 +103,20 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
         encoder_config = read_encoder_config(
             name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         )
-        encoder_config.is_causal = False
+        told = copy.copy(encoder_config)
+        encoder_config.is_causal = any(task.head_class.causal for task in tasks.values())
         encoder = load_encoder(name_or_path, encoder_config, **kwargs)
         check_reads_texts(encoder)
+        if is_causal(encoder.config):
+            make_causal(encoder)
         if os.path.isdir(name_or_path):  # a path of this machine is nobody's business
             encoder.config.name_or_path = ""
-        config = PolyheadConfig(encoder_config=encoder.config, pooling=pooling, dtype=encoder.dtype)
+        config = PolyheadConfig(
+            encoder_config=encoder.config,
+            pooling=pooling,
+            trained_causal=trained_causal(encoder, told),
+            dtype=encoder.dtype,
+        )
         with torch.device("meta"):  # the encoder made here is replaced at once
             model: Any = cls(config)
         model.encoder = encoder
@@ -348,4 +359,5 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
 
     @property
     def _tied_tasks(self) -> list[str]:
-        return [n for n in self.task_names if self.config.tasks[n].head_class.ties_embeddings]
+        tasks = self.config.tasks
+        return [name for name in self.task_names if tasks[name].head_class.ties(tasks[name])]

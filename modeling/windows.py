@@ -78,6 +78,11 @@ def window_length(tokenizer: PreTrainedTokenizerBase, usable: int | None) -> int
     return min(tokenizer.model_max_length, usable or 1 << 20)
 
 
+def window_stride(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+    """Tokens that two windows of a text have in common: a quarter of what fits."""
+    return (max_length - tokenizer.num_special_tokens_to_add()) // 4
+
+
 def encode_windows(
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
@@ -100,7 +105,7 @@ def encode_windows(
         texts,
         truncation=True,
         max_length=max_length,
-        stride=(max_length - tokenizer.num_special_tokens_to_add()) // 4,
+        stride=window_stride(tokenizer, max_length),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,

@@ -198,6 +198,7 @@ def test_a_head_that_is_none_is_refused(name, head, message):
         "sequence_classification",
         "token_classification",
         "masked_lm",
+        "causal_lm",
         "multiple_choice",
     ]
 

@@ -15,6 +15,7 @@ LEAST = {  # the fewest options of a task of each kind
     "sequence_classification": {"labels": ["x", "y"]},
     "token_classification": {"labels": ["x", "y"]},
     "masked_lm": {},
+    "causal_lm": {},
     "multiple_choice": {},
 }
 OTHER = {  # a value of each option that is not its default
@@ -34,6 +35,11 @@ OTHER = {  # a value of each option that is not its default
     "prompts": ["query: "],
     "matryoshka": [8, 4],
     "projection": 8,
+    "mlm_probability": 0.3,
+    "mask_shares": [1.0, 0.0, 0.0],
+    "whole_word": True,
+    "blocks": True,
+    "tied": False,
     "normalize": False,
     "head_options": {"depth": 2},
     "pair": True,

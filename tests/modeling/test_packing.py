@@ -95,9 +95,9 @@ def test_every_encoder_reads_rows_padded_for_attention_alone(
     model.eval()
     results, calls = [], []
 
-    def by_rows(*parts):
+    def by_rows(*parts, causal):
         calls.append(len(parts))
-        return attention._by_rows(*parts, max(LENGTHS))
+        return attention._by_rows(*parts, max(LENGTHS), causal=causal)
 
     for way in (attention._by_runs, by_rows):
         monkeypatch.setattr(attention, "_by_runs", way)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.heads import HEADS
 from ...modeling.packing import cumulative
-from ..kinds import BatchLayout, kind_of
+from ..kinds import BatchLayout, LanguageModel, kind_of
 
 FOR_TRAINER = ("rows", "windows", "sources", "counts")  # keys that the model does not read
 
@@ -29,7 +29,7 @@ class MultiTaskCollator:
             and max_length_q, a number
         task_ids: (N, K), the tasks of each text, -1 fills
         labels: by task, of its own texts only: (n,) ids or numbers, (n, L) multi-label, (n, T) or
-            packed (1, tokens) token tasks and masked LM, (groups,) heads over groups
+            packed (1, tokens) token tasks and language models, (groups,) heads over groups
         rows: (examples,), the number of each example in its dataset
         windows: (examples,), the number of its window in a long text
         sources: (examples,), its source, as counted in `sources`
@@ -40,9 +40,8 @@ class MultiTaskCollator:
         configs: the model's tasks.
         task_names: the model's order of them, which `task_ids` counts.
         sources: source name to its tasks.
-        mlm_probability: share of tokens to predict (arXiv:1810.04805: 0.15).
-        mask_seed: masks the same tokens each time (with `epoch`), so that evaluation repeats and a
-            resumed run goes on as it was; None draws anew.
+        mask_seed: masks the same tokens of a row each time (with `epoch`), so that evaluation
+            repeats and a resumed run goes on as it was; None draws anew.
         packed: lay the texts end to end instead of padding them; those of like length side by side.
         epoch: set by the trainer.
         stopped: tasks that train no more; their labels are left out.
@@ -52,7 +51,6 @@ class MultiTaskCollator:
     configs: dict[str, TaskConfig]
     task_names: list[str]
     sources: dict[str, list[str]]
-    mlm_probability: float = 0.15
     mask_seed: int | None = None
     packed: bool = False
     epoch: int = 0
@@ -124,34 +122,31 @@ class MultiTaskCollator:
 
     def _labels(self, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
         kind = kind_of(self.configs[name])
-        if kind.labels_from_tokens:
-            return self._mask(name, rows, batch)
         layout = BatchLayout(packed=self.packed, width=batch["input_ids"].shape[1])
+        if isinstance(kind, LanguageModel):
+            return kind.collate(self._labels_of_tokens(kind, name, rows, batch), layout)
         return kind.collate([row[f"labels_{name}"] for row in rows], layout)
 
-    def _mask(self, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
-        """Mask tokens of the task's rows in `batch`; labels are the tokens that stood there."""
+    def _labels_of_tokens(
+        self, kind: LanguageModel, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]
+    ) -> list[list[int]]:
+        """Labels of each text of the task's rows; what is to be read of it is put in `batch`."""
         number = self.task_names.index(name)
-        of_task = (batch["task_ids"] == number).any(1)
-        if self.packed:
-            tokens: Any = (0, torch.repeat_interleave(of_task, batch["cu_seq_lens_q"].diff()))
-            ids = batch["input_ids"][tokens].unsqueeze(0)
-        else:
-            tokens, ids = of_task, batch["input_ids"][of_task]
-        seed = None
-        if self.mask_seed is not None:
-            seed = self.mask_seed + 1_000_003 * self.epoch + int(rows[0]["row"])
-        masker = DataCollatorForLanguageModeling(
-            self.tokenizer, mlm_probability=self.mlm_probability, seed=seed
-        )
-        if seed is not None:
-            masker.create_rng()
-        special = [
-            self.tokenizer.get_special_tokens_mask(row, already_has_special_tokens=True)
-            for row in ids.tolist()
-        ]
-        masked, labels = masker.torch_mask_tokens(ids, torch.tensor(special))
-        batch["input_ids"][tokens] = masked.view_as(batch["input_ids"][tokens])
+        texts = iter((batch["task_ids"] == number).any(1).nonzero()[:, 0].tolist())
+        starts = batch["cu_seq_lens_q"].tolist() if self.packed else []
+        labels: list[list[int]] = []
+        for row in rows:
+            seed = None
+            if self.mask_seed is not None:
+                source = list(self.sources).index(row["source"])
+                seed = (self.mask_seed, self.epoch, source, row["row"], row["window"])
+            words = row["token_words"] if kind.reads_words else None
+            ids, of_row = kind.labels_of(row["input_ids"], words, self.tokenizer, seed)
+            for text in ids:
+                place = next(texts)
+                line, first = (0, starts[place]) if self.packed else (place, 0)
+                batch["input_ids"][line, first : first + len(text)] = torch.tensor(text)
+            labels += of_row
         return labels
 
 

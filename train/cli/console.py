@@ -228,9 +228,11 @@ def _span(numbers: list[int]) -> str:
 def print_model(report: dict[str, Any]) -> None:
     """Print what a model holds."""
     encoder = report["encoder"]
+    before = encoder["trained_with"]
     say(
         f"{encoder['model_type']}: {encoder['layers']} layers, hidden size "
-        f"{encoder['hidden_size']}, {encoder['parameters']:,} parameters"
+        f"{encoder['hidden_size']}, {encoder['parameters']:,} parameters; mask: {encoder['mask']}"
+        + (f", trained with: {before}" if before != encoder["mask"] else "")
     )
     rows = []
     for name, task in report["tasks"].items():

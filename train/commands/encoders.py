@@ -37,7 +37,7 @@ def build_model(recipe: Recipe, configs: dict[str, TaskConfig]) -> tuple[Polyhea
     """
     if isinstance(recipe.encoder, ScratchEncoder):
         tokenizer = AutoTokenizer.from_pretrained(_resolve(recipe.encoder.tokenizer))
-        encoder = _scratch_encoder(recipe.encoder.config, tokenizer)
+        encoder = _scratch_encoder(recipe.encoder.config, tokenizer, configs)
         pooling = recipe.pooling or "mean"
         config = PolyheadConfig(encoder_config=encoder, tasks=configs, pooling=pooling)
         model = PolyheadModel(config)
@@ -77,7 +77,9 @@ def _resolve(name: str) -> str:
     return str(package_folder(name)) if name.startswith("package:") else name
 
 
-def _scratch_encoder(settings: dict[str, Any], tokenizer: Tokenizer) -> PreTrainedConfig:
+def _scratch_encoder(
+    settings: dict[str, Any], tokenizer: Tokenizer, tasks: dict[str, TaskConfig]
+) -> PreTrainedConfig:
     """The config of an encoder with random weights.
 
     Raises:
@@ -91,7 +93,7 @@ def _scratch_encoder(settings: dict[str, Any], tokenizer: Tokenizer) -> PreTrain
     options = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     try:
         config = AutoConfig.for_model(**{**options, **settings})
-        config.is_causal = False
+        config.is_causal = any(task.head_class.causal for task in tasks.values())
         with torch.device("meta"):
             shapes = AutoModel.from_config(config)
     except (*REFUSALS, ArithmeticError, LookupError, AssertionError, MemoryError) as error:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ...modeling.causal import is_causal
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..batches.sampler import epochs_of, make_sampler
 from ..data.loading import Source, unseen_labels
@@ -99,8 +100,15 @@ def _decoded(run: PreparedRun, source: Source, name: str, row: dict[str, Any]) -
     return {"row": row["row"], "text": texts[0] if len(texts) == 1 else texts, "label": label}
 
 
+def _mask_name(*, causal: bool) -> str:
+    return "causal" if causal else "bidirectional"
+
+
 def inspect_model(model: PolyheadModel) -> dict[str, Any]:
-    """Tasks, labels and parameters of a saved model.
+    """Tasks, labels, parameters and masks of a saved model.
+
+    `trained_with` is the mask that the encoder had been trained with before heads were put on it,
+    `mask` the one that it runs with.
 
     Returns:
         `{"encoder": {...}, "tasks": {task: {...}}, "parameters": total}`, ready for JSON.
@@ -125,6 +133,8 @@ def inspect_model(model: PolyheadModel) -> dict[str, Any]:
             "layers": config.num_hidden_layers,
             "hidden_size": config.hidden_size,
             "parameters": model.encoder.num_parameters(),
+            "mask": _mask_name(causal=is_causal(config)),
+            "trained_with": _mask_name(causal=model.config.trained_causal),
         },
         "tasks": tasks,
         "parameters": model.num_parameters(),

@@ -29,9 +29,12 @@ class MultiTaskDataset(torch.utils.data.Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row's longest text."""
-        texts = (row for part in self.parts.values() for row in part[:]["input_ids"])
-        return [max(map(len, row)) for row in texts]
+        """Tokens of each row's longest text; of a block, those of all its texts."""
+        lengths: list[int] = []
+        for part in self.parts.values():
+            measure = sum if "block" in part.column_names else max
+            lengths += [measure(map(len, row)) for row in part[:]["input_ids"]]
+        return lengths
 
     @property
     def texts(self) -> list[frozenset[int]]:

@@ -5,22 +5,27 @@ A tokenized row (one per window of a long text) holds
     token_type_ids   the same shape, where the encoder has segments
     row, window      number of the row in its split, and of the window in its row
     labels_<task>    class id, number, list of 0/1, or one tag id per token (-100: not read);
-                     nothing for masked LM, whose labels are made when rows are collated
+                     nothing for language models, whose labels are made when rows are collated
     words            token tasks: per token the number of the first word that is read there, or -1
     word_counts      and how many words are
+    token_words      where whole words are masked: per token the number of its word, -1 for special
+                     ones; the same shape as input_ids
+    block            where texts are joined: the row is one of several texts, each by itself
 """
 
 from typing import Any
 
 import datasets
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import TaskConfig
-from ...modeling.windows import Span, Window, encode_windows, split_words
-from ..kinds import TaskKind, kind_of
+from ...modeling.windows import Span, Window, encode_windows, split_words, window_stride
+from ..kinds import LanguageModel, TaskKind, kind_of
 from ..kinds.tokens import Tokens
 from .loading import Source
+
+OPEN_BLOCKS = 64  # that are looked at for room; the fullest are closed
 
 
 def tokenize(
@@ -52,6 +57,8 @@ def tokenize(
         load_from_cache_file=False,
         new_fingerprint=f"polyhead-{split}",  # results are not cached: nothing to hash
     )
+    if split == "train" and any(config.blocks for config in configs.values()):
+        features = join_blocks(features, tokenizer.model_max_length)
     if longest_first:
         lengths = [sum(map(len, texts)) for texts in features[:]["input_ids"]]
         features = features.select(np.argsort([-n for n in lengths], kind="stable"))
@@ -69,25 +76,18 @@ def _encode(
     texts = _prompted(source, source.texts_of(batch))
     kinds = {name: kind_of(c).scored_as(source.tasks[name]) for name, c in configs.items()}
     word_kinds = {name: kind for name, kind in kinds.items() if isinstance(kind, Tokens)}
-    words: list[list[Span]] = [[] for _ in numbers]
-    if len(texts) > 1:
-        windows = [[row] for row in _encode_sequences(next(iter(kinds.values())), tokenizer, texts)]
+    words = [split_words(text) if word_kinds else [] for text in texts[0]]
+    in_blocks = any(config.blocks for config in configs.values())
+    if in_blocks:
+        windows = _pieces(tokenizer, texts[0])
     else:
-        words = [split_words(text) if word_kinds else [] for text in texts[0]]
-        encoded = encode_windows(tokenizer, texts[0], words, tokenizer.model_max_length)
-        windows = [[[w] for w in (row if word_kinds else row[:1])] for row in encoded]
-    labels = {
-        name: [kind.encode(value, source.tasks[name].data) for value in rows.labels]
-        for name, kind in kinds.items()
-        if name not in word_kinds and not kind.labels_from_tokens
-        for rows in [source.split_rows(name, batch)]
-    }
-    for name, kind in word_kinds.items():
-        rows = source.split_rows(name, batch, configs[name])
-        by_row = [[window for [window] in row] for row in windows]
-        labels[name] = kind.encode_windows(rows, words, by_row)
+        windows = _windows(kinds, tokenizer, texts, words)
+    labels = _labels(source, configs, kinds, batch, words, windows)
+    token_words = None
+    if any(isinstance(kind, LanguageModel) and kind.reads_words for kind in kinds.values()):
+        token_words = _token_words(tokenizer, texts[0], in_blocks=in_blocks)
     columns: dict[str, list] = {"input_ids": [], "row": [], "window": []}
-    if windows and windows[0][0][0].token_type_ids is not None:
+    if "token_type_ids" in tokenizer.model_input_names:
         columns["token_type_ids"] = []
     for i, row in enumerate(windows):
         for number, group in enumerate(row):
@@ -100,10 +100,47 @@ def _encode(
                 words_read, counts = _words_by_token(group[0])
                 columns.setdefault("words", []).append(words_read)
                 columns.setdefault("word_counts", []).append(counts)
+            if token_words is not None:
+                columns.setdefault("token_words", []).append(token_words[i][number])
             for name, values in labels.items():
                 of_row = values[i][number] if name in word_kinds else values[i]
                 columns.setdefault(f"labels_{name}", []).append(of_row)
     return columns
+
+
+def _labels(
+    source: Source,
+    configs: dict[str, TaskConfig],
+    kinds: dict[str, TaskKind],
+    batch: dict[str, list],
+    words: list[list[Span]],
+    windows: list[list[list[Window]]],
+) -> dict[str, list]:
+    """Encoded labels by task: of each row, or of each window of each row for token tasks."""
+    labels: dict[str, list] = {}
+    for name, kind in kinds.items():
+        if isinstance(kind, Tokens):
+            rows = source.split_rows(name, batch, configs[name])
+            by_row = [[window for [window] in row] for row in windows]
+            labels[name] = kind.encode_windows(rows, words, by_row)
+        elif not kind.labels_from_tokens:
+            rows = source.split_rows(name, batch)
+            labels[name] = [kind.encode(value, source.tasks[name].data) for value in rows.labels]
+    return labels
+
+
+def _windows(
+    kinds: dict[str, TaskKind],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[list[Any]],
+    words: list[list[Span]],
+) -> list[list[list[Window]]]:
+    """The windows of each row, each with its sequences; after the first for token tasks only."""
+    if len(texts) > 1:
+        return [[row] for row in _encode_sequences(next(iter(kinds.values())), tokenizer, texts)]
+    encoded = encode_windows(tokenizer, texts[0], words, tokenizer.model_max_length)
+    every = any(isinstance(kind, Tokens) for kind in kinds.values())
+    return [[[window] for window in (row if every else row[:1])] for row in encoded]
 
 
 def _prompted(source: Source, texts: list[list[Any]]) -> list[list[Any]]:
@@ -126,6 +163,76 @@ def _encode_sequences(
     types = encoded.get("token_type_ids") or [None] * len(flat)
     windows = iter(map(Window, encoded["input_ids"], types))
     return [[next(windows) for _ in row] for row in rows]
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[list[Window]]]:
+    """Texts cut into windows that do not overlap; a text without tokens has none."""
+    encoded = _windows_encoded(tokenizer, texts, 0)
+    types = encoded.get("token_type_ids") or [None] * len(encoded["input_ids"])
+    pieces: list[list[list[Window]]] = [[] for _ in texts]
+    parts = zip(encoded["overflow_to_sample_mapping"], encoded["input_ids"], types, strict=True)
+    empty = tokenizer.num_special_tokens_to_add()
+    for row, ids, segments in parts:
+        if len(ids) > empty:
+            pieces[row].append([Window(ids, segments)])
+    return pieces
+
+
+def _windows_encoded(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], stride: int
+) -> BatchEncoding:
+    return tokenizer(
+        texts,
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        stride=stride,
+        return_overflowing_tokens=True,
+        verbose=False,
+    )
+
+
+def join_blocks(pieces: datasets.Dataset, size: int) -> datasets.Dataset:
+    """Rows of one text each to rows of several that have `size` tokens together, or nearly.
+
+    Each text goes whole into the first of the open blocks that has room for it, so that no text
+    is lost and none sees another (`packing.py` keeps them apart).
+
+    Args:
+        pieces: tokenized rows.
+        size: tokens of a block.
+    """
+    blocks: list[list[int]] = []
+    room: list[list[int]] = []  # [tokens left, number of the block], of the open ones
+    for number, [ids] in enumerate(pieces[:]["input_ids"]):
+        fits = next((entry for entry in room if entry[0] >= len(ids)), None)
+        if fits is None:
+            fits = [size, len(blocks)]
+            blocks.append([])
+            room = sorted([*room, fits])[-OPEN_BLOCKS:]
+        fits[0] -= len(ids)
+        blocks[fits[1]].append(number)
+    columns = {name: pieces[:][name] for name in pieces.column_names}
+    joined: dict[str, list] = {name: [] for name in columns}
+    for block in blocks:
+        for name, values in columns.items():
+            one = name in ("row", "window")  # those of its first text
+            joined[name].append(
+                values[block[0]] if one else [text for number in block for text in values[number]]
+            )
+    return datasets.Dataset.from_dict({**joined, "block": list(range(len(blocks)))})
+
+
+def _token_words(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, in_blocks: bool
+) -> list[list[list[list[int]]]]:
+    """For each window of each text, the number of the word of each token; -1 for special ones."""
+    stride = 0 if in_blocks else window_stride(tokenizer, tokenizer.model_max_length)
+    encoded = _windows_encoded(tokenizer, texts, stride)
+    numbers: list[list[list[list[int]]]] = [[] for _ in texts]
+    for window, row in enumerate(encoded["overflow_to_sample_mapping"]):
+        words = encoded.word_ids(window)
+        numbers[row].append([[-1 if word is None else word for word in words]])
+    return numbers
 
 
 def _words_by_token(window: Window) -> tuple[list[int], list[int]]:

@@ -221,7 +221,7 @@ METRICS: Table[Callable[[], Any]] = Table(
         "token_accuracy": TokenAccuracy,
     },
 )
-LOWER_IS_BETTER = {"mse"}
+LOWER_IS_BETTER = {"mse", "perplexity"}
 FOR_LABELS: dict[str, frozenset[str]] = {}  # users' metrics, and the types of labels they read
 Function = Callable[[list, list], float]
 

@@ -98,9 +98,10 @@ def score(
         UserError: `compute_metrics` gives something else than numbers under names of its own.
     """
     kind, rows = part.of_task(task, config)
-    if kind.scores_itself:
-        return kind.score(predictions, rows)
     names = part.source.tasks[task].metrics or kind.default_metrics
+    if kind.scores_itself:
+        scores = kind.score(predictions, rows)
+        return {name: scores[name] for name in names}
     answered = kind.answers(rows, as_tensor(predictions))
     read, references = answered.predictions, answered.references
     scores = compute(names, config, read, references, answered.entities)

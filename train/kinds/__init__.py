@@ -11,8 +11,10 @@ from ...modeling.heads import HEADS
 from ...modeling.tables import Table
 from ..recipe.schema import TaskRecipe
 from .base import CLOSED, Answers, BatchLayout, SplitRows, TaskKind
+from .causal_lm import CausalLM
 from .classification import MultiLabel, SingleLabel
 from .embedding import embedding_kind
+from .language_model import LanguageModel
 from .masked_lm import MaskedLM
 from .multiple_choice import MultipleChoice
 from .numbers import Regression
@@ -36,6 +38,7 @@ KINDS: Table[Callable[[Any], TaskKind]] = Table(
         "token_classification": Tokens,
         "embedding": embedding_kind,
         "masked_lm": MaskedLM,
+        "causal_lm": CausalLM,
         "multiple_choice": MultipleChoice,
     },
 )
@@ -83,6 +86,7 @@ __all__ = [
     "KINDS",
     "Answers",
     "BatchLayout",
+    "LanguageModel",
     "SplitRows",
     "TaskKind",
     "kind_of",

@@ -110,7 +110,7 @@ class TaskKind(ABC):
     usual_metrics: tuple[str, ...] = ()  # those of a task that names none; default all
     pipeline_tag: ClassVar[str]  # the Hub's name for such tasks
     auto_class: ClassVar[str | None] = None  # transformers' class with such a head, for exports
-    labels_from_tokens: ClassVar[bool] = False  # made when rows are collated: masked LM
+    labels_from_tokens: ClassVar[bool] = False  # made when rows are collated: language models
     scores_itself: ClassVar[bool] = False  # by `score`: there are no answers beside references
 
     def __init__(self, task: TaskConfig | TaskRecipe) -> None:

@@ -1,43 +1,47 @@
-"""Masked language modelling (arXiv:1810.04805): the labels are tokens of the text itself."""
+"""Masked language modelling (arXiv:1810.04805): some tokens are hidden, and to be found."""
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
-import datasets
 import numpy as np
-import torch
-from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ...modeling.heads import IGNORE
-from ..recipe.schema import DataConfig
-from .base import LabelType, SplitRows, TaskKind
-from .classification import ANSWER
+from ...modeling.options import MASK_SHARES
+from .language_model import LanguageModel
 
 
-class MaskedLM(TaskKind):
-    """Tokens at masks. They are drawn when rows are collated."""
+class MaskedLM(LanguageModel):
+    """Tokens at masks."""
 
-    label_type: ClassVar[LabelType] = "none"
-    needed = frozenset()
     pipeline_tag = "fill-mask"
     auto_class = "AutoModelForMaskedLM"
-    metrics = ("token_accuracy",)
-    labels_from_tokens = True
-    scores_itself = True
 
-    def encode(self, value: Any, data: DataConfig) -> None:
-        """Nothing: the data has no labels."""
+    @property
+    def reads_words(self) -> bool:
+        """All tokens of a word are hidden together."""
+        return self.task.whole_word
 
-    def gathered(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(N, T, V) logits to (N, 2): masked tokens found, masked tokens."""
-        masked = labels != IGNORE
-        hits = (logits.argmax(-1) == labels) & masked
-        return torch.stack([hits.sum(1), masked.sum(1)], dim=1)
-
-    def score(self, values: np.ndarray, rows: SplitRows) -> dict[str, float]:
-        """Share of the masked tokens that are found."""
-        hits, masked = values.sum(0)
-        return {"token_accuracy": float(hits / max(1, masked))}
-
-    def feature(self) -> Any:
-        """Tokens with scores."""
-        return datasets.List(ANSWER)
+    def labels_of(
+        self,
+        texts: Sequence[Sequence[int]],
+        words: Sequence[Sequence[int]] | None,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: tuple[int, ...] | None,
+    ) -> tuple[list[Any], list[Any]]:
+        """Of each text, its ids with masks, and the tokens that stood there."""
+        rng = np.random.default_rng(seed)
+        masked, random, _ = self.task.mask_shares or MASK_SHARES
+        special, mask = np.array(tokenizer.all_special_ids), np.array(tokenizer.mask_token_id)
+        ids, labels = [], []
+        for number, text in enumerate(texts):
+            tokens = np.array(text)
+            of_word = np.arange(len(tokens)) if words is None else np.array(words[number])
+            drawn = rng.random(of_word.max(initial=0) + 1) < self.task.mlm_probability
+            hidden = drawn[of_word] & ~np.isin(tokens, special)
+            labels.append(np.where(hidden, tokens, IGNORE).tolist())
+            how, others = rng.random(len(tokens)), rng.integers(len(tokenizer), size=len(tokens))
+            tokens = np.where(hidden & (how < masked), mask, tokens)
+            replaced = hidden & (how >= masked) & (how < masked + random)
+            ids.append(np.where(replaced, others, tokens).tolist())
+        return ids, labels

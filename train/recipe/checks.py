@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ...modeling.checks import check_task_name
+from ...modeling.configuration_polyhead import mask_fault
 from ...modeling.unread_options import options_without_effect
 from ..data.formats import FORMATS, named_columns
 from ..data.splits import is_saved
@@ -33,6 +34,8 @@ def task_faults(name: str, task: TaskRecipe) -> list[str]:
             f"{key}.cached: only for embedding losses {', '.join(IN_BATCH_LOSSES)}; take it out"
         )
     allowed = metrics_for(kind_of(config))
+    if task.metrics and set(task.metrics) == {"perplexity"}:
+        faults.append(f"{key}.metrics: perplexity is lower where it is better; add token_accuracy")
     for metric in task.metrics or []:
         if metric not in (*METRICS, *allowed):
             faults.append(f"{key}.metrics: {metric!r} is unknown; allowed: {', '.join(METRICS)}")
@@ -153,6 +156,8 @@ def output_dir_faults(name: str) -> list[str]:
 def section_faults(recipe: Recipe) -> list[str]:
     """What is wrong with sections that need no more than the recipe's other keys."""
     faults = [*_average_faults(recipe), *_distill_faults(recipe), *_stopping_faults(recipe)]
+    if mask := mask_fault(recipe.tasks):
+        faults.append(f"tasks: {mask}")
     if recipe.compare is not None and len(recipe.tasks) < 2:
         faults.append("compare: the recipe has one task; take it out")
     return faults

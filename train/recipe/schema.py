@@ -203,6 +203,8 @@ class TaskRecipe(TaskOptions):
     false_negative_margin: Number | None = None
     margin: Number = 0.5
     matryoshka: list[Whole] | None = None
+    mlm_probability: Number = Field(default=0.15, gt=0, le=1)
+    mask_shares: list[Number] | None = None
     projection: Whole | None = Field(default=None, gt=0, le=2**16)
     loss_weight: Number = Field(default=1.0, ge=0)
     cached: bool = False

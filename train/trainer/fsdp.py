@@ -82,7 +82,7 @@ def _faults(
         yield "fsdp_activation_checkpointing: write training.activation_checkpointing: true"
     if args.torch_compile:
         yield "torch_compile does not go with it; take it out"
-    if sum(task.head_class.ties_embeddings for task in model.config.tasks.values()) > 1:
+    if sum(task.head_class.ties(task) for task in model.config.tasks.values()) > 1:
         yield "one masked_lm task at most, whose weights are those of the embeddings"
     frozen = any(
         not parameter.requires_grad and not is_adapter_weight(model, name)

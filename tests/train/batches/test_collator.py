@@ -264,14 +264,9 @@ class TestMaskedLM:
         return [*found, row("text", ids[0], number=99, intent=1, slots=labels)]
 
     def collate(self, tokenizer, seed=None, share=0.3, packed=False):
+        configs = {**CONFIGS, "words": TaskConfig(head="masked_lm", mlm_probability=share)}
         return MultiTaskCollator(
-            tokenizer,
-            CONFIGS,
-            NAMES,
-            self.SOURCES,
-            mlm_probability=share,
-            mask_seed=seed,
-            packed=packed,
+            tokenizer, configs, NAMES, self.SOURCES, mask_seed=seed, packed=packed
         )
 
     def plain(self, tokenizer, rows):

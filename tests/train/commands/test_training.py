@@ -140,7 +140,7 @@ class TestTrain:
             "slots": ["entity_f1", "precision", "recall", "per_type"],
             "topics": ["f1_micro", "f1_macro"],
             "urgency": ["pearson", "spearman", "mse"],
-            "words": ["token_accuracy"],
+            "words": ["token_accuracy", "perplexity"],
         }
 
     def test_the_folder_holds_exactly_what_a_stranger_needs(self, trained):
@@ -769,6 +769,8 @@ class TestInspect:
             "layers": 1,
             "hidden_size": 16,
             "parameters": model.encoder.num_parameters(),
+            "mask": "bidirectional",
+            "trained_with": "bidirectional",
         }
         assert list(report["tasks"]) == sorted(trained.scores["tasks"])
         assert report["tasks"]["slots"] == {

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import warnings
 
 import numpy as np
@@ -206,7 +207,7 @@ class TestChoice:
             (PLAIN, "token_accuracy", "token_accuracy"),
             (NEAR, "spearman pearson", "spearman pearson"),
             (GROUPS, "accuracy", "accuracy"),
-            (WORDS, "token_accuracy", "token_accuracy"),
+            (WORDS, "token_accuracy perplexity", "token_accuracy perplexity"),
         ],
     )
     def test_a_task_has_its_metrics(self, config, fitting, usual):
@@ -301,7 +302,8 @@ class TestScore:
 
     def test_masked_tokens_are_counted_over_all_rows(self, split):
         part = split([{"text": "a"}] * 3, head="masked_lm", label=None)
-        assert self.score(part, [[1, 2], [0, 0], [2, 4]]) == {"token_accuracy": 0.5}
+        scores = self.score(part, [[1, 2, 3], [0, 0, 0], [2, 4, 1.5]])
+        assert scores == {"token_accuracy": 0.5, "perplexity": pytest.approx(math.exp(0.75))}
 
     def test_words_of_several_windows_are_put_together(self, split, tokenizer_of):
         words = ["Paris" if i % 7 == 0 else "now" for i in range(90)]

@@ -142,7 +142,9 @@ class TestAnswers:
         labels = torch.tensor([[IGNORE, 1, 0], [IGNORE, IGNORE, IGNORE]])
         logits = torch.nn.functional.one_hot(torch.tensor([[0, 1, 1], [0, 0, 0]]), 2).float()
         counts = KIND["words"].gathered(logits, labels)
-        assert counts.tolist() == [[1, 2], [0, 0]]
+        loss = -logits[0, 1:].log_softmax(-1)[[0, 1], [1, 0]].sum()
+        assert counts.tolist() == [[1, 2, pytest.approx(float(loss))], [0, 0, 0]]
         assert KIND["words"].score(counts.numpy(), SplitRows({}, PLAIN, None)) == {
-            "token_accuracy": 0.5
+            "token_accuracy": 0.5,
+            "perplexity": pytest.approx(float(loss.div(2).exp())),
         }

@@ -293,13 +293,15 @@ class TestTaskReport:
         assert ("residuals" in made["numbers"]) == exact
 
     def test_tasks_without_labels_have_their_scores_alone(self, report_of):
-        made = report_of([{"text": "a"}] * 2, [[1, 2], [0, 2]], head="masked_lm", label=None)[1]
+        made = report_of([{"text": "a"}] * 2, [[1, 2, 0], [0, 2, 0]], head="masked_lm", label=None)[
+            1
+        ]
         assert made == {
             "task": "one",
             "kind": "masked_lm",
             "split": "test",
             "rows": 2,
-            "scores": {"token_accuracy": 0.25},
+            "scores": {"token_accuracy": 0.25, "perplexity": 1.0},
         }
         options = {"head": "embedding", "text_pair": "more", "loss": "contrastive", "label": None}
         made = report_of([{"text": "a", "more": "b"}], [[[1, 0], [1, 0]]], **options)[1]
