@@ -190,8 +190,10 @@ class PairOfTasks(TypedDict):
 
     tasks: Annotated[list[str], Field(min_length=2, max_length=2)]
     mean: float
+    standard_error: NotRequired[float | None]
     negative: float
     compared: Count
+    own: NotRequired[float | None]
 
 
 @with_config(STRICT)

@@ -5,16 +5,21 @@ from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..balancing.agreement import verdict
 from ..evaluation.alone import in_words
+from ..reports.heat_map import heat_map
 
-FEWEST = 8  # measurements; from fewer, nothing is concluded
+FEWEST = 8  # measurements; from fewer, nothing is concluded of gains
+SIDES = {"apart": -1, "alike": 1, "unclear": 0}
 
 
 def conclude(result: dict[str, Any]) -> dict[str, Any]:
-    """What the numbers say, in sentences; a finding is what lies beyond 2 standard errors of 0.
+    """What the numbers say, in sentences.
+
+    A finding is a gain beyond 2 standard errors of 0, or a cosine beyond its noise
+    (`agreement.py`).
 
     Args:
         result: from `measure`, with `scores`.
@@ -39,11 +44,16 @@ def conclude(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sign(numbers: dict[str, Any] | None) -> int:
-    """-1 or 1 for what lies beyond 2 standard errors of 0, else 0."""
+    """-1 or 1 for a gain beyond 2 standard errors of 0, else 0."""
     if numbers is None or numbers["compared"] < FEWEST:
         return 0
     mean = numbers["mean"]
     return (mean > 0) - (mean < 0) if abs(mean) > 2 * numbers["standard_error"] else 0
+
+
+def _side(cosine: dict[str, Any] | None) -> int:
+    """-1 for two tasks that pull apart, 1 for two that pull alike, else 0; see `agreement.py`."""
+    return 0 if cosine is None else SIDES[verdict(cosine)]
 
 
 def _said(numbers: dict[str, Any], *, percent: bool = False) -> str:
@@ -68,7 +78,7 @@ def _pair(
         text = f"{one} and {other} share no weights that train."
         return {"tasks": [one, other], "verdict": "separate", "sentence": text}
     to, back = gains[one, other], gains[other, one]
-    signs = [_sign(cosine), _sign(to), _sign(back)]
+    signs = [_side(cosine), _sign(to), _sign(back)]
     numbers = (
         f"cosine {_said(cosine)}, negative in {cosine['negative'] or 0:.0%}; a step of {one} takes "
         f"{_said(to, percent=True)} off the loss of {other}, one of {other} "
@@ -106,7 +116,7 @@ def _by_run(
         other
         for other in others
         if _sign(gains.get((other, name))) == -1
-        or (_sign(cosine.get(frozenset((name, other)))) == -1 and other not in helped)
+        or (_side(cosine.get(frozenset((name, other)))) == -1 and other not in helped)
     ]
     helpers, rivals = ", ".join(helped), ", ".join(fought)
     if helped and fought:
@@ -145,21 +155,22 @@ def _by_scores(name: str, scores: dict[str, Any]) -> dict[str, str]:
 
 
 def _cautions(result: dict[str, Any], cosine: dict[Any, dict], gains: dict[Any, dict]) -> list[str]:
-    numbers = [*cosine.values(), *(f for (one, other), f in gains.items() if one != other)]
+    found = [_side(numbers) for numbers in cosine.values()]
+    found += [_sign(numbers) for (one, other), numbers in gains.items() if one != other]
     lines = []
     if result["measurements"] < FEWEST:
         lines.append(
-            f"{result['measurements']} measurements are too few for a finding; {FEWEST} or more "
-            "need more --steps."
+            f"{result['measurements']} measurements are too few for a finding on gains; {FEWEST} "
+            "or more need more --steps."
         )
-    elif not any(map(_sign, numbers)):
+    elif not any(found):
         lines.append(
             "Nothing in the short run is beyond 2 standard errors: it gives no reason to part the "
             "tasks, and does not show that they help each other."
         )
     else:
         lines.append(
-            f"Of {len(numbers)} numbers about {math.ceil(0.05 * len(numbers))} may lie beyond 2 "
+            f"Of {len(found)} numbers about {math.ceil(0.05 * len(found))} may lie beyond 2 "
             "standard errors by chance alone."
         )
     weak = [one for one, other in gains if one == other and _sign(gains[one, one]) < 1]
@@ -186,7 +197,7 @@ def _cautions(result: dict[str, Any], cosine: dict[Any, dict], gains: dict[Any, 
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Heat maps of cosines and affinities, centred at 0; bold: beyond 2 standard errors.
+    """Heat maps of cosines, from -1 to 1, and of affinities; bold: more than noise.
 
     Args:
         result: from `measure`.
@@ -197,42 +208,46 @@ def draw(result: dict[str, Any]) -> Figure:
     side = max(2.2, 0.55 * len(names)) + 0.08 * max(map(len, names)) + 0.5
     figure = Figure(figsize=(2 * side + 0.3, side + 1), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _heat_map(left, names, cosine)
+    matrix = _matrix(names, cosine)
+    heat_map(
+        left,
+        matrix,
+        names,
+        names,
+        shown=lambda i, j: _said({**cosine[names[i], names[j]], "standard_error": None}),
+        bold=lambda i, j: bool(_side(cosine[names[i], names[j]])),
+    )
     left.set_title("cosine of the gradients\n(red: they pull apart)")
-    _heat_map(right, names, gains, percent=True)
+    matrix = _matrix(names, gains)
+    heat_map(
+        right,
+        matrix,
+        names,
+        names,
+        limit=_limit(matrix),
+        shown=lambda i, j: _said(
+            {**gains[names[i], names[j]], "standard_error": None}, percent=True
+        ).removesuffix(" %"),
+        bold=lambda i, j: bool(_sign(gains[names[i], names[j]])),
+    )
     right.set(ylabel="a step of", xlabel="takes off the loss of")
     right.set_title("affinity, % of the loss\n(red: it rises)")
     count, steps = result["measurements"], result["steps"]
-    figure.suptitle(f"{count} measurements in {steps} steps; bold: beyond 2 standard errors")
+    figure.suptitle(f"{count} measurements in {steps} steps; bold: more than noise")
     return figure
 
 
-def _heat_map(
-    axes: Axes,
-    names: list[str],
-    numbers: dict[tuple[str, ...], dict[str, Any]],
-    *,
-    percent: bool = False,
-) -> None:
-    """Means by (row, column); the colours end at the largest off the diagonal.
-
-    They end no lower than at a tenth of the largest gain of a task from its own step, or at 0.1.
-    """
+def _matrix(names: list[str], numbers: dict[tuple[str, ...], dict[str, Any]]) -> np.ndarray:
+    """(K, K) means by (row, column), NaN for none."""
     matrix = np.full((len(names), len(names)), np.nan)
     for (row, column), values in numbers.items():
         if values["mean"] is not None:
             matrix[names.index(row), names.index(column)] = values["mean"]
-    diagonal = np.eye(len(names), dtype=bool)
+    return matrix
+
+
+def _limit(matrix: np.ndarray) -> float:
+    """The largest off the diagonal; no less than a tenth of the largest gain from a task's own."""
+    diagonal = np.eye(len(matrix), dtype=bool)
     size = np.abs(np.nan_to_num(matrix))
-    limit = max(size[~diagonal].max(), 0.1 * (size[diagonal].max() or 1))
-    axes.set_facecolor("0.85")
-    axes.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit)
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
-    axes.grid(visible=False)
-    for i, j in np.argwhere(np.isfinite(matrix)):
-        color = "white" if abs(matrix[i, j]) > 0.6 * limit else "black"
-        weight = "bold" if _sign(numbers[names[i], names[j]]) else "normal"
-        style = {"ha": "center", "va": "center", "fontsize": 8, "color": color, "weight": weight}
-        number = _said({**numbers[names[i], names[j]], "standard_error": None}, percent=percent)
-        axes.text(j, i, number.removesuffix(" %"), **style)
+    return max(size[~diagonal].max(), 0.1 * (size[diagonal].max() or 1))

@@ -2,7 +2,8 @@
 
 The short run trains all tasks jointly on mixed batches and stops every few steps to compare them on
 the batch at hand, dropout off:
-- cosines of their gradients on the shared weights: below 0, two tasks pull these weights apart;
+- cosines of their gradients on the shared weights: below 0 by more than their noise, two tasks
+  pull these weights apart (`balancing/agreement.py`);
 - their affinity by lookahead (TAG, arXiv:2109.04617): Z[i -> j] = 1 - L_j(shared weights moved
   along task i's gradient) / L_j, the share of task j's loss that a step of task i takes away.
 
@@ -37,6 +38,8 @@ from transformers import get_constant_schedule_with_warmup
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import write_json
+from ..balancing.agreement import agreement_with_itself, own_agreement
+from ..balancing.halves import HalfGradient
 from ..balancing.task_gradients import cosines, shared_parameters, task_gradients
 from ..batches.collator import MultiTaskCollator, model_inputs
 from ..batches.sampler import MultiTaskBatchSampler
@@ -163,11 +166,15 @@ def compare_tasks(
 
 @dataclass
 class _Measured:
-    """Cosines and affinities (K, K) of each measurement; NaN where a task was missing."""
+    """Cosines and affinities (K, K) of each measurement; NaN where a task was missing.
+
+    And cosines of two halves of one task's gradient, of the tasks in turn.
+    """
 
     names: list[str]
     cosines: list[np.ndarray] = field(default_factory=list)
     affinities: list[np.ndarray] = field(default_factory=list)
+    halves: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, present: list[str], matrices: tuple[Tensor, Tensor]) -> None:
         indices = [self.names.index(name) for name in present]
@@ -189,7 +196,8 @@ def measure(run: PreparedRun, *, steps: int) -> dict[str, Any]:
         `tasks`; `steps`, `measurements`, `batch_size`, `shared_weights`, `step_length`, `seconds`;
         `cosines`, for each pair of `tasks`, and `affinities`, for each task that is followed
         (`follows`) and each that gains: `mean`, `standard_error`, share of `negative` ones and
-        how many were `compared`. Pairs that share no weights have neither.
+        how many were `compared`; of cosines also `own`, what tasks have with themselves. Pairs that
+        share no weights have neither.
 
     Raises:
         UserError: a loss is not finite.
@@ -212,6 +220,9 @@ def measure(run: PreparedRun, *, steps: int) -> dict[str, Any]:
         fed = send_to_device(model_inputs(batch), args.device)
         if step % every == 0:
             measured.add(*_compare(model, fed, parameters, length))
+            name = measured.names[len(measured.cosines) % len(measured.names)]
+            half = _halves(model, name, fed, parameters)
+            measured.halves.setdefault(name, []).extend(half)
         model.train()
         output = model(**fed)
         _check_finite(output.losses, step)
@@ -271,6 +282,20 @@ def _compare(
     return present, compare_tasks(losses, parameters, length)
 
 
+def _halves(
+    model: PolyheadModel, name: str, fed: dict[str, Any], parameters: list[nn.Parameter]
+) -> list[float]:
+    """Cosine of two halves of a task's gradient on a batch; none where it has no rows there."""
+    if not model.count_items(fed["labels"])[name]:
+        return []
+    half = HalfGradient(name, model.heads[name], parameters, None)
+    losses = {name: model(**fed).losses[name]}
+    half.add(losses)
+    half.end()
+    cosine = half.cosine(task_gradients(list(losses.values()), parameters)[0])
+    return [cosine] if math.isfinite(cosine) else []
+
+
 def _check_finite(losses: dict[str, Tensor], step: int) -> None:
     for name, loss in losses.items():
         if not loss.isfinite():
@@ -284,9 +309,16 @@ def _summaries(measured: _Measured, model: PolyheadModel) -> dict[str, list[dict
     cosine, gains = np.stack(measured.cosines), np.stack(measured.affinities)  # (M, K, K)
     places = [(i, j) for i in range(len(names)) for j in range(len(names))]
     places = [(i, j) for i, j in places if read[names[i]] & read[names[j]]]
+    own = {name: agreement_with_itself(measured.halves.get(name, [])) for name in names}
     return {
         "cosines": [
-            {"tasks": [names[i], names[j]], **_summary(cosine[:, i, j])} for i, j in places if i < j
+            {
+                "tasks": [names[i], names[j]],
+                **_summary(cosine[:, i, j]),
+                "own": own_agreement(own[names[i]], own[names[j]]),
+            }
+            for i, j in places
+            if i < j
         ],
         "affinities": [
             {"follows": names[i], "gains": names[j], **_summary(gains[:, i, j])} for i, j in places

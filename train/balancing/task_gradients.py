@@ -8,7 +8,7 @@ Shapes: `K` tasks, `P` shared weights, `W` numbers of a sketch.
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,18 @@ class StepGradients:
                 options: Any = {"retain_graph": True, "allow_unused": True}
                 self._add_to(row, torch.autograd.grad(losses[name], self.parameters, **options))
 
+    def add_outputs(self, name: str, outputs: Tensor, back: Tensor) -> None:
+        """Add what a gradient on the outputs of the encoder gives a task; the graph stays.
+
+        Args:
+            name: the task.
+            outputs: of the encoder, as a head reads them.
+            back: the gradient on them, of the same shape.
+        """
+        options: Any = {"grad_outputs": [back], "retain_graph": True, "allow_unused": True}
+        gradients = torch.autograd.grad([outputs], self.parameters, **options)
+        self._add_to(self.total[self.names.index(name)], gradients)
+
     def _add_to(self, row: Tensor, gradients: tuple[Tensor | None, ...]) -> None:
         """Add a task's gradients to its (P,) or (W,) row, without a copy of them all."""
         first = 0
@@ -137,8 +149,21 @@ def _signs(seed: int, like: Tensor) -> Tensor:
     return drawn.random_(0, 2, generator=generator) * 2 - 1
 
 
+class Half(Protocol):
+    """What `halves.HalfGradient` has."""
+
+    name: str
+
+    def cosine(self, whole: Tensor) -> float:
+        """Of the two halves of a task's gradient."""
+        ...
+
+
 class GradientComparison:
     """Norms and pairwise cosines of the tasks' gradients, every so many steps.
+
+    Each time it also asks for two halves of one task's own gradient, of the tasks in turn, which
+    tell the noise (`agreement.py`).
 
     Where a step has not all tasks (pure batches), those that are missing are taken from the steps
     that follow; the weights move little meanwhile. Begun anew when more weights join (unfreezing).
@@ -154,17 +179,32 @@ class GradientComparison:
         self.missing: set[str] = set()
         self.rows: dict[str, Tensor] = {}
         self.size = 0
+        self.turn = 0
+        self.halves: dict[str, float] = {}
         self.values: dict[str, float] = {}
 
     def is_due(self, step: int, present: list[str]) -> bool:
         """Whether gradients of this step are to be handed to `take`."""
         if self.every and step % self.every == 0:
             self._finish()
-            self.missing = set(self.tasks)
+            self.missing, self.turn = set(self.tasks), step // self.every
         return bool(self.missing & set(present))
 
-    def take(self, gradients: StepGradients) -> None:
-        """Keep the gradients that were missing; compare them when all are there."""
+    def halved(self, present: list[str]) -> str | None:
+        """The task whose gradient is wanted in halves, where it is one of this step's."""
+        task = self.tasks[self.turn % len(self.tasks)]
+        wanted = task in self.missing and task in present and task not in self.halves
+        return task if wanted else None
+
+    def take(self, gradients: StepGradients, half: Half | None = None) -> None:
+        """Keep the gradients that were missing; compare them when all are there.
+
+        Args:
+            gradients: of the tasks of a step.
+            half: of the first half of the rows of one of them.
+        """
+        if half is not None:
+            self.halves[half.name] = half.cosine(gradients.total[gradients.names.index(half.name)])
         size = sum(parameter.numel() for parameter in gradients.parameters)
         if size != self.size:
             self.rows, self.missing, self.size = {}, set(self.tasks), size
@@ -179,12 +219,18 @@ class GradientComparison:
         names = sorted(self.rows)
         if len(names) > 1:
             matrix = cosines([self.rows[name] for name in names]).tolist()
-            self.values = {f"grad_norm_{name}": self.rows[name].norm().item() for name in names}
+            kept = {key: value for key, value in self.values.items() if key.startswith("halves_")}
+            norms = {f"grad_norm_{name}": self.rows[name].norm().item() for name in names}
+            self.values = {**kept, **norms}
+            self.values |= {f"halves_{name}": value for name, value in self.halves.items()}
             for i, j in combinations(range(len(names)), 2):
                 self.values[f"cosine_{names[i]}-{names[j]}"] = matrix[i][j]
-        self.rows, self.missing = {}, set()
+        self.rows, self.missing, self.halves = {}, set(), {}
 
     def log(self) -> dict[str, float]:
-        """`grad_norm_<task>` and `cosine_<task>-<task>`, once after each comparison."""
+        """`grad_norm_<task>`, `cosine_<task>-<task>` and, of one task, `halves_<task>`.
+
+        Once after each comparison.
+        """
         values, self.values = self.values, {}
         return values

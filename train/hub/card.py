@@ -20,6 +20,7 @@ from transformers import TrainerState
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import PLOTS, RUNS, SCORES
+from ..balancing.agreement import noise_of, summary
 from ..data.loading import Source
 from ..escape import code, fenced, in_markdown, paragraph
 from ..kinds import kind_of
@@ -37,7 +38,6 @@ EXAMPLES = {
     "choices": '("some text", ["one choice", "another"])',
 }
 READS = {"text": "a text", "pair": "two texts", "choices": "a text and others to choose from"}
-FIGHT = -0.1  # mean cosine of gradients below which two tasks are said to pull apart
 
 
 def about_run(
@@ -360,22 +360,24 @@ def _relations(runs: list[dict[str, Any]]) -> str:
     if not pairs:
         return ""
     rows = "".join(
-        f"| {', '.join(map(code, pair['tasks']))} | {pair['mean']:+.3f} "
+        f"| {', '.join(map(code, pair['tasks']))} | {pair['mean']:+.3f} | {_noise(pair)} "
         f"| {pair['negative']:.0%} of {pair['compared']} |\n"
         for pair in pairs
     )
-    apart = [
-        " and ".join(map(in_markdown, pair["tasks"])) for pair in pairs if pair["mean"] < FIGHT
-    ]
-    said = f"Pulling apart: {', '.join(apart)}." if apart else "No two tasks pull apart."
+    said = in_markdown(summary(pairs))
     return f"""
 ## How the tasks relate
 
 Cosine between the tasks' gradients on the shared weights, mean over the training. {said}
 
-| tasks | mean | below 0 |
-|---|---|---|
+| tasks | mean | noise | below 0 |
+|---|---|---|---|
 {rows}"""
+
+
+def _noise(pair: dict[str, Any]) -> str:
+    noise = noise_of(pair)
+    return "not known" if noise is None else f"± {noise:.3f}"
 
 
 def _limits(model: PolyheadModel, runs: list[dict[str, Any]]) -> str:

@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from ..artifacts import REPORTS
+from ..balancing.agreement import agreement_with_itself, own_agreement, standard_error, verdict
 from ..escape import drawn
 from ..evaluation.metrics import METRICS
 from .figures import draw
+from .heat_map import heat_map
 
-NUMBERED = 20  # a heat map of more tasks has no numbers
 # The pictures of a run, and what of its curves each shows.
 NEEDS = {
     "losses": ("losses", "weights", "rows", "tokens"),
@@ -41,8 +42,9 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
         JSON-ready; lists of [step, value], value None where it was no number:
         `losses` by task: train, evaluation; `scores` by task and metric, `macro` among the tasks;
         `weights`, `rows`, `tokens`, `skipped`, `gradient_norms` by task; and `cosines`, one entry
-        per pair of tasks: tasks, mean, share of comparisons below 0 (`negative`), `compared`; those
-        that pull apart first.
+        per pair of tasks: tasks, mean and its `standard_error`, share of comparisons below 0
+        (`negative`), `compared`, and `own`, what tasks have with themselves (`agreement.py`); the
+        lowest first.
 
     Raises:
         ValueError: the log holds no number where one is due.
@@ -93,20 +95,26 @@ def _series(log_history: list[dict[str, Any]], key: str) -> list[list]:
 
 def _cosines(log_history: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
     """Pairs of tasks by the mean cosine of their gradients; a gradient of 0 has none."""
+    own = {name: agreement_with_itself(_values(log_history, f"halves_{name}")) for name in names}
     pairs = []
     for one, other in combinations(names, 2):
-        points = _series(log_history, f"cosine_{one}-{other}")
-        values = [value for _, value in points if value is not None]
+        values = _values(log_history, f"cosine_{one}-{other}")
         if values:
             pairs.append(
                 {
                     "tasks": [one, other],
                     "mean": sum(values) / len(values),
+                    "standard_error": standard_error(values),
                     "negative": sum(value < 0 for value in values) / len(values),
                     "compared": len(values),
+                    "own": own_agreement(own[one], own[other]),
                 }
             )
     return sorted(pairs, key=lambda pair: pair["mean"])
+
+
+def _values(log_history: list[dict[str, Any]], key: str) -> list[float]:
+    return [value for _, value in _series(log_history, key) if value is not None]
 
 
 def training_plots(
@@ -194,29 +202,22 @@ def _gradients(curves: dict[str, Any]) -> Figure:
         axes.set_xlabel("optimizer step")
         _by_task(figure, axes, norms)
     if pairs:
-        _heat_map(figure, panels[-1], names, pairs)
+        _cosine_map(figure, panels[-1], names, pairs)
     return figure
 
 
-def _heat_map(figure: Figure, axes: Axes, names: list[str], pairs: list[dict[str, Any]]) -> None:
+def _cosine_map(figure: Figure, axes: Axes, names: list[str], pairs: list[dict[str, Any]]) -> None:
+    """The mean cosine of each pair; bold where two tasks pull apart or alike."""
     matrix = np.full((len(names), len(names)), np.nan)
+    clear = set()
     for pair in pairs:
         i, j = (names.index(name) for name in pair["tasks"])
         matrix[i, j] = matrix[j, i] = pair["mean"]
-    limit = max(0.05, float(np.nanmax(np.abs(matrix))))  # cosines of tasks are small numbers
-    axes.set_facecolor("0.85")
-    image = axes.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit)
-    figure.colorbar(image, ax=axes, shrink=0.8).set_label("mean cosine (red: they pull apart)")
-    shown = list(map(drawn, names))
-    axes.set_xticks(range(len(names)), shown, rotation=90)
-    axes.set_yticks(range(len(names)), shown)
-    axes.grid(visible=False)
-    axes.set_title("cosine of the gradients of two tasks")
-    if len(names) <= NUMBERED:
-        for i, j in np.argwhere(~np.isnan(matrix)):
-            color = "white" if abs(matrix[i, j]) > 0.6 * limit else "black"
-            text = f"{matrix[i, j]:+.2f}"
-            axes.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
+        if verdict(pair) != "unclear":
+            clear |= {(i, j), (j, i)}
+    image = heat_map(axes, matrix, names, names, bold=lambda i, j: (i, j) in clear)
+    figure.colorbar(image, ax=axes, shrink=0.8).set_label("mean cosine (red: apart, blue: alike)")
+    axes.set_title("cosine of the gradients of two tasks\nbold: more than noise")
 
 
 def _grid(count: int, title: str) -> tuple[Figure, list[Axes]]:

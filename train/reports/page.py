@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import HISTORY, REPORTS, SCORES, write_text
+from ..balancing.agreement import noise_of, summary
 from ..errors import RESUME, UserError
 from ..escape import in_html
 from ..records import LOG, OBJECT, RUN_SCORES, TASK_REPORT, TRAINER_LOG, read_record
@@ -147,13 +148,12 @@ def _training_part(curves: dict[str, Any], pictures: list[Path]) -> str:
     pairs = curves["cosines"]
     parts = ["<h2>Training</h2>" if pictures else ""]
     if pairs:
-        fighting = sum(pair["mean"] < 0 for pair in pairs)
-        parts.append(f"<p>{fighting} of {len(pairs)} pairs of tasks pull apart on average.</p>")
+        parts.append(f"<p>{in_html(summary(pairs))}</p>")
         rows = [
-            (*pair["tasks"], pair["mean"], f"{pair['negative']:.0%}", pair["compared"])
+            (*pair["tasks"], pair["mean"], noise_of(pair), pair["compared"])
             for pair in pairs[:SHOWN]
         ]
-        header = ("task", "task", "mean cosine", "below 0", "comparisons")
+        header = ("task", "task", "mean cosine", "noise ±", "comparisons")
         parts.append(_table("Gradients that agree least", header, rows))
     return "\n".join([*parts, *map(_picture, pictures)])
 

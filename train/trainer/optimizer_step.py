@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from ..balancing.base import Balancer
+from ..balancing.halves import HalfGradient
 from ..balancing.output_gradients import OutputGradients
 from ..balancing.task_gradients import (
     SKETCH,
@@ -60,6 +61,7 @@ class StepState:
         sums: losses of this rank's micro-batches so far.
         gradients: gradients of the tasks, for balancing.
         sketches: sketches of the tasks' gradients, to compare where balancing reads none or others.
+        half: that of half of a task's rows, for the noise of the comparison.
         cached: what is cached of each micro-batch, where a loss compares all of them.
         position: the micro-batch that comes next.
         progress: share of the training that is over.
@@ -78,6 +80,7 @@ class StepState:
     sums: dict[str, Any] = field(default_factory=dict)
     gradients: StepGradients | None = None
     sketches: StepGradients | None = None
+    half: HalfGradient | None = None
     cached: list[CachedBatch] = field(default_factory=list)
     position: int = 0
     progress: float = 0.0
@@ -222,6 +225,10 @@ class OptimizerStep:
             step.pull = StepGradients([RETAIN], shared) if step.retained else None
         if is_compared and not balancer.reads_gradients:
             step.sketches = StepGradients(step.present, shared, SKETCH)
+        halved = self.comparison.halved(step.present) if is_compared else None
+        if halved is not None:
+            width = None if balancer.reads_gradients else SKETCH
+            step.half = HalfGradient(halved, self.model.heads[halved], shared, width)
 
     def _losses_of_step(self) -> dict[str, float]:
         """The losses of the step's batches under the weights of now; dropout as in training."""
@@ -354,6 +361,8 @@ class OptimizerStep:
         for gradients in (step.gradients, step.sketches):
             if gradients is not None:
                 gradients.add(scaled)
+        if step.half is not None:
+            step.half.add(scaled)
         if step.weights is None:
             step.weights = self.balancer.weights(step.number, self._totals())
         if not scaled:  # every loss was skipped: nothing changes
@@ -419,8 +428,11 @@ class OptimizerStep:
             if compared is not None and step.present:
                 combined = balancer.combine(compared.total, step.present, step.number)
                 compared.write(combined if step.pull is None else combined + step.pull.total[0])
+        if step.half is not None:
+            step.half.end()
+            step.half.gradients.reduce(self.accelerator)
         if compared is not None and comparison.missing:
-            comparison.take(compared)
+            comparison.take(compared, step.half)
         self.unfreezing.clear_frozen()
 
     def end_step(self) -> None:

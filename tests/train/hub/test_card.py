@@ -152,7 +152,14 @@ def nasty_card(make_model, folder, texts, words):
         "machine": words,
         "versions": {"torch": words},
         "gradient_cosines": [
-            {"tasks": ["one", words], "mean": -0.5, "negative": 0.5, "compared": 2}
+            {
+                "tasks": ["one", words],
+                "mean": -0.5,
+                "standard_error": 0.01,
+                "negative": 0.5,
+                "compared": 9,
+                "own": None,
+            }
         ],
         "average": {
             "share": 0.1,

@@ -340,7 +340,8 @@ HISTORY = [
     {"step": 1, "loss": 3.0, "loss_a": 2.0, "loss_a_b": 1.0, "rows_a": 8.0, "tokens_a": 80.0},
     {"step": 2, "loss": 2.0, "loss_a": float("nan"), "grad_norm": 5.0, "learning_rate": 0.1},
     {"step": 2, "grad_norm_a": 0.5, "grad_norm_a_b": 0.1, "grad_norm_c": 2.0, "cosine_a-c": -0.5},
-    {"step": 2, "cosine_a-a_b": 0.5, "cosine_a_b-c": float("nan")},
+    {"step": 2, "cosine_a-a_b": 0.5, "cosine_a_b-c": float("nan"), "halves_a": 0.5},
+    {"step": 3, "halves_c": 1 / 3},
     {"step": 3, "cosine_a-a_b": -0.1, "cosine_a-c": -0.1, "weight_a": 1.5, "weight_a_b": 0.5},
     {"step": 3, "eval_a_accuracy": 0.5, "eval_a_loss": 1.5, "eval_a_b_entity_f1": 0.25},
     {"step": 3, "eval_a_b_precision": 0.2, "eval_macro": 0.375, "eval_loss": 4.0},
@@ -369,8 +370,22 @@ class TestCurves:
             "gradient_norms": {"a": [[2, 0.5]], "a_b": [[2, 0.1]], "c": [[2, 2.0]]},
         }
         assert cosines == [  # those that pull apart first; one that is no number is none
-            {"tasks": ["a", "c"], "mean": -0.3, "negative": 1.0, "compared": 2},
-            {"tasks": ["a", "a_b"], "mean": pytest.approx(0.2), "negative": 0.5, "compared": 2},
+            {
+                "tasks": ["a", "c"],
+                "mean": -0.3,
+                "standard_error": pytest.approx(0.2),
+                "negative": 1.0,
+                "compared": 2,
+                "own": pytest.approx((2 / 3 * 0.5) ** 0.5),  # 2 * 0.5 / 1.5, 2 * 1/3 / (4/3)
+            },
+            {
+                "tasks": ["a", "a_b"],
+                "mean": pytest.approx(0.2),
+                "standard_error": pytest.approx(0.3),
+                "negative": 0.5,
+                "compared": 2,
+                "own": None,
+            },
         ]
 
     def test_a_task_may_be_called_macro(self):
@@ -483,10 +498,11 @@ class TestPictures:
 
     def test_conflicts_and_agreement_have_opposite_colours_around_0(self):
         image = curves._gradients(training_curves(HISTORY, TASKS)).axes[1].images[0]
+        assert (image.norm.vmin, image.norm.vmax) == (-1, 1)  # whatever the cosines
         values = image.get_array().filled(np.nan)
         assert values[0, 2] == values[2, 0] == pytest.approx(-0.3)
         assert np.isnan([values[0, 0], values[1, 2]]).all()
-        low, middle, high = image.cmap(image.norm([-0.3, 0.0, 0.2]))
+        low, middle, high = image.cmap(image.norm([-0.3, 0.0, 0.3]))
         assert low[0] > low[2]  # red
         assert high[2] > high[0]  # blue
         assert min(middle[:3]) > 0.9  # white
@@ -563,8 +579,8 @@ class TestReport:
 
     def test_it_tells_what_a_person_wants_to_know(self, contents):
         text = " ".join(Page(Path(contents["page"])).text)
-        assert "1 of 2 pairs of tasks pull apart on average." in text
-        assert re.search(r"a\s+c\s+-0.3000\s+100%\s+2", text)
+        assert "Fewer than 3 comparisons: whether tasks pull apart cannot be told." in text
+        assert re.search(r"a\s+c\s+-0.3000\s+-\s+2", text)
         assert "expected calibration error 0.4000" in text  # sure of five, right thrice
         assert re.search(r"unseen\s+名\s+1\s+100%", text)
         assert re.search(r"<i>\s+0.5000\s+0.2500\s+0.3333\s+1,200", text)

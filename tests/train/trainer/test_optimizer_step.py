@@ -120,6 +120,31 @@ class TestComparison:
                 cosine = angles[1][f"cosine_{one}-{NAMES[j]}"]
                 assert cosine == pytest.approx(float(matrix[i, j]), abs=1e-3)
 
+    def test_halves_are_those_of_a_tasks_own_rows(self, build):
+        multitask = balanced("none", gradient_steps=1)
+        trainer = build(size=64, max_steps=6, learning_rate=0.0, multitask=multitask)
+        parameters, wanted = shared_parameters(trainer.model), {}
+        for epoch, name in enumerate(NAMES):
+            if name == "slots":  # half of the tokens, which need not be half of the texts
+                continue
+            trainer.sampler.set_epoch(epoch)
+            (rows,) = trainer.sampler
+            batch = trainer.data_collator(trainer.train_dataset.__getitems__(rows))
+            labels, halves = batch["labels"][name], []
+            rows = (labels != -100).view(len(labels), -1).all(1).nonzero().flatten()
+            for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+                part = torch.full_like(labels, float("nan") if labels.is_floating_point() else -100)
+                part[half] = labels[half]
+                inputs = {**model_inputs(batch), "labels": {name: part}}
+                loss = trainer.model(**inputs).losses[name]
+                halves.append(task_gradients([loss], parameters)[0])
+            wanted[f"halves_{name}"] = float(cosines(halves)[0, 1])
+        trainer.sampler.set_epoch(0)
+        trainer.train()
+        seen = {key: value for line in logged(trainer, "halves_") for key, value in line.items()}
+        assert set(seen) == {f"halves_{name}" for name in NAMES}
+        assert {n: seen[n] for n in wanted} == pytest.approx(wanted, abs=2e-3)
+
     def test_a_sketch_keeps_norms_and_cosines(self):
         torch.manual_seed(0)
         sizes = [(300, 70), (1,), (70, 300), (999,)]  # 43,000 weights
