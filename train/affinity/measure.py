@@ -217,7 +217,7 @@ def measure(run: PreparedRun, *, steps: int) -> dict[str, Any]:
     every = math.ceil(steps / MEASUREMENTS)
     batches = _batches(run, size=size, steps=steps)
     for step, batch in enumerate(tqdm(batches, "Comparing tasks", disable=args.disable_tqdm), 1):
-        fed = send_to_device(model_inputs(batch), args.device)
+        fed: Any = send_to_device(model_inputs(batch), args.device)
         if step % every == 0:
             measured.add(*_compare(model, fed, parameters, length))
             name = measured.names[len(measured.cosines) % len(measured.names)]
@@ -288,7 +288,7 @@ def _halves(
     """Cosine of two halves of a task's gradient on a batch; none where it has no rows there."""
     if not model.count_items(fed["labels"])[name]:
         return []
-    half = HalfGradient(name, model.heads[name], parameters, None)
+    half = HalfGradient(name, model.heads[name], parameters)
     losses = {name: model(**fed).losses[name]}
     half.add(losses)
     half.end()

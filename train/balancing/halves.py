@@ -19,14 +19,18 @@ class HalfGradient:
         name: the task.
         head: its head.
         parameters: the shared weights.
-        width: that of the `StepGradients` it is compared with.
+        like: the gradients of tasks that it is compared with; None for whole ones.
     """
 
     def __init__(
-        self, name: str, head: nn.Module, parameters: list[nn.Parameter], width: int | None
+        self,
+        name: str,
+        head: nn.Module,
+        parameters: list[nn.Parameter],
+        like: StepGradients | None = None,
     ) -> None:
         self.name = name
-        self.gradients = StepGradients([name], parameters, width)
+        self.gradients = StepGradients([name], parameters) if like is None else like.alone(name)
         self._states: Tensor | None = None
         self._handle = head.register_forward_pre_hook(self._keep)
 

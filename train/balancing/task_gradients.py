@@ -81,7 +81,8 @@ class StepGradients:
         parameters: the weights to derive by.
         width: keep no more numbers than this for each task: weight i goes, with a random sign, to
             place i modulo `width` (a count sketch, arXiv:0902.2206). Inner products, so norms and
-            cosines, stay what they are on average; their error falls with the root of `width`.
+            cosines, stay what they are on average; their error falls with the root of `width`. The
+            signs are a byte for each weight.
     """
 
     def __init__(
@@ -89,11 +90,19 @@ class StepGradients:
     ) -> None:
         self.names = names
         self.parameters = parameters
+        self.width = width
         size = sum(parameter.numel() for parameter in parameters)
         device = parameters[0].device if parameters else None
         self.folded = width is not None and width < size
+        self._signs: dict[int, Tensor] = {}  # int8, of weights from a number on
         columns = min(size, width or size)
         self.total = torch.zeros(len(names), columns, device=device)  # (K, P) or (K, W)
+
+    def alone(self, name: str) -> "StepGradients":
+        """An empty one for one task, with the same places and signs."""
+        one = StepGradients([name], self.parameters, self.width)
+        one._signs = self._signs
+        return one
 
     def add(self, losses: dict[str, Tensor]) -> None:
         """Add the gradients of the losses of a micro-batch; the graph stays."""
@@ -125,11 +134,19 @@ class StepGradients:
             while flat is not None and first < last:
                 column = first % len(row)
                 part = flat[first - last :][: len(row) - column]
+                places = row[column : column + len(part)]
                 if self.folded:
-                    part = part * _signs(first, part)
-                row[column : column + len(part)] += part
+                    places += part * self._signs_at(first, part)
+                else:
+                    places += part
                 first += len(part)
             first = last
+
+    def _signs_at(self, first: int, like: Tensor) -> Tensor:
+        """Those of some weights, drawn once: the same for each task."""
+        if first not in self._signs:
+            self._signs[first] = _signs(first, like)
+        return self._signs[first]
 
     def reduce(self, accelerator: Any) -> None:
         """Sum over ranks; each loss is over the units of all ranks already."""

@@ -97,7 +97,7 @@ class Balancing:
         alpha: gradnorm: how strongly tasks that learn slowly are favoured.
         c: cagrad: how far from the mean gradient, 0 to 1.
         gradient_steps: every so many optimizer steps the gradients of the tasks are compared and
-            logged, 0 for never; default 16 times the number of tasks, which costs some 4 %.
+            logged, 0 for never; default 48 times the number of tasks, which costs some 2 %.
     """
 
     method: str | None = None

@@ -227,8 +227,8 @@ class OptimizerStep:
             step.sketches = StepGradients(step.present, shared, SKETCH)
         halved = self.comparison.halved(step.present) if is_compared else None
         if halved is not None:
-            width = None if balancer.reads_gradients else SKETCH
-            step.half = HalfGradient(halved, self.model.heads[halved], shared, width)
+            like = step.sketches if step.sketches is not None else step.gradients
+            step.half = HalfGradient(halved, self.model.heads[halved], shared, like)
 
     def _losses_of_step(self) -> dict[str, float]:
         """The losses of the step's batches under the weights of now; dropout as in training."""

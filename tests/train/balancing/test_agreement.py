@@ -64,7 +64,7 @@ def test_two_halves_by_hand(packed):
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
     head = nn.Identity()
-    half = HalfGradient("a", head, [weight], None)
+    half = HalfGradient("a", head, [weight])
     states = rows @ weight
     loss = head(states[None] if packed else states).sum()
     half.add({"a": loss, "b": loss * 0})

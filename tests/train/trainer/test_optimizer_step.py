@@ -238,8 +238,8 @@ class TestComparison:
         assert comparison.log()["cosine_a-b"] == pytest.approx(1.0)
         assert not comparison.is_due(2, ["a", "b"])
 
-    def test_the_usual_distance_is_sixteen_steps_for_each_task(self, build):
-        assert build().optimizer_step.comparison.every == 16 * len(NAMES)
+    def test_the_usual_distance_is_48_steps_for_each_task(self, build):
+        assert build().optimizer_step.comparison.every == 48 * len(NAMES)
 
 
 class TestAccounts:
