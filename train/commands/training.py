@@ -27,7 +27,7 @@ from ..data.loading import unseen_labels
 from ..data.tokenization import tokenize
 from ..errors import Interrupted, UserError
 from ..evaluation.alone import alone, in_words, side_by_side
-from ..evaluation.scoring import eval_splits, macro
+from ..evaluation.scoring import EvalSplit, eval_splits, macro
 from ..hub.card import about_run
 from ..hub.folder import save_folder, write_card
 from ..hub.push import HUB_ERRORS
@@ -250,13 +250,29 @@ def fit(
     return trainer, *_final_scores(trainer, run)
 
 
+def _train_splits(run: PreparedRun) -> dict[str, EvalSplit]:
+    """Training rows to score beside the validation rows, by chance."""
+    count, seed = run.recipe.train_scores, run.args.seed
+    if count is None:
+        return {}
+    if not run.evaluates:
+        fault = "train_scores: nothing is evaluated while training; give validation rows"
+        raise UserError(run.recipe.path, [fault])
+    sources = []
+    for source in run.sources:
+        rows = source.splits["train"]
+        rows = rows.shuffle(seed=seed).select(range(min(count, len(rows))))
+        sources.append(replace(source, splits={"train": rows}))
+    return eval_splits(sources, "train", run.tokenizer, run.configs)
+
+
 def _make_trainer(run: PreparedRun) -> MultiTaskTrainer:
     rows = {source.name: tokenize(source, "train", run.tokenizer) for source in run.sources}
     evaluation = None
     if run.evaluates:
         evaluation = eval_splits(run.sources, "validation", run.tokenizer, run.configs)
     try:
-        return MultiTaskTrainer(
+        trainer = MultiTaskTrainer(
             model=run.model,
             args=run.args,
             processing_class=run.tokenizer,
@@ -269,6 +285,8 @@ def _make_trainer(run: PreparedRun) -> MultiTaskTrainer:
             multitask=run.multitask,
             origin=run.origin,
         )
+        trainer.train_splits = _train_splits(run)
+        return trainer
     except UserError:
         raise
     except (ValueError, ImportError, RuntimeError) as error:

@@ -261,6 +261,7 @@ class Recipe:
         distill: what tasks learn from other models; default nothing.
         compare: single trains each task alone too, on its rows of an epoch and with the same
             training, and puts both scores side by side in the card.
+        train_scores: so many training rows of each source are scored at each evaluation too.
         nan_loss: stop ends the run when a loss is not finite, naming task and rows; skip leaves
             that task out of the batch and counts it.
         compute: how the encoder's linear layers compute: exact, as torch does; auto, by what is
@@ -286,6 +287,7 @@ class Recipe:
     average: Average | None = None
     distill: Distill | None = None
     compare: Literal["single"] | None = None
+    train_scores: Whole | None = Field(default=None, ge=1)
     nan_loss: Literal["stop", "skip"] = "stop"
     compute: Mode = "exact"
     card: Card = Field(default_factory=Card)

@@ -28,7 +28,10 @@ NEEDS = {
     "losses": ("losses", "weights", "rows", "tokens"),
     "scores": ("scores",),
     "gradients": ("gradient_norms", "cosines"),
+    "layers": ("layers",),
+    "rates": ("rates",),
 }
+ON_TRAIN = "train rows"
 
 
 def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]) -> dict[str, Any]:
@@ -44,7 +47,9 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
         `weights`, `rows`, `tokens`, `skipped`, `gradient_norms` by task; and `cosines`, one entry
         per pair of tasks: tasks, mean and its `standard_error`, share of comparisons below 0
         (`negative`), `compared`, and `own`, what tasks have with themselves (`agreement.py`); the
-        lowest first.
+        lowest first. `layers`, norms of the gradient by part of the encoder, from the bottom up;
+        `rates`, learning rates by part of the model. Scores of training rows are named as
+        `accuracy, train rows`, their losses `train rows`.
 
     Raises:
         ValueError: the log holds no number where one is due.
@@ -56,9 +61,17 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
         return {name: points for name, points in series.items() if points}
 
     keys = (*METRICS, "precision", "recall")
-    scores = {name: {m: _series(log_history, f"eval_{name}_{m}") for m in keys} for name in names}
-    scores.setdefault("macro", {})["macro"] = _series(log_history, "eval_macro")
+    scores: dict[str, dict[str, list]] = {name: {} for name in names}
+    for prefix, suffix in (("eval", ""), ("on_train", f", {ON_TRAIN}")):
+        for name in names:
+            series = {f"{m}{suffix}": _series(log_history, f"{prefix}_{name}_{m}") for m in keys}
+            scores[name] |= series
+        macro = _series(log_history, f"{prefix}_macro")
+        scores.setdefault("macro", {})[f"macro{suffix}"] = macro
     losses = {"train": by_task("loss")}
+    losses[ON_TRAIN] = {
+        name: points for name in names if (points := _series(log_history, f"on_train_{name}_loss"))
+    }
     losses["evaluation"] = {
         name: points for name in names if (points := _series(log_history, f"eval_{name}_loss"))
     }
@@ -79,7 +92,22 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
         "skipped": by_task("skipped"),
         "gradient_norms": by_task("grad_norm"),
         "cosines": _cosines(log_history, names),
+        "layers": _by_part(log_history, "gradient_"),
+        "rates": _by_part(log_history, "lr_") or _one_rate(log_history),
     }
+
+
+def _by_part(log_history: list[dict[str, Any]], prefix: str) -> dict[str, list[list]]:
+    """Series of the parts of a model, in the order of the model."""
+    keys = dict.fromkeys(k for line in log_history for k in line if k.startswith(prefix))
+    return {
+        key.removeprefix(prefix).replace("_", " ", 1): _series(log_history, key) for key in keys
+    }
+
+
+def _one_rate(log_history: list[dict[str, Any]]) -> dict[str, list[list]]:
+    points = _series(log_history, "learning_rate")
+    return {"all parts": points} if points else {}
 
 
 def _series(log_history: list[dict[str, Any]], key: str) -> list[list]:
@@ -147,6 +175,7 @@ def draw_training(curves: dict[str, Any], folder: Path) -> list[Path]:
     """
     names = [name for name, keys in NEEDS.items() if any(curves[key] for key in keys)]
     makers = {"losses": _losses, "scores": _scores, "gradients": _gradients}
+    makers |= {"layers": _layers, "rates": _rates}
     return draw(folder, makers, names, curves)
 
 
@@ -163,6 +192,8 @@ def _losses(curves: dict[str, Any]) -> Figure:
             _line(axes, _smooth(axes, lines["train"]), "tab:blue", "train")
         if "evaluation" in lines:
             _line(axes, lines["evaluation"], "tab:red", "evaluation", marked=True)
+        if ON_TRAIN in lines:
+            _line(axes, lines[ON_TRAIN], "tab:cyan", f"{ON_TRAIN}, without dropout", marked=True)
         axes.legend(fontsize=7)
     if weights:
         axes = next(left)
@@ -181,8 +212,11 @@ def _losses(curves: dict[str, Any]) -> Figure:
 def _scores(curves: dict[str, Any]) -> Figure:
     figure, panels = _grid(len(curves["scores"]), "scores by task, at each evaluation")
     for axes, (task, metrics) in zip(panels, curves["scores"].items(), strict=True):
-        for number, (metric, points) in enumerate(metrics.items()):
-            _line(axes, points, f"C{number}", metric, marked=True)
+        colours: dict[str, str] = {}
+        for metric, points in metrics.items():
+            name, _, of_train = metric.partition(",")
+            color = colours.setdefault(name, f"C{len(colours)}")
+            _line(axes, points, color, metric, marked=True, dashed=bool(of_train))
         axes.set(title=drawn(task), ylabel="score", xlabel="optimizer step")
         axes.legend(fontsize=7)
     return figure
@@ -203,6 +237,37 @@ def _gradients(curves: dict[str, Any]) -> Figure:
         _by_task(figure, axes, norms)
     if pairs:
         _cosine_map(figure, panels[-1], names, pairs)
+    return figure
+
+
+def _layers(curves: dict[str, Any]) -> Figure:
+    """A line for each layer, from dark at the bottom to light at the top; the scale is a log."""
+    layers = curves["layers"]
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
+    for (name, points), color in zip(layers.items(), colours, strict=True):
+        _line(axes, points, color, drawn(name), marked=len(points) < 25)
+    axes.set(title="gradient by layer, before clipping", ylabel="norm", yscale="log")
+    axes.set_xlabel("optimizer step")
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles[::-1], names[::-1], loc="outside right center", title="from the top")
+    return figure
+
+
+def _rates(curves: dict[str, Any]) -> Figure:
+    """A line for each learning rate; parts that have the same one share it."""
+    lines: dict[str, list[str]] = {}
+    for name, points in curves["rates"].items():
+        lines.setdefault(str(points), []).append(name)
+    figure = Figure(figsize=(6.4, 3.2 + 0.16 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    for number, names in enumerate(lines.values()):
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        _line(axes, curves["rates"][names[0]], f"C{number}", drawn(shown, 60))
+    axes.set(title="learning rate", ylabel="rate", xlabel="optimizer step")
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    figure.legend(loc="outside lower center", ncols=1 if len(lines) > 1 else 2)
     return figure
 
 
@@ -254,10 +319,13 @@ def _smooth(axes: Axes, points: list) -> list:
     return np.stack([middle, means], axis=1).tolist()
 
 
-def _line(axes: Axes, points: list, color: Any, label: str, *, marked: bool = False) -> None:
+def _line(
+    axes: Axes, points: list, color: Any, label: str, *, marked: bool = False, dashed: bool = False
+) -> None:
     """Points [step, value]; None is a gap."""
     steps, values = np.array(points, dtype=float).T
     marker = "o" if marked or len(points) == 1 else None
     style: dict[str, Any] = {"color": color, "label": label, "linewidth": 1.2}
+    style["linestyle"] = "--" if dashed else "-"
     axes.plot(steps, values, marker=marker, markersize=3, **style)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

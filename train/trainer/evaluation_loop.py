@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -57,10 +58,20 @@ class EvaluationLoop:
         splits: dict[str, EvalSplit],
         prefix: str,
         *,
+        sizes: dict[str, int] | None = None,
         reports: dict[str, dict[str, Any]] | None = None,
     ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
-        """See `MultiTaskTrainer.evaluate_tasks`."""
+        """See `MultiTaskTrainer.evaluate_tasks`.
+
+        Args:
+            splits: what to evaluate.
+            prefix: names the split in progress bars.
+            sizes: of tasks whose loss compares the groups of a batch, as many as in training: such
+                a loss grows with their number.
+            reports: is given a report of each task.
+        """
         scores: dict[str, dict[str, Any]] = {}
+        losses: dict[str, float] = {}
         self.meter.clear()
         self.collator.sources = {name: list(split.source.tasks) for name, split in splits.items()}
         for name, split in splits.items():
@@ -75,9 +86,34 @@ class EvaluationLoop:
             for task in self._tasks:
                 config, values = self.model.config.tasks[task], predictions[task]
                 scores[task] = score(task, config, split, values, self.compute_metrics)
+                if task in (sizes or {}):
+                    losses |= self._loss_of_batches(task, values, split.rows, (sizes or {})[task])
                 if reports is not None:
                     reports[task] = task_report(task, config, split, values, scores[task])
-        return dict(sorted(scores.items())), self.meter.means(self.accelerator)
+        return dict(sorted(scores.items())), self.meter.means(self.accelerator) | losses
+
+    def _loss_of_batches(
+        self, task: str, values: np.ndarray, rows: datasets.Dataset, size: int
+    ) -> dict[str, float]:
+        """Mean loss of a task over batches of about `size` groups that come together by chance.
+
+        Args:
+            task: its loss compares the groups of a batch.
+            values: (groups, texts, D) embeddings.
+            rows: the rows of these groups.
+            size: groups in a batch.
+        """
+        labels = torch.tensor(rows[f"labels_{task}"]).float()
+        known = (~labels.isnan()).nonzero().flatten()
+        if not len(known):
+            return {}
+        order = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(0))]
+        head: Any = self.model.heads[task]
+        groups, total = torch.from_numpy(np.ascontiguousarray(values)).float(), 0.0
+        for part in order.tensor_split(max(1, round(len(order) / size))):
+            vectors = groups[part].flatten(0, 1)
+            total += float(head.loss_sum(vectors, labels[part]))
+        return {task: total / len(known)}
 
     def _dataloader(self, name: str, rows: datasets.Dataset) -> DataLoader:
         loader = DataLoader(

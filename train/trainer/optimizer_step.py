@@ -39,6 +39,7 @@ from ..recipe.schema import in_batch
 from ..recipe.sections import MultiTaskArguments
 from .distill import Distillation
 from .gradcache import CachedBatch, cache_step, loss_over_ranks
+from .layer_norms import LayerNorms
 from .meters import LossMeter, TaskCounters
 from .retain import Retention
 from .sigterm import SigtermCallback
@@ -98,6 +99,7 @@ class OptimizerStep:
         accelerator: knows the ranks.
         balancer: weighs the tasks, or combines their gradients.
         comparison: comparison of the tasks' gradients.
+        layers: norms of the gradient by layer.
         unfreezing: knows the layers that wait.
         counters: counters of rows, tokens and skipped losses.
         sigterm: is told whether a rank has got the signal.
@@ -114,6 +116,7 @@ class OptimizerStep:
     accelerator: Accelerator
     balancer: Balancer
     comparison: GradientComparison
+    layers: LayerNorms
     unfreezing: Unfreezing
     counters: TaskCounters
     sigterm: SigtermCallback
@@ -127,6 +130,8 @@ class OptimizerStep:
 
     def __post_init__(self) -> None:
         self.meter = LossMeter(self.model.task_names)
+        self._in_batch = {n for n, task in self.model.config.tasks.items() if in_batch(task)}
+        self._sizes: dict[str, Tensor] = {}  # groups that were compared, and how often
         self._state = StepState(0, 0.0, {}, [], [])
         reads_output = self.balancer.reads_output
         self.output_gradients = OutputGradients(self.model) if reads_output else None
@@ -274,6 +279,8 @@ class OptimizerStep:
         counts = self.model.count_items(batch["labels"])
         for name, loss in losses.items():
             self.meter.add(name, loss.detach() * step.num_items[name], counts[name])
+            if name in self._in_batch:
+                self._count_compared(name, counts[name].detach())
         loss = self._weigh(losses)
         if self.retention is not None and step.retained:
             skips = self.multitask.nan_loss == "skip"
@@ -286,6 +293,19 @@ class OptimizerStep:
         if self.output_gradients is not None:
             self.output_gradients.begin_backward()
         return loss * self.accelerator.num_processes
+
+    def _count_compared(self, name: str, groups: Tensor) -> None:
+        """Keep how many groups of texts a loss has just compared; the host does not wait for it."""
+        step = self._state
+        cached = step.cached and name in self.multitask.cached
+        groups = step.num_items[name] if cached else groups * self.accelerator.num_processes
+        new = torch.stack([groups, groups > 0]).float()
+        self._sizes[name] = self._sizes[name] + new if name in self._sizes else new
+
+    def compared(self) -> dict[str, int]:
+        """Of tasks whose loss compares groups of texts, how many it did on average, so far."""
+        counts = {name: count.tolist() for name, count in self._sizes.items()}
+        return {name: round(total / times) for name, (total, times) in counts.items() if times}
 
     def each_source(
         self, passes: list[dict[str, Any]], train: Callable[[dict[str, Any]], Tensor]
@@ -434,6 +454,7 @@ class OptimizerStep:
         if compared is not None and comparison.missing:
             comparison.take(compared, step.half)
         self.unfreezing.clear_frozen()
+        self.layers.take(step.number, self.accelerator)
 
     def end_step(self) -> None:
         """After the optimizer's step: what balancing learns from it."""
@@ -480,4 +501,5 @@ class OptimizerStep:
             if part is not None:
                 logs |= part.log(self.accelerator)
         norms = {} if self.gradients is None else self.gradients.log()
-        return logs | self.counters.log() | self.balancer.log() | self.comparison.log() | norms
+        logs |= self.counters.log() | self.balancer.log() | self.comparison.log()
+        return logs | self.layers.log() | norms

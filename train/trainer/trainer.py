@@ -55,6 +55,7 @@ from .callbacks import (
 from .evaluation_loop import EvaluationLoop, metrics_of
 from .fsdp import ShardedTasks, check_deepspeed, prepare_sharding
 from .identity import check_resume, identity_of
+from .layer_norms import EVERY, LayerNorms
 from .meters import TaskCounters
 from .optimizer_step import OptimizerStep
 from .retain import Retention
@@ -63,6 +64,7 @@ from .saving import FolderCheckpoints
 from .sigterm import SigtermCallback, outlive_sigterm
 
 logger = logging.getLogger(__name__)
+ON_TRAIN = "on_train"  # begins the names of scores of training rows
 COMPARE_EVERY = 48  # optimizer steps per task between two comparisons of gradients: 2 % time
 # of a batch: read by the host, which would wait for the device to have done all before
 HOST = ("task_ids", "cu_seq_lens_q", *FOR_TRAINER)
@@ -95,6 +97,7 @@ class MultiTaskTrainer(FolderCheckpoints):
         sampler: draws the rows; None without a train dataset, as `optimizer_step`.
         optimizer_step: the losses of a step, their weights, and what is known of each task.
         evaluation: the passes over the rows of each source.
+        train_splits: training rows that are scored beside those of `eval_dataset`; none at first.
         average: what is averaged with the start's weights; None where nothing is.
         sigterm: within `with trainer.sigterm:` a SIGTERM saves a checkpoint and ends the training.
 
@@ -160,6 +163,7 @@ class MultiTaskTrainer(FolderCheckpoints):
             loop=self.evaluation_loop,
         )
         self.sampler = None
+        self.train_splits: dict[str, EvalSplit] = {}
         self.average: StartAverage | None = None
         self.sigterm = SigtermCallback()
         if isinstance(train_dataset, MultiTaskDataset):
@@ -221,6 +225,7 @@ class MultiTaskTrainer(FolderCheckpoints):
             accelerator=self.accelerator,
             balancer=balancer,
             comparison=GradientComparison(self._compare_every(len(rows)), sorted(rows)),
+            layers=LayerNorms(model, self._layers_every()),
             unfreezing=Unfreezing(model, self.multitask.freeze),
             counters=TaskCounters(model.task_names),
             sigterm=self.sigterm,
@@ -250,6 +255,14 @@ class MultiTaskTrainer(FolderCheckpoints):
             return 0
         steps = self.multitask.balancing.gradient_steps
         return COMPARE_EVERY * tasks if steps is None else steps
+
+    def _layers_every(self) -> int:
+        """0 for never: weights in shards, or each source's gradients in a place of their own."""
+        apart = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if apart or self.multitask.optimizer.by_task:
+            return 0
+        steps = self.multitask.balancing.gradient_steps
+        return EVERY if steps is None else steps
 
     def _set_up_sharding(self) -> None:
         """FSDP and DeepSpeed, where they were asked for."""
@@ -401,11 +414,27 @@ class MultiTaskTrainer(FolderCheckpoints):
 
         `loss_<task>`, the mean over its units since the last log; `rows_` and `tokens_` seen;
         `weight_` of its loss; `grad_norm_` and the `cosine_` of two tasks, where compared since the
-        last log; `norm_<source>` with `optimizer.by_task`; `skipped_` losses that were not finite.
+        last log; `gradient_` of embeddings and layers; `lr_` of parts of the model, where they
+        differ; `norm_<source>` with `optimizer.by_task`; `skipped_` losses that were not finite.
         """
         if "loss" in logs:
-            logs |= self.optimizer_step.log()
+            logs |= self.optimizer_step.log() | self._rates()
         super().log(logs, start_time)
+
+    def _rates(self) -> dict[str, float]:
+        """`lr_<part>` of each part of the model, 0 while it waits; none where all have one rate."""
+        groups = getattr(self.optimizer, "param_groups", [])  # DeepSpeed has its own
+        if not all("name" in group for group in groups):  # a caller's optimizer
+            return {}
+        waiting = {id(weight) for weight in self.optimizer_step.unfreezing.frozen_weights}
+        rates = {
+            f"lr_{group['name'].removesuffix(', no decay').replace(' ', '_')}": (
+                0.0 if id(group["params"][0]) in waiting else float(group["lr"])
+            )
+            for group in groups
+        }
+        started = {group.get("initial_lr", group["lr"]) for group in groups}
+        return rates if len(started) > 1 or self.optimizer_step.unfreezing.starts else {}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As HF's, with the parameter groups of `optimization`."""
@@ -503,6 +532,9 @@ class MultiTaskTrainer(FolderCheckpoints):
             raise ValueError("there are no rows to evaluate; give eval_dataset")
         metrics = metrics_of(*self.evaluate_tasks(splits, metric_key_prefix), metric_key_prefix)
         self.log(metrics)
+        if eval_dataset is None and self.train_splits:
+            scored = self.evaluate_tasks(self.train_splits, ON_TRAIN)
+            self.log(metrics_of(*scored, ON_TRAIN))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
@@ -529,7 +561,8 @@ class MultiTaskTrainer(FolderCheckpoints):
             prefix: names the split in progress bars.
             reports: is given a report of each task (`reports/task_report.py`).
         """
-        return self.evaluation.run(splits, prefix, reports=reports)
+        sizes = {} if self.sampler is None else self.optimizer_step.compared()
+        return self.evaluation.run(splits, prefix, sizes=sizes, reports=reports)
 
 
 def _task_rows(

@@ -341,7 +341,8 @@ HISTORY = [
     {"step": 2, "loss": 2.0, "loss_a": float("nan"), "grad_norm": 5.0, "learning_rate": 0.1},
     {"step": 2, "grad_norm_a": 0.5, "grad_norm_a_b": 0.1, "grad_norm_c": 2.0, "cosine_a-c": -0.5},
     {"step": 2, "cosine_a-a_b": 0.5, "cosine_a_b-c": float("nan"), "halves_a": 0.5},
-    {"step": 3, "halves_c": 1 / 3},
+    {"step": 3, "halves_c": 1 / 3, "gradient_embeddings": 0.1},
+    {"step": 3, "gradient_layer_0": 0.5, "gradient_layer_1": 2.0},
     {"step": 3, "cosine_a-a_b": -0.1, "cosine_a-c": -0.1, "weight_a": 1.5, "weight_a_b": 0.5},
     {"step": 3, "eval_a_accuracy": 0.5, "eval_a_loss": 1.5, "eval_a_b_entity_f1": 0.25},
     {"step": 3, "eval_a_b_precision": 0.2, "eval_macro": 0.375, "eval_loss": 4.0},
@@ -368,6 +369,8 @@ class TestCurves:
             "tokens": {"a": [[1, 80.0]]},
             "skipped": {},
             "gradient_norms": {"a": [[2, 0.5]], "a_b": [[2, 0.1]], "c": [[2, 2.0]]},
+            "layers": {"embeddings": [[3, 0.1]], "layer 0": [[3, 0.5]], "layer 1": [[3, 2.0]]},
+            "rates": {"all parts": [[2, 0.1]]},
         }
         assert cosines == [  # those that pull apart first; one that is no number is none
             {
@@ -392,6 +395,28 @@ class TestCurves:
         log = [{"step": 1, "eval_macro_accuracy": 0.5, "eval_macro": 0.7}]
         scores = training_curves(log, ["macro"])["scores"]
         assert scores == {"macro": {"accuracy": [[1, 0.5]], "macro": [[1, 0.7]]}}
+
+    def test_scores_of_training_rows_stand_beside_the_others(self):
+        log = [{"step": 1, "eval_a_mcc": 0.5, "on_train_a_mcc": 0.75, "on_train_a_loss": 0.1}]
+        by_task = training_curves(
+            [*log, {"step": 1, "eval_macro": 0.5, "on_train_macro": 1}], ["a"]
+        )
+        assert by_task["scores"] == {
+            "a": {"mcc": [[1, 0.5]], "mcc, train rows": [[1, 0.75]]},
+            "macro": {"macro": [[1, 0.5]], "macro, train rows": [[1, 1]]},
+        }
+        assert by_task["losses"] == {"a": {"train rows": [[1, 0.1]]}}
+        lines = curves._scores(by_task).axes[0].get_lines()
+        assert [line.get_linestyle() for line in lines] == ["-", "--"]
+        assert lines[0].get_color() == lines[1].get_color()
+
+    def test_parts_with_the_same_learning_rate_share_a_line(self):
+        rates = {"lr_layer_1": 0.1, "lr_layer_0": 0.05, "lr_head_a": 0.1, "learning_rate": 0.1}
+        log = [{"step": n, **rates} for n in (1, 2)]
+        by_part = training_curves(log, ["a"])
+        assert list(by_part["rates"]) == ["layer 1", "layer 0", "head a"]
+        lines = curves._rates(by_part).axes[0].get_lines()
+        assert [line.get_label() for line in lines] == ["layer 1, head a", "layer 0"]
 
     def test_only_what_was_logged_is_drawn(self, tmp_path):
         assert training_plots([{"step": 1, "loss": 1.0}], ["a"], tmp_path) == []
@@ -466,6 +491,8 @@ class TestPictures:
             "losses",
             "scores",
             "gradients",
+            "layers",
+            "rates",
         }
         for picture in pictures.values():
             picture.load()
@@ -566,7 +593,7 @@ class TestReport:
     def test_the_page_holds_every_picture_and_needs_nothing_else(self, run, contents):
         page = Page(Path(contents["page"]))
         pictures = [link for link in page.links if link.startswith("data:image/png;base64,iVBOR")]
-        assert len(pictures) == len(list((run / "reports").glob("*.png"))) == 9
+        assert len(pictures) == len(list((run / "reports").glob("*.png"))) == 11
         assert [link for link in page.links if link not in pictures] == ["#a", "#a_b", "#c"]
         assert "script" not in page.tags
         assert "link" not in page.tags
