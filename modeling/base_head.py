@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from .decoding import decode_entities
 from .options import HeadTask
 from .pooling import layers_needed
-from .problem_types import SingleLabel
+from .problem_types import SingleLabel, marginal_loss_sum
 from .windows import Span
 
 CLASSES = SingleLabel()  # the loss and the answer of heads that say nothing else
@@ -91,7 +91,12 @@ class Head(nn.Module):
         return CLASSES.count(labels)
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss summed over the labelled units, a scalar; here cross-entropy over class ids."""
+        """Loss summed over the labelled units, a scalar; here cross-entropy over class ids.
+
+        Where the task has partly annotated rows, a unit may have one of several labels.
+        """
+        if self.task.partial:
+            return marginal_loss_sum(logits, labels, self.task.partial_ids)
         return CLASSES.loss_sum(logits, labels)
 
     def loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | None = None) -> Tensor:

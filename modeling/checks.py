@@ -90,7 +90,7 @@ def _named(hint: Any) -> str:
 def _fits(value: Any, hint: Any) -> bool:
     """The value is of an annotated type: a plain class, a list of one, or a union."""
     parts = get_args(hint)
-    if hint in (list, list[str], list[int], list[float]):
+    if get_origin(hint) is list:
         return isinstance(value, list) and all(_fits(part, parts[0]) for part in value)
     if get_origin(hint) is dict:
         parts, hint = (), dict

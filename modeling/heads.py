@@ -24,7 +24,7 @@ from transformers.activations import ACT2FN
 from .base_head import Conditions, Head
 from .checks import check_choice
 from .losses import LOSSES
-from .options import SCHEMES, HeadTask, check_option_names, scheme_of
+from .options import SCHEMES, HeadTask, check_option_names, check_partial, scheme_of
 from .problem_types import IGNORE as IGNORE
 from .problem_types import PROBLEM_TYPES
 from .tables import Table
@@ -44,6 +44,7 @@ class SequenceClassificationHead(Head):
 
     options = frozenset(
         ("labels", "problem_type", "pooling", "activation", "dropout", "threshold", "pair")
+        + ("partial",)
     )
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
@@ -66,12 +67,17 @@ class SequenceClassificationHead(Head):
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy, binary cross-entropy (mean over a row's known labels) or squared error."""
+        if self.task.partial:
+            return super().loss_sum(logits, labels)
         return self.problem.loss_sum(logits, labels)
 
     @classmethod
     def only_with(cls) -> Conditions:
-        """A threshold sets labels where there may be several."""
-        return {"threshold": ("problem_type", ("multi_label_classification",))}
+        """A threshold sets labels where there may be several; partial says one of some."""
+        return {
+            "threshold": ("problem_type", ("multi_label_classification",)),
+            "partial": ("problem_type", ("single_label_classification",)),
+        }
 
     @classmethod
     def check(cls, task: HeadTask) -> None:
@@ -86,6 +92,7 @@ class SequenceClassificationHead(Head):
             raise ValueError(f"a {task.problem_type} task has no labels")
         if len(labels) < least:
             raise ValueError(f"{task.problem_type} needs {least} labels or more, got {task.labels}")
+        check_partial(task)
 
     @classmethod
     def answer(
@@ -108,7 +115,7 @@ class TokenClassificationHead(Head):
 
     per_token = True
     decodes_spans = True
-    options = frozenset(("labels", "dropout", "scheme", "signs"))
+    options = frozenset(("labels", "dropout", "scheme", "signs", "partial"))
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
@@ -124,6 +131,7 @@ class TokenClassificationHead(Head):
         """Labels, and a tag scheme that they follow."""
         if not task.labels:
             raise ValueError(f"{task.head} needs labels")
+        check_partial(task)
         if task.scheme is None:
             task.scheme = scheme_of(task.labels)
         if task.scheme is None:

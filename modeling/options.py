@@ -103,12 +103,16 @@ class HeadTask(TaskOptions):
         signs: signs that entities begin or end with, found in the data. Where a sub-token holds
             several words (`£5`, `."`), an entity leaves out signs at its ends that are not listed;
             None leaves out none.
+        partial: sets of labels, found in data that mark only some of them: among the labels of a
+            batch the id `num_labels + k` stands for any label of `partial[k]`.
         adapter: name of the PEFT adapter that its rows go through, its own or a shared one; None
             for the bare encoder.
     """
 
     pair: bool = False
     signs: list[str] | None = None
+    partial: list[list[str]] | None = None
+    partial: list[list[str]] | None = None
     adapter: str | None = None
 
     def prompt(self, part: int = 0) -> str:
@@ -119,6 +123,11 @@ class HeadTask(TaskOptions):
     def num_labels(self) -> int:
         """Width of the head's output."""
         return len(self.labels) if self.labels else 1
+
+    @property
+    def partial_ids(self) -> list[list[int]]:
+        """`partial` as ids of labels."""
+        return [[(self.labels or []).index(label) for label in part] for part in self.partial or []]
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -139,6 +148,14 @@ def scheme_of(labels: list[str]) -> str | None:
     if prefixes & {"E-", "S-"}:
         return "bioes"
     return "iob2" if "B-" in prefixes else "iob1"
+
+
+def check_partial(task: HeadTask) -> None:
+    """Raise ValueError unless each set of `partial` has labels of the task, each once."""
+    for part in task.partial or []:
+        unknown = [label for label in part if label not in (task.labels or [])]
+        if unknown or not part or len(set(part)) < len(part):
+            raise ValueError(f"partial has {part!r:.80}; it must be labels of the task, each once")
 
 
 def check_option_names(what: str, names: Iterable[str]) -> None:

@@ -61,6 +61,30 @@ class SingleLabel:
         )
 
 
+def marginal_loss_sum(logits: Tensor, labels: Tensor, partial: list[list[int]]) -> Tensor:
+    """Cross-entropy where a label may be one of several: the sum of their probabilities counts.
+
+        loss = -log sum_{l in allowed} p(l),   the marginal likelihood of what the data says
+
+    Args:
+        logits: (..., L).
+        labels: (...) ids; L + k allows the ids `partial[k]`; -100 is no label.
+        partial: sets of ids.
+
+    Returns:
+        sum over the labelled rows, a scalar.
+    """
+    count = logits.shape[-1]
+    allowed = torch.eye(count + len(partial), count, dtype=torch.bool)
+    for number, ids in enumerate(partial):
+        allowed[count + number, ids] = True
+    known = labels.flatten() != IGNORE
+    logits, ids = logits.flatten(0, -2)[known], labels.flatten()[known]
+    barred = ~allowed.to(logits.device)[ids]
+    inside = logits.masked_fill(barred, float("-inf")).logsumexp(-1)
+    return (logits.logsumexp(-1) - inside).sum()
+
+
 class MultiLabel:
     """Any number of labels for each row: binary cross-entropy over (N, L) of 0, 1 or NaN."""
 

@@ -104,6 +104,23 @@ def test_a_test_types_every_block_of_every_page():
 
 
 @pytest.mark.slow
+def test_every_way_that_a_task_grows(recipe, encoder_folder):
+    entities = [
+        {"tokens": ["BRCA1", "binds"], "tags": ["B-gene", "O"]},
+        {"tokens": ["a", "cancer"], "tags": ["O", "B-disease"]},
+    ]
+    write("genes.jsonl", entities[:1], "tokens", "tags")
+    diseases = [{"words": row["tokens"], "ner": row["tags"]} for row in entities[1:]]
+    write("diseases.jsonl", diseases, "words", "ner")
+    labels = ["card", "charge", "other"]
+    write("mail.csv", [{"text": f"my {x}", "label": x} for x in labels], "text", "label")
+    write_recipe(Path("recipe.yaml"), recipe | {"encoder": str(encoder_folder("bert"))})
+    merged, mail = run_page("docs/grow.md", encoder_folder("bert"))["parts"]
+    assert merged.tasks["entities"].partial == [["O", "B-disease"], ["O", "B-gene"]]
+    assert mail.tasks["mail"].partial is None  # thanks is all that is left
+
+
+@pytest.mark.slow
 def test_every_way_to_use_a_model(quickstart, encoder_folder):
     known = run_page("docs/use.md", encoder_folder("bert"))
     assert [sorted(answer) for answer in known["answers"]] == [  # those of the threads, made last

@@ -26,6 +26,7 @@ OTHER = {  # a value of each option that is not its default
     "dropout": 0.3,
     "scheme": "iob2",
     "signs": ["("],
+    "partial": [["x", "y"]],
     "threshold": 0.9,
     "loss": "cosine_mse",
     "temperature": 0.1,

@@ -1,6 +1,7 @@
 """Labels of a task from its data; those of token tasks are read by `tags.py`."""
 
 from collections import Counter
+from dataclasses import replace
 
 import datasets
 
@@ -8,6 +9,7 @@ from ...modeling.configuration_polyhead import TaskConfig
 from ..kinds import CLOSED, kind_of
 from ..kinds.values import is_missing, labels_in
 from ..recipe.schema import TaskRecipe
+from .corpora import partial_sets
 from .label_values import INTEGER, ids_to_names
 from .tags import TagSet, find_tags
 
@@ -41,6 +43,7 @@ def find_labels(
             counts, faults = tags.counts, tags.faults
         else:
             counts = Counter(x for value in splits["train"][:][column] for x in labels_in(value))
+        counts.pop(task.data.unmarked or "", None)
         labels, more = _agree(name, task, _order(set(counts)), tags.renamed)
         faults += more
         faults += _unlabelled(name, task, splits)
@@ -54,10 +57,15 @@ def find_labels(
         faults = [f"tasks.{name}.data.label: no row of train has a {what} in {column!r}"]
     elif kind_of(task).label_type == "index":
         faults = _unlabelled(name, task, splits)
+    partial = None
+    if task.data.marks is not None and not faults:
+        partial, more = partial_sets(task, labels or [], tags.scheme, splits["train"][:])
+        faults += [f"tasks.{name}.data.{fault}" for fault in more]
     if faults:
         return None, [], faults
     try:
-        return task.task_config(labels, tags.scheme, tags.signs), tags.notes, []
+        config = task.task_config(labels, tags.scheme, tags.signs)
+        return replace(config, partial=partial), tags.notes, []
     except ValueError as error:
         return None, [], [f"tasks.{name}: {error} (labels found in column {column!r} of train)"]
 

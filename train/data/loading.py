@@ -22,6 +22,7 @@ from ..kinds import SplitRows, kind_of
 from ..kinds.values import labels_in, rows_named
 from ..recipe.schema import TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe
 from .checks import text_faults
+from .corpora import join_corpora
 from .formats import named_columns, read_annotations
 from .label_values import class_notes, missing_notes, read_labels
 from .labels import find_labels
@@ -105,7 +106,10 @@ def load_sources(recipe: Recipe) -> list[Source]:
     for tasks in group_tasks(recipe.tasks):
         first = next(iter(tasks))
         try:
-            splits = load_splits(tasks[first], _columns_read(tasks))
+            if tasks[first].data.more:
+                tasks, splits = join_corpora(first, tasks[first])
+            else:
+                splits = load_splits(tasks[first], _columns_read(tasks))
         except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
             faults.append(f"tasks.{first}.data: cannot be loaded: {reason(error)}")
             continue
@@ -157,8 +161,9 @@ def unseen_labels(
                 if configs is not None and config.scheme is not None:  # the data may have another
                     known = {part + split_tag(label)[1] for label in known for part in PREFIXES}
                     known.add("O")
-                for row, values in enumerate(rows[:][source.tasks[name].data.label]):
-                    for label in set(labels_in(values)) - known:
+                data = source.tasks[name].data
+                for row, values in enumerate(rows[:][data.label]):
+                    for label in set(labels_in(values)) - known - {data.unmarked}:
                         first.setdefault(label, row)
                         count[label] += 1
                 lines += [
@@ -179,6 +184,7 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
         data = named_columns(task).data
         origin = (data.path, data.name, data.data_files, data.data_dir, data.revision, data.splits)
         origin += (None if data.format == "spans" else data.format,)
+        origin += (name,) if data.more else ()  # they are joined for this task alone
         origin += () if data.rows is None else data.rows.identity
         groups.setdefault(repr((origin, task.max_rows)), {})[name] = task
     for same_rows in groups.values():
@@ -209,6 +215,7 @@ def _columns_read(tasks: dict[str, TaskRecipe]) -> set[str]:
         data = named_columns(task).data
         for column in (getattr(data, key) for key in COLUMNS):
             names |= set(column) if isinstance(column, list) else {column}
+        names |= {data.marks} if isinstance(data.marks, str) else set()
     return names - {None}
 
 
@@ -218,7 +225,9 @@ def _column_faults(source: Source) -> list[str]:
         if not len(rows):
             faults.append(f"tasks.{source.name}.data: split {split} is empty, there is no data")
         for name, task in source.tasks.items():
-            for key, column in ((key, getattr(task.data, key)) for key in COLUMNS):
+            named = {key: getattr(task.data, key) for key in COLUMNS}
+            named |= {"marks": task.data.marks} if isinstance(task.data.marks, str) else {}
+            for key, column in named.items():
                 if column is not None and column not in rows.column_names:
                     in_train = column in source.splits["train"].column_names
                     why = ", as train has: column names don't match" if in_train else ""
@@ -291,7 +300,7 @@ def _token_faults(source: Source, name: str, split: str, batch: dict[str, list])
             f"{key}.tokens: {split}, column {data.tokens!r}: no list of words in "
             f"{rows_named(bad)}, but {tokens[bad[0]]!r:.80}"
         ]
-    faults = []
+    faults = _marks_faults(data, key, split, batch)
     if tags is not None:
         where = f"{key}.label: {split}, column {data.label!r}"
         faults += tag_faults(where, tags, tokens, rows_named)
@@ -309,6 +318,16 @@ def _token_faults(source: Source, name: str, split: str, batch: dict[str, list])
             "let all tasks of this data read tokens, or mend the rows"
         )
     return faults
+
+
+def _marks_faults(data: DataConfig, key: str, split: str, batch: dict[str, list]) -> list[str]:
+    if not isinstance(data.marks, str):
+        return []
+    values = batch[data.marks]
+    bad = [i for i, row in enumerate(values) if row is not None and not _is_list_of_text(row)]
+    where = f"{key}.marks: {split}, column {data.marks!r}"
+    odd = f"a list of types is wanted, but {rows_named(bad)} holds" if bad else ""
+    return [f"{where}: {odd} {values[bad[0]]!r:.60}"] if bad else []
 
 
 def _is_list_of_text(row: Any) -> bool:

@@ -6,6 +6,7 @@ template. The metadata is what the Hub reads (`model-index` holds every task's s
 """
 
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata, resources
 from pathlib import Path
@@ -65,10 +66,11 @@ def about_run(
     """
     tasks = {}
     for source in sources:
-        for name, task in source.tasks.items():
+        for name in source.tasks:
+            places = [recipe.tasks[name].data, *(recipe.tasks[name].data.more or [])]
             tasks[name] = {
-                "data": dataset_of(task.data),
-                "license": task.data.license,
+                "data": _joined(dataset_of(data) for data in places),
+                "license": _joined(data.license for data in places),
                 "rows": {split: len(rows) for split, rows in source.splits.items()},
                 "scored_on": splits.get(name),
             }
@@ -90,6 +92,17 @@ def about_run(
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "gradient_cosines": cosines,
     }
+
+
+def _joined(names: Iterable[str | None]) -> str | None:
+    """Names of several places of rows; None where none has one."""
+    return ", ".join(dict.fromkeys(name for name in names if name)) or None
+
+
+def _place(data: DataConfig, entry: dict[str, Any]) -> dict[str, Any]:
+    """What is published of a further place of rows."""
+    shown = ("marks", "label", "tokens", "text", *(["path"] if dataset_of(data) else []))
+    return {key: entry[key] for key in shown if entry[key] is not None}
 
 
 def dataset_of(data: DataConfig) -> str | None:
@@ -119,6 +132,9 @@ def _published(recipe: Recipe) -> dict[str, Any]:
         private += ["path"] if dataset_of(recipe.tasks[name].data) is None else []
         for key in private:
             task["data"].pop(key, None)
+        if more := task["data"].pop("more", None):
+            named = zip(recipe.tasks[name].data.more or [], more, strict=True)
+            task["data"]["more"] = [_place(data, entry) for data, entry in named]
         if isinstance(task.get("adapter"), dict):
             task["adapter"].pop("path", None)
     for key in ("resume_from_checkpoint", "hub_token", "logging_dir", "run_name"):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...modeling.heads import IGNORE
 from ..recipe.schema import DataConfig
-from .base import Answers, LabelType, TaskKind
+from .base import Answers, LabelType, SplitRows, TaskKind
 from .counting import confusion, multi_label_confusion, reliability
+from .partial import allowed_id, shown_id
 from .values import labels_in, rows_named, soft_cross_entropy
 
 BLANK = "a label with letters is wanted (name a mark of a missing one in data.missing_label)"
@@ -73,11 +74,24 @@ class SingleLabel(Classes):
     def encode(self, value: Any, data: DataConfig) -> int:
         """The class id; `IGNORE` without a label or for one that the model does not know."""
         label = next(iter(labels_in(value)), None)
+        if label is not None and label == data.unmarked:
+            return allowed_id(self.task, data.marks, label)  # pyright: ignore
         return self.labels.index(label) if label in self.labels else IGNORE
 
     def decode(self, label: Any, tokens: list[str]) -> str | None:
         """The name of the class."""
-        return self.labels[label] if label >= 0 else None
+        return shown_id(self.labels, self.task, label) if label >= 0 else None
+
+    def answers(self, rows: SplitRows, values: Tensor) -> Answers:
+        """See the base class; of rows that mark some classes only, any other is right."""
+        answers, data = super().answers(rows, values), rows.data
+        if data.unmarked is not None:
+            marked = set(data.marks or [])
+            answers.predictions = [
+                data.unmarked if reference == data.unmarked and label not in marked else label
+                for label, reference in zip(answers.predictions, answers.references, strict=True)
+            ]
+        return answers
 
     def teacher_loss(self, values: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of (N, L) logits to the teacher's probabilities."""

@@ -22,6 +22,7 @@ from ...modeling.windows import Span, Window, joined_words, locate_words, split_
 from ..recipe.schema import DataConfig, TaskRecipe
 from .base import Answers, BatchLayout, LabelType, SplitRows, TaskKind
 from .counting import confusion, reliability
+from .partial import allowed_id, row_marks, shown_id
 from .values import soft_cross_entropy
 
 NO_LABEL = (-1, -100)  # of class ids, as `datasets` and torch write it
@@ -99,7 +100,10 @@ class Tokens(TaskKind):
         ids: dict[str | None, int] = {label: i for i, label in enumerate(self.labels)}
         labels = []
         texts = zip(row_words(rows.data, rows.text, rows.raw), rows.labels, strict=True)
+        marks = row_marks(rows.data, rows.raw)
         for i, ((text, word_spans), tags) in enumerate(texts):
+            if marks is not None:
+                ids["O"] = allowed_id(self.task, marks[i], "O")
             units, reads = units_of(words[i], [window.first_tokens for window in windows[i]])
             by_window = [[IGNORE] * len(window.input_ids) for window in windows[i]]
             if tags is not None:
@@ -115,7 +119,8 @@ class Tokens(TaskKind):
     def decode(self, label: Any, tokens: list[str]) -> str:
         """`token/LABEL` of the tokens that have one."""
         pairs = zip(tokens, label, strict=True)
-        return " ".join(f"{token}/{self.labels[i]}" for token, i in pairs if i >= 0)
+        shown = ((token, shown_id(self.labels, self.task, i)) for token, i in pairs if i >= 0)
+        return " ".join(f"{token}/{label}" for token, label in shown)
 
     def collate(self, labels: list, layout: BatchLayout) -> Tensor:
         """(N, T) padded, or (1, tokens) packed."""
@@ -141,6 +146,7 @@ class Tokens(TaskKind):
             windows.setdefault(tokenized["row"][i], []).append(i)
         answers = Answers([], [], [], entities=(set(), set()) if config.scheme else None)
         words, counts = tokenized["words"][:], tokenized["word_counts"][:]
+        marks = row_marks(rows.data, rows.raw)
         texts = zip(row_words(rows.data, rows.text, rows.raw), rows.labels, strict=True)
         for row, ((text, word_spans), tags) in enumerate(texts):
             tags = tags_in(tags)
@@ -152,9 +158,12 @@ class Tokens(TaskKind):
             for i, pairs in zip(windows[row], reads, strict=True):
                 read_scores(scores, values[i], pairs)
             entities = decode_entities(text, units, scores, self.labels, config.scheme, signs)
+            if marks is not None and (marked := marks[row]) is not None:
+                entities = [e for e in entities if e["entity_group"] in marked]
             answered = word_tags(entities, word_spans, rows.scheme)
             labelled = [word for word, tag in enumerate(tags) if tag is not None]
-            answers.predictions.append([answered[word] or "" for word in labelled])
+            blank = "" if marks is None else "O"
+            answers.predictions.append([answered[word] or blank for word in labelled])
             answers.references.append([tags[word] for word in labelled])
             of_units = unit_tags(text, units, word_spans, tags, rows.scheme, config.scheme)
             known = [unit for unit, tag in enumerate(of_units) if tag is not None]

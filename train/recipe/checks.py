@@ -1,5 +1,6 @@
 """What is wrong with a recipe whose keys and types are right: which of them go together."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ...modeling.checks import check_task_name
@@ -26,9 +27,14 @@ def task_faults(name: str, task: TaskRecipe) -> list[str]:
     except ValueError as error:
         return [*faults, f"{key}: {error}"]
     faults += [f"{key}.{fault}" for fault in options_without_effect(config)]
-    faults += [f"{key}.data.{fault}" for fault in _column_faults(task)]
-    faults += [f"{key}.data.{fault}" for fault in _file_faults(task.data)]
-    faults += [f"{key}.data.{fault}" for fault in _script_faults(task.data)]
+    places = [task.data, *(task.data.more or [])]
+    for number, data in enumerate(places):
+        where = f"{key}.data.{number}" if len(places) > 1 else f"{key}.data"
+        of_data = replace(task, data=data)
+        faults += [f"{where}.{fault}" for fault in _column_faults(of_data)]
+        faults += [f"{where}.{fault}" for fault in _file_faults(data)]
+        faults += [f"{where}.{fault}" for fault in _script_faults(data)]
+    faults += [f"{key}.data.{fault}" for fault in _corpora_faults(task)]
     if task.cached and not in_batch(config):
         faults.append(
             f"{key}.cached: only for embedding losses {', '.join(IN_BATCH_LOSSES)}; take it out"
@@ -61,11 +67,46 @@ def _column_faults(task: TaskRecipe) -> list[str]:
         faults.append("tokens: a pair task reads text and text_pair; take it out")
     if data.missing_label is not None and (data.label is None or kind.label_type == "vector"):
         faults.append("missing_label: only beside a label, and not for vectors; take it out")
+    faults += _marks_faults(task)
     if data.label_range is not None:
         if kind.label_type != "number":
             faults.append("label_range: only for tasks with numbers as labels")
         elif data.label_range[0] >= data.label_range[1]:
             faults.append(f"label_range: {list(data.label_range)}; write [lowest, highest]")
+    return faults
+
+
+def _marks_faults(task: TaskRecipe) -> list[str]:
+    """Partial annotation where there is none, or half of what it needs."""
+    data, kind = task.data, kind_of(task).label_type
+    if data.marks is None:
+        return [] if data.unmarked is None else ["unmarked: only beside marks; take it out"]
+    if kind not in ("class", "tags"):
+        return ["marks: only for tasks with one label for each row or word; take it out"]
+    if kind == "tags":
+        fault = "unmarked: of words it is O; take it out"
+        return [] if data.unmarked is None else [fault]
+    if isinstance(data.marks, str):
+        return ["marks: write a list of labels; a column is for token tasks"]
+    if data.unmarked is None:
+        return ["unmarked: missing; name the value of label that says: none of those in marks"]
+    return []
+
+
+def _corpora_faults(task: TaskRecipe) -> list[str]:
+    """What keeps the rows of several places from training one head."""
+    data = task.data
+    if not data.more:
+        return []
+    if kind_of(task).label_type != "tags":
+        return [f"several places are for token tasks; {task.head} reads one"]
+    faults = []
+    if nested := [number for number, other in enumerate(data.more, 1) if other.more]:
+        faults.append(f"{nested[0]}: is a list in a list; write one list")
+    if data.rows is not None:
+        faults.append("rows in memory are one place; join them first")
+    if data.separator is not None or any(other.separator for other in data.more):
+        faults.append("separator: not in a list of places; convert those rows first")
     return faults
 
 

@@ -98,6 +98,7 @@ def build_recipe(
     if scored is not None:
         raw.setdefault("encoder", str(scored.name_or_path))
     faults += _number_faults(raw)
+    raw = _with_corpora(raw)
     recipe = _validated(with_names(raw, faults), source, faults)
     for name, task in recipe.tasks.items():
         task.data.rows = (rows or {}).get(name)
@@ -121,6 +122,19 @@ def build_recipe(
     recipe.training = whole_numbers(recipe.training)
     recipe.output_dir = str(Path(recipe.output_dir).expanduser())
     return recipe
+
+
+def _with_corpora(raw: dict[str, Any]) -> dict[str, Any]:
+    """Keys where a list of places in `data` is the first of them, with `more`."""
+    if not isinstance(raw.get("tasks"), dict):
+        return raw
+    tasks = {}
+    for name, task in raw["tasks"].items():
+        data = task.get("data") if isinstance(task, dict) else None
+        if isinstance(data, list) and data and isinstance(data[0], dict):
+            task = {**task, "data": {**data[0], **({"more": data[1:]} if data[1:] else {})}}
+        tasks[name] = task
+    return {**raw, "tasks": tasks}
 
 
 def _validated(raw: dict[str, Any], source: str, faults: list[str]) -> Recipe:
@@ -240,7 +254,7 @@ def _pydantic_fault(entry: Any, raw: Any) -> str:
         elif part != entry["loc"][-1] or entry["type"] not in (*UNKNOWN, *MISSING):
             continue
         keys.append(str(part))
-    key = ".".join(keys)
+    key = re.sub(r"\.more\.(\d+)", lambda found: f".{int(found[1]) + 1}", ".".join(keys))
     if entry["type"] in UNKNOWN:
         known = _known_keys(keys[:-1])
         near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.55)

@@ -136,11 +136,17 @@ class DataConfig:
             of those that overlap and leaves empty ones out, with a note.
         missing_label: a value, or several, of `label` that stand for no label, as -1 or "n/a"; null
             and NaN always do.
+        marks: the labels (of token tasks the types of entities) that the rows mark, a list; or, of
+            token tasks, the column with each row's own list. A word with O, or a row with
+            `unmarked`, may then have any label that is not marked. Default all.
+        unmarked: beside marks of classes: the value of `label` that says that a row has none of
+            the labels that are marked.
         label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
         license: of the data, for the model card.
 
     Attributes:
         rows: in their stead, those of a caller of Python; no key of a recipe.
+        more: further corpora of a token task, where `data` is a list.
     """
 
     path: str | None = None
@@ -161,8 +167,11 @@ class DataConfig:
     missing_label: (
         StrictStr | StrictInt | StrictFloat | list[StrictStr | StrictInt | StrictFloat] | None
     ) = None
+    marks: list[Label] | str | None = None
+    unmarked: str | None = None
     label_range: tuple[Number, Number] | None = None
     license: str | None = None
+    more: list["DataConfig"] | None = None
     rows: Annotated[Any, Field(exclude=True)] = field(default=None, init=False, repr=False)
 
 
@@ -171,7 +180,8 @@ class TaskRecipe(TaskOptions):
     """One task of a recipe: `TaskOptions`, its data and its metrics.
 
     Args:
-        data: where its rows come from.
+        data: where its rows come from; of a token task also a list of such places, whose rows
+            train one head, each naming the types that it `marks`.
         metrics: names from `METRICS`; the first stands for the task in the macro score. Default:
             the usual ones of the kind of head.
         adapter: `{r: 8, ...}`, fields of peft's LoraConfig, for an adapter of its own (`layers:

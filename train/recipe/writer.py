@@ -48,6 +48,9 @@ def recipe_text(recipe: Recipe) -> str:
     plain = TypeAdapter(Recipe).dump_python(
         recipe, mode="json", by_alias=True, exclude_defaults=True
     )
+    for task in plain["tasks"].values():
+        if more := task["data"].pop("more", None):
+            task["data"] = [task["data"], *more]
     return yaml.dump(
         with_modules(plain), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
     )
