@@ -19,7 +19,7 @@ from transformers.utils.hub import hf_api
 
 from .adapter_mixin import AdapterMixin
 from .adapters import check_not_merged, load_adapter, plain_state, save_adapter
-from .causal import is_causal, make_causal, trained_causal
+from .causal import make_causal, trained_causal
 from .configuration_polyhead import PolyheadConfig, TaskConfig
 from .encoder import (
     HOOKED,
@@ -79,17 +79,19 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
         name_or_path: str,
         tasks: dict[str, TaskConfig],
         *,
-        pooling: str = "mean",
+        pooling: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Put new heads on a pretrained encoder.
+
+        Of a saved Polyhead its encoder is taken, without heads and adapters, and its pooling.
 
         Args:
             name_or_path: Hub id or folder of any encoder that AutoModel knows. It attends in both
                 directions, a decoder (Llama, Qwen, ...) too; under `causal_lm` to earlier tokens
                 only, whatever it was trained with.
             tasks: task name to its config.
-            pooling: pooling of every task that names none.
+            pooling: pooling of every task that names none; default mean, or the Polyhead's.
             **kwargs: given to AutoModel.from_pretrained (`revision`, `dtype`, ...). Weights are
                 read from safetensors, unless `use_safetensors=False` is among them.
 
@@ -99,21 +101,28 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
                 is damaged, or that of a model that reads no texts; its weights are not all there,
                 of other shapes, integers, NaN or infinite.
         """
-        PolyheadConfig(tasks=tasks, pooling=pooling)  # refuse bad tasks before loading anything
+        PolyheadConfig(tasks=tasks, pooling=pooling or "mean")  # refuse before loading anything
         encoder_config = read_encoder_config(
             name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         )
-        told = copy.copy(encoder_config)
-        encoder_config.is_causal = any(task.head_class.causal for task in tasks.values())
-        encoder = load_encoder(name_or_path, encoder_config, **kwargs)
+        causal = any(task.head_class.causal for task in tasks.values())
+        if encoder_config.model_type == PolyheadConfig.model_type:
+            whole: Any = cls.from_pretrained(name_or_path, tasks=(), **kwargs)
+            encoder, pooling = whole.encoder, pooling or whole.config.pooling
+            told = copy.copy(encoder.config)
+            encoder.config.is_causal = causal
+        else:
+            told = copy.copy(encoder_config)
+            encoder_config.is_causal = causal
+            encoder = load_encoder(name_or_path, encoder_config, **kwargs)
         check_reads_texts(encoder)
-        if is_causal(encoder.config):
+        if causal:
             make_causal(encoder)
         if os.path.isdir(name_or_path):  # a path of this machine is nobody's business
             encoder.config.name_or_path = ""
         config = PolyheadConfig(
             encoder_config=encoder.config,
-            pooling=pooling,
+            pooling=pooling or "mean",
             trained_causal=trained_causal(encoder, told),
             dtype=encoder.dtype,
         )

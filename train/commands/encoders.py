@@ -1,5 +1,6 @@
 """The encoder that a recipe names, with a head for each task, and the tokenizer that fits it."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,42 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from ...modeling.configuration_polyhead import PolyheadConfig, TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel, usable_length
 from ..artifacts import read_json
+from ..data.loading import Source
 from ..hub.sentence_transformers import POOLING_FLAGS
 from ..recipe.arguments import REFUSALS
 from ..recipe.packages import package_folder
-from ..recipe.schema import Recipe, ScratchEncoder
+from ..recipe.schema import FinishedEncoder, Recipe, ScratchEncoder
 from ..records import MODULES, read_record
+from ..trainer.checkpoints import latest_intact
 from ..trainer.identity import weights_digest
+from .finished import take_finished
+from .tokenizers import train_tokenizer
 
+logger = logging.getLogger(__name__)
 FLAGS = {flag: name for name, flag in POOLING_FLAGS.items()}  # sentence-transformers before 5.4
 MODES = {**FLAGS, **{name.replace("_", ""): name for name in POOLING_FLAGS}}
 MOST_LAYERS = 1000
 DEFAULT_LENGTH = 512  # for an encoder and a tokenizer that both know no limit
 
 
-def build_model(recipe: Recipe, configs: dict[str, TaskConfig]) -> tuple[PolyheadModel, Tokenizer]:
+def build_model(
+    recipe: Recipe, configs: dict[str, TaskConfig], sources: list[Source]
+) -> tuple[PolyheadModel, Tokenizer]:
     """A recipe's encoder with new heads, without adapters.
 
     Args:
         recipe: names the encoder, its pooling and the length of a text.
         configs: the tasks by name, with labels found in the data.
+        sources: the rows, for a tokenizer that is trained on them.
 
     Raises:
         OSError: there is no such encoder.
         ValueError: it is none, or its tokenizer does not fit.
     """
-    if isinstance(recipe.encoder, ScratchEncoder):
-        tokenizer = AutoTokenizer.from_pretrained(_resolve(recipe.encoder.tokenizer))
+    if isinstance(recipe.encoder, FinishedEncoder):
+        model, tokenizer = take_finished(recipe, recipe.encoder, configs, sources)
+    elif isinstance(recipe.encoder, ScratchEncoder):
+        tokenizer = _scratch_tokenizer(recipe, recipe.encoder, sources)
         encoder = _scratch_encoder(recipe.encoder.config, tokenizer, configs)
         pooling = recipe.pooling or "mean"
         config = PolyheadConfig(encoder_config=encoder, tasks=configs, pooling=pooling)
@@ -45,6 +56,13 @@ def build_model(recipe: Recipe, configs: dict[str, TaskConfig]) -> tuple[Polyhea
         folder, pooling = _sentence_transformer(_resolve(recipe.encoder))
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = PolyheadModel.from_encoder(folder, configs, pooling=recipe.pooling or pooling)
+        adapters = read_json(Path(folder) / "config.json", {}).get("adapters")
+        if adapters:  # of a finished Polyhead
+            logger.info(
+                "encoder: the adapters of %s (%s) are left out; encoder: {model: %s, merge: %s} "
+                "adds one to its weights",
+                *(folder, ", ".join(adapters), folder, adapters[0]),
+            )
     _fit_tokenizer(tokenizer, model, recipe.max_length)
     return model, tokenizer
 
@@ -64,17 +82,32 @@ def add_heads(model: PolyheadModel, tokenizer: Tokenizer, configs: dict[str, Tas
             parameter.requires_grad_(id(parameter) not in encoder)  # a masked_lm head ties one
 
 
-def origin_of(encoder: str | ScratchEncoder) -> str:
+def origin_of(encoder: str | FinishedEncoder | ScratchEncoder) -> str:
     """What tells the first weights of an encoder from others; a checkpoint keeps it."""
     if isinstance(encoder, ScratchEncoder):
         return "random"
-    folder = Path(_resolve(encoder))
-    return weights_digest(folder) if folder.is_dir() else encoder
+    name = encoder if isinstance(encoder, str) else encoder.model
+    folder = Path(_resolve(name))
+    origin = weights_digest(folder) if folder.is_dir() else name
+    if isinstance(encoder, str):
+        return origin
+    return " ".join([origin, encoder.merge or "", *encoder.keep_tasks])
 
 
 def _resolve(name: str) -> str:
     """An encoder's name as transformers takes it: `package:NAME/FOLDER` is a folder."""
     return str(package_folder(name)) if name.startswith("package:") else name
+
+
+def _scratch_tokenizer(recipe: Recipe, encoder: ScratchEncoder, sources: list[Source]) -> Tokenizer:
+    """The tokenizer of a scratch encoder; a run that resumes has one."""
+    if isinstance(encoder.tokenizer, str):
+        return AutoTokenizer.from_pretrained(_resolve(encoder.tokenizer))
+    resumes = recipe.training.get("resume_from_checkpoint")
+    checkpoint = latest_intact(recipe.output_dir) if resumes is True else resumes
+    if isinstance(checkpoint, str) and Path(checkpoint).is_dir():
+        return AutoTokenizer.from_pretrained(checkpoint)
+    return train_tokenizer(encoder.tokenizer, sources)
 
 
 def _scratch_encoder(
@@ -104,8 +137,8 @@ def _scratch_encoder(
     return config
 
 
-def _sentence_transformer(folder: str) -> tuple[str, str]:
-    """Where the encoder of a sentence-transformers model lies, and its pooling; else mean.
+def _sentence_transformer(folder: str) -> tuple[str, str | None]:
+    """Where the encoder of a sentence-transformers model lies, and its pooling, where it is one.
 
     Raises:
         ValueError: it pools in a way that there is none for here.
@@ -117,7 +150,7 @@ def _sentence_transformer(folder: str) -> tuple[str, str]:
             raise ValueError(f"{path}: {str(inner)!r:.80} leaves the folder")
     paths = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
     if "Pooling" not in paths:
-        return folder, "mean"
+        return folder, None
     config = read_json(Path(folder) / paths["Pooling"] / "config.json", {})
     modes = config.get("pooling_mode") or [flag for flag in FLAGS if config.get(flag)]
     modes = modes if isinstance(modes, list) else [str(modes)]

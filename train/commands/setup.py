@@ -174,11 +174,13 @@ def _with_heads(
     configs = {name: configs[name] for name in sorted(configs)}
     try:
         if finished is None:
-            model, tokenizer = build_model(recipe, configs)
+            model, tokenizer = build_model(recipe, configs, sources)
         else:
             model, tokenizer = finished
             add_heads(model, tokenizer, configs)
         attach_adapters(model, {name: recipe.tasks[name].adapter for name in configs})
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         name = f"{recipe.encoder}: " if isinstance(recipe.encoder, str) else ""

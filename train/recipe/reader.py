@@ -142,11 +142,11 @@ def _validated(raw: dict[str, Any], source: str, faults: list[str]) -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(raw)
     except ValidationError as error:
-        scratch = isinstance(raw.get("encoder"), dict)  # then it is no name: drop that complaint
+        others = _other_encoders(raw.get("encoder"))
         faults += [
             _pydantic_fault(entry, raw)
             for entry in error.errors()
-            if entry["loc"] != ("encoder", "str") or not scratch
+            if entry["loc"][:1] != ("encoder",) or entry["loc"][1:2] not in others
         ]
         faults += training_faults(raw.get("training"))
         raise UserError(source, list(dict.fromkeys(faults))) from error
@@ -163,6 +163,14 @@ def _read(path: str | Path) -> str:
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(source, [f"cannot be read: {reason}"]) from error
+
+
+def _other_encoders(encoder: Any) -> list[tuple[str]]:
+    """The forms of `encoder` that this one is not meant as: what pydantic says of them is noise."""
+    if not isinstance(encoder, dict):
+        return [("FinishedEncoder",), ("ScratchEncoder",)]
+    finished = "model" in encoder
+    return [("str",), ("ScratchEncoder" if finished else "FinishedEncoder",)]
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:

@@ -242,11 +242,46 @@ class TaskRecipe(TaskOptions):
 
 
 @dataclass(config=STRICT, kw_only=True)
+class TrainedTokenizer:
+    """A tokenizer made of the texts of train.
+
+    Args:
+        train: how: wordpiece (BERT), bpe (of bytes; GPT-2), unigram (SentencePiece).
+        vocab_size: pieces in it, with five special ones.
+    """
+
+    train: Literal["wordpiece", "bpe", "unigram"]
+    vocab_size: Whole = Field(default=8000, ge=300, le=10**6)
+
+
+@dataclass(config=STRICT, kw_only=True)
 class ScratchEncoder:
-    """An encoder with random weights: `config` names its model_type and sizes."""
+    """An encoder with random weights.
+
+    Args:
+        config: its model_type and sizes.
+        tokenizer: Hub id or folder, or how to train one.
+    """
 
     config: dict[str, Any]
-    tokenizer: str
+    tokenizer: str | TrainedTokenizer
+
+
+@dataclass(config=STRICT, kw_only=True)
+class FinishedEncoder:
+    """The encoder of a finished Polyhead, with what else of it is wanted.
+
+    Args:
+        model: its folder or Hub id. The folder's name alone, as `encoder`, takes the encoder and
+            the pooling, and leaves heads and adapters.
+        merge: adapter that is added to the encoder's weights.
+        keep_tasks: tasks that come along with head and adapter. One of the recipe's tasks goes on
+            from them, with the same labels; one that has no rows there needs `freeze.encoder`.
+    """
+
+    model: str
+    merge: str | None = None
+    keep_tasks: list[str] = Field(default_factory=list)
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -255,7 +290,7 @@ class Recipe:
 
     Args:
         encoder: Hub id, folder, `package:NAME/FOLDER` (a folder inside an installed Python
-            package), or a `ScratchEncoder`.
+            package), a `FinishedEncoder`, or a `ScratchEncoder`.
         tasks: by name; read in alphabetical order, so that their order in the file changes nothing.
         output_dir: checkpoints go here, the finished model to `output_dir/model`.
         pooling: pooling of every task that names none; default that of a sentence-transformers
@@ -283,7 +318,7 @@ class Recipe:
         path: the file that it was read from, for messages; no key of it.
     """
 
-    encoder: str | ScratchEncoder
+    encoder: str | FinishedEncoder | ScratchEncoder
     tasks: dict[str, TaskRecipe] = Field(min_length=1)
     output_dir: str
     pooling: PoolingName | None = None
