@@ -29,6 +29,7 @@ from .encoder import (
     without_capturing_hooks,
 )
 from .first_use import FIRST_USE
+from .own_heads import load_own_heads
 from .routing import checkpoint_contexts, line_up
 from .rows import check_tasks
 from .weights import (
@@ -84,6 +85,7 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
     ) -> Any:
         """Put new heads on a pretrained encoder.
 
+        A head over the vocabulary starts from the checkpoint's own, where that has one of its form.
         Of a saved Polyhead its encoder is taken, without heads and adapters, and its pooling.
 
         Args:
@@ -131,6 +133,7 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
         model.encoder = encoder
         for name, task in tasks.items():
             model.add_task(name, task)
+        load_own_heads(model, name_or_path, told.architectures or [], **kwargs)
         return model.eval()
 
     @classmethod

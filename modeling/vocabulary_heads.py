@@ -37,7 +37,8 @@ class MaskedLMHead(Head):
         width = embedding_width(encoder_config)
         self.dense = nn.Linear(encoder_config.hidden_size, width)
         self.act = ACT2FN[getattr(encoder_config, "hidden_act", "gelu")]  # ALBERT: gelu_new
-        self.norm = nn.LayerNorm(width, eps=getattr(encoder_config, "layer_norm_eps", 1e-12))
+        named = (getattr(encoder_config, key, None) for key in ("layer_norm_eps", "norm_eps"))
+        self.norm = nn.LayerNorm(width, eps=next(filter(None, named), 1e-12))
         self.decoder = nn.Linear(width, encoder_config.vocab_size)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -280,14 +280,14 @@ MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 
 def _known_keys(keys: list[str]) -> list[str]:
     """The keys of the group of a recipe that a dotted key names."""
-    group: type = Recipe
+    groups: list[type] = [Recipe]
     if keys[:1] == ["tasks"]:
-        group, keys = TaskRecipe, keys[2:]
+        groups, keys = [TaskRecipe], keys[2:]
     for key in keys:
-        hints = get_type_hints(group)
+        hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
         name = next((n for n in hints if n.rstrip("_") == key), None)  # none: a number in a list
-        group = next(iter(_groups_in(hints[name])), group) if name else group
-    return [f.name.rstrip("_") for f in fields(group) if f.init]
+        groups = (_groups_in(hints[name]) or groups) if name else groups
+    return [f.name.rstrip("_") for group in groups for f in fields(group) if f.init]
 
 
 def _groups_in(hint: Any) -> list[type]:
