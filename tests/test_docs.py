@@ -218,6 +218,19 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
 
 
 @pytest.mark.slow
+def test_an_encoder_from_nothing_and_heads_on_it(typed, encoder_folder):
+    run_page("docs/pretraining.md", encoder_folder("bert"))
+    base = PolyheadModel.from_pretrained("runs/base/model")
+    assert base.config.get_text_config().model_type == "modernbert"
+    heads = PolyheadModel.from_pretrained("runs/heads/model")
+    assert heads.config.trained_causal
+    more = PolyheadModel.from_pretrained("runs/more/model")
+    assert sorted(more.task_names) == ["entities", "intent"]
+    kept, other = (m.heads["intent"].state_dict() for m in (heads, more))
+    torch.testing.assert_close(kept, other, rtol=0, atol=0)
+
+
+@pytest.mark.slow
 def test_annotations_of_tools(recipe, encoder_folder):
     for name in ("label_studio.json", "wnut.conll"):
         Path(name).symlink_to(ROOT / "tests/data" / name)
