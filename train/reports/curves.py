@@ -27,7 +27,8 @@ from .heat_map import heat_map
 NEEDS = {
     "losses": ("losses", "weights", "rows", "tokens"),
     "scores": ("scores",),
-    "gradients": ("gradient_norms", "cosines"),
+    "gradients": ("gradient_norms",),
+    "cosines": ("cosines",),
     "layers": ("layers",),
     "rates": ("rates",),
 }
@@ -148,7 +149,7 @@ def _values(log_history: list[dict[str, Any]], key: str) -> list[float]:
 def training_plots(
     log_history: list[dict[str, Any]], task_names: Sequence[str], folder: str | Path
 ) -> list[Path]:
-    """Draw `reports/losses.png`, `scores.png` and `gradients.png`, those with something to show.
+    """Draw `reports/losses.png` and the others of `NEEDS`, those with something to show.
 
     Args:
         log_history: `trainer.state.log_history`.
@@ -164,7 +165,7 @@ def training_plots(
 
 
 def draw_training(curves: dict[str, Any], folder: Path) -> list[Path]:
-    """`losses.png`, `scores.png` and `gradients.png`, those for which something was logged.
+    """`losses.png` and the others of `NEEDS`, those for which something was logged.
 
     Args:
         curves: what `training_curves` gave.
@@ -175,7 +176,7 @@ def draw_training(curves: dict[str, Any], folder: Path) -> list[Path]:
     """
     names = [name for name, keys in NEEDS.items() if any(curves[key] for key in keys)]
     makers = {"losses": _losses, "scores": _scores, "gradients": _gradients}
-    makers |= {"layers": _layers, "rates": _rates}
+    makers |= {"cosines": _cosine_map, "layers": _layers, "rates": _rates}
     return draw(folder, makers, names, curves)
 
 
@@ -223,20 +224,12 @@ def _scores(curves: dict[str, Any]) -> Figure:
 
 
 def _gradients(curves: dict[str, Any]) -> Figure:
-    """Norms by task, and the mean cosine of each pair: red where two tasks pull apart."""
-    norms, pairs = curves["gradient_norms"], curves["cosines"]
-    names = sorted({name for pair in pairs for name in pair["tasks"]})
-    side = 2.5 + 0.5 * len(names)
-    widths = [width for width, drawn in ((4.5, norms), (side, pairs)) if drawn]
-    figure = Figure(figsize=(sum(widths), max(4.5, side - 0.5)), layout="constrained")
-    panels = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
-    if norms:
-        axes = panels[0]
-        axes.set(title="gradients of the tasks", ylabel="norm", yscale="log")
-        axes.set_xlabel("optimizer step")
-        _by_task(figure, axes, norms)
-    if pairs:
-        _cosine_map(figure, panels[-1], names, pairs)
+    """Norms by task, on a log scale."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set(title="gradients of the tasks", ylabel="norm", yscale="log")
+    axes.set_xlabel("optimizer step")
+    _by_task(figure, axes, curves["gradient_norms"])
     return figure
 
 
@@ -271,8 +264,10 @@ def _rates(curves: dict[str, Any]) -> Figure:
     return figure
 
 
-def _cosine_map(figure: Figure, axes: Axes, names: list[str], pairs: list[dict[str, Any]]) -> None:
+def _cosine_map(curves: dict[str, Any]) -> Figure:
     """The mean cosine of each pair; bold where two tasks pull apart or alike."""
+    pairs = curves["cosines"]
+    names = sorted({name for pair in pairs for name in pair["tasks"]})
     matrix = np.full((len(names), len(names)), np.nan)
     clear = set()
     for pair in pairs:
@@ -280,16 +275,21 @@ def _cosine_map(figure: Figure, axes: Axes, names: list[str], pairs: list[dict[s
         matrix[i, j] = matrix[j, i] = pair["mean"]
         if verdict(pair) != "unclear":
             clear |= {(i, j), (j, i)}
+    side = 2.8 + 0.45 * len(names)
+    figure = Figure(figsize=(max(5.2, side + 0.6), max(4.2, side - 0.4)), layout="constrained")
+    axes = figure.subplots()
     image = heat_map(axes, matrix, names, names, bold=lambda i, j: (i, j) in clear)
     figure.colorbar(image, ax=axes, shrink=0.8).set_label("mean cosine (red: apart, blue: alike)")
     axes.set_title("cosine of the gradients of two tasks\nbold: more than noise")
+    return figure
 
 
 def _grid(count: int, title: str) -> tuple[Figure, list[Axes]]:
-    """Panels in rows of three."""
-    columns = min(3, count)
+    """Panels in rows of three or four, whichever leaves less room empty."""
+    columns = min(3, count) if count < 4 else min((3, 4), key=lambda c: -count % c)
     rows = -(-count // columns)
-    figure = Figure(figsize=(max(4.5, 3.6 * columns), 0.6 + 2.5 * rows), layout="constrained")
+    width = max(4.5, (3.6 if columns < 4 else 3.2) * columns)
+    figure = Figure(figsize=(width, 0.6 + 2.5 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[count:]:
         axes.remove()

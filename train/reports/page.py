@@ -6,20 +6,29 @@ be sent as one file; it loads nothing and runs no script.
 """
 
 import base64
+import re
+import struct
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import Any
 
-from ..artifacts import HISTORY, REPORTS, SCORES, write_text
+from ..artifacts import HISTORY, REPORTS, RUNS, SCORES, write_text
 from ..balancing.agreement import noise_of, summary
 from ..errors import RESUME, UserError
 from ..escape import in_html
-from ..records import LOG, OBJECT, RUN_SCORES, TASK_REPORT, TRAINER_LOG, read_record
+from ..evaluation.metrics import LOWER_IS_BETTER, main_metric
+from ..outputs import MODEL
+from ..records import LOG, OBJECT, RUN_SCORES, TASK_REPORT, TRAINER_LOG, TRAININGS, read_record
 from .curves import NEEDS, draw_training, training_curves
 from .figures import draw_report
 
 PAGE = "report.html"
 SHOWN = 10  # rows of a table of the worst
+WIDE = 800  # pixels; wider pictures take the whole width of the page
+SHARE = re.compile(r"\d+%|-")
+NUMBER = ' class="number"'
 
 
 def report(run_folder: str | Path) -> dict[str, Any]:
@@ -57,13 +66,14 @@ def report(run_folder: str | Path) -> dict[str, Any]:
     else:  # those that were drawn right after training
         drawn = [path for name in NEEDS if (path := reports_folder / f"{name}.png").is_file()]
     parts = [
-        _scores_part(scores),
-        "".join(f'<a href="#{in_html(task)}">{in_html(task)}</a> ' for task in reports),
-        _training_part(curves, drawn),
+        _glance(scores, reports),
         *(_task_part(task_report, pictures[task]) for task, task_report in reports.items()),
+        _training_part(curves, drawn),
     ]
-    name = in_html(run.resolve().name)
-    page = PAGE_FRAME.format(title=name, body="\n".join(parts))
+    frame = resources.files("polyhead.train.reports").joinpath("page.html")
+    page = Template(frame.read_text(encoding="utf-8")).substitute(
+        title=in_html(run.resolve().name), facts=in_html(_facts(run)), body="\n".join(parts)
+    )
     write_text(reports_folder / PAGE, page)
     return {
         "scores": scores,
@@ -109,100 +119,187 @@ def _read_history(run: Path) -> list[dict[str, Any]]:
     return [] if latest is None else read_record(steps[latest], TRAINER_LOG)["log_history"]
 
 
-PAGE_FRAME = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem;
-  padding: 0 1rem }}
-table {{ border-collapse: collapse; margin: .5rem 2rem 1rem 0; display: inline-table;
-  vertical-align: top }}
-caption {{ font-weight: 600; text-align: left; padding: .3rem 0 }}
-td, th {{ padding: .15rem .8rem .15rem 0; text-align: left; border-bottom: 1px solid #ddd }}
-td.number {{ text-align: right; font-variant-numeric: tabular-nums }}
-img {{ max-width: 100%; vertical-align: top }}
-h2 {{ border-top: 2px solid #888; padding-top: .6rem }}
-</style>
-<h1>{title}</h1>
-{body}
-</html>
-"""
+def _facts(run: Path) -> str:
+    """What the training says of itself, where the model lies beside the scores."""
+    trainings = read_record(run / MODEL / RUNS, TRAININGS, [])
+    if not trainings:
+        return ""
+    last = trainings[-1]
+    minutes = f"{last['seconds'] / 60:.1f} minutes on {last['device']}"
+    return f"{last['steps']:,} steps, {last['epochs']:g} epochs, {minutes}"
 
 
-def _scores_part(scores: dict[str, Any]) -> str:
+# ---- scores at a glance ----
+
+
+def _glance(scores: dict[str, Any], reports: dict[str, Any]) -> str:
+    """A card for all tasks together, and one for each."""
     if not scores:
         return "<p>No task has rows to score.</p>"
-    rows = [
-        (task, scores["splits"][task], metric, value)
+    count = len(scores["tasks"])
+    macro = _card_of_scores("macro", f"mean of {count} tasks", {"macro": scores["macro"]})
+    cards = [
+        _card_of_scores(
+            f'<a href="#{in_html(task)}">{in_html(task)}</a>' if task in reports else in_html(task),
+            ", ".join(filter(None, (_kind(reports.get(task, {})), scores["splits"][task]))),
+            {name: v for name, v in values.items() if not isinstance(v, dict)},
+        )
         for task, values in scores["tasks"].items()
-        for metric, value in values.items()
-        if not isinstance(value, dict)
+        if values
     ]
-    rows.append(("macro", "", "mean of the tasks", scores["macro"]))
-    return _table("Scores", ("task", "split", "metric", "score"), rows)
+    return f'<div class="glance">{"".join([macro, *cards])}</div>'
+
+
+def _card_of_scores(title: str, about: str, metrics: dict[str, float | None]) -> str:
+    """The main metric large, the others below it.
+
+    Args:
+        title: HTML.
+        about: kind of the task, split.
+        metrics: the scores.
+    """
+    names = list(metrics)
+    main = names[0] if names == ["macro"] else main_metric(names)
+    value = metrics[main]
+    shown = "-" if value is None else f"{value:.4f}"
+    bar = ""
+    if value is not None and 0 <= value <= 1 and main not in LOWER_IS_BETTER:
+        bar = f'<div class="bar"><div style="width:{value:.1%}"></div></div>'
+    others = "".join(
+        f"<dt>{in_html(name)}</dt><dd>{'-' if other is None else f'{other:.4f}'}</dd>"
+        for name, other in metrics.items()
+        if name != main
+    )
+    return (
+        f'<div class="card"><h3>{title}</h3><strong>{shown}</strong> '
+        f'<span class="soft">{in_html(main) if main != "macro" else ""}</span>{bar}'
+        f'<div class="soft">{in_html(about)}</div>{f"<dl>{others}</dl>" if others else ""}</div>\n'
+    )
+
+
+def _kind(task_report: dict[str, Any]) -> str:
+    return task_report.get("kind", "").replace("_", " ")
+
+
+# ---- sections ----
 
 
 def _training_part(curves: dict[str, Any], pictures: list[Path]) -> str:
-    pairs = curves["cosines"]
-    parts = ["<h2>Training</h2>" if pictures else ""]
-    if pairs:
-        parts.append(f"<p>{in_html(summary(pairs))}</p>")
-        rows = [
-            (*pair["tasks"], pair["mean"], noise_of(pair), pair["compared"])
-            for pair in pairs[:SHOWN]
-        ]
-        header = ("task", "task", "mean cosine", "noise ±", "comparisons")
-        parts.append(_table("Gradients that agree least", header, rows))
-    return "\n".join([*parts, *map(_picture, pictures)])
+    if not pictures:
+        return ""
+    pairs, tables = curves["cosines"], {}
+    said = in_html(summary(pairs)) if pairs else ""
+    rows = [
+        (*pair["tasks"], pair["mean"], noise_of(pair), pair["compared"]) for pair in pairs[:SHOWN]
+    ]
+    header = ("task", "task", "mean cosine", "noise ±", "comparisons")
+    title = "Gradients that agree least" if len(pairs) > SHOWN else "How gradients agree"
+    tables["cosines"] = [_table(title, header, rows)]
+    return _section("Training", "training", said, pictures, tables)
 
 
 def _task_part(task_report: dict[str, Any], pictures: list[Path]) -> str:
-    task = in_html(task_report["task"])
-    parts = [f'<h2 id="{task}">{task}</h2>']
-    facts = [task_report["kind"], f"{task_report['rows']:,} rows of {task_report['split']}"]
+    facts = [_kind(task_report), f"{task_report['rows']:,} rows of {task_report['split']}"]
     if "labelled" in task_report:
         facts.append(f"{task_report['labelled']:,} {task_report['unit']} with a label")
     if task_report.get("reliability", {}).get("ece") is not None:
         facts.append(f"expected calibration error {task_report['reliability']['ece']:.4f}")
-    parts.append(f"<p>{in_html('; '.join(facts))}</p>")
     names = ("precision", "recall", "f1", "support")
-    tables = {
-        "Entities by type": task_report.get("entities", {}),
-        "Labels": task_report.get("labels", task_report.get("confusion", {})).get("per_label", {}),
-    }
-    for title, table in tables.items():
+    per_label = task_report.get("labels", task_report.get("confusion", {})).get("per_label", {})
+    by_name = {"Entities by type": task_report.get("entities", {}), "Labels": per_label}
+    made = {}
+    for title, table in by_name.items():
         worst = sorted(table, key=lambda name: table[name]["f1"])
         rows = [(name, *(table[name][key] for key in names)) for name in worst]
-        if title == "Labels" and len(rows) > SHOWN:
+        key, title = title, f"{title}, lowest F1 first"
+        if key == "Labels" and len(rows) > SHOWN:
             title, rows = f"The {SHOWN} labels with the lowest F1 of {len(rows)}", rows[:SHOWN]
-        parts.append(_table(title, ("name", *names), rows))
+        made[key] = _table(title, ("name", *names), rows)
     keys = ("true", "predicted", "count", "share")
     confused = task_report.get("confusion", {}).get("confused", [])
     rows = [(*(pair[key] for key in keys[:3]), f"{pair['share']:.0%}") for pair in confused]
     header = ("true", "predicted", "rows", "of the true")
-    parts.append(_table("Worst confusions", header, rows[:SHOWN]))
-    return "\n".join([*parts, "<br>", *map(_picture, pictures)])
+    worst = _table("Worst confusions", header, rows[:SHOWN])
+    tables = {
+        "confusion": [worst, made["Labels"]],
+        "labels": [] if "confusion" in task_report else [made["Labels"]],
+        "entities": [made["Entities by type"]],
+    }
+    name = task_report["task"]
+    return _section(name, name, in_html("; ".join(facts)), pictures, tables, prefix=f"{name}_")
+
+
+def _section(
+    title: str,
+    anchor: str,
+    about: str,
+    pictures: list[Path],
+    tables: dict[str, list[str]],
+    *,
+    prefix: str = "",
+) -> str:
+    """A heading, wide pictures over the whole width, then columns of pictures and their tables.
+
+    Args:
+        title: text.
+        anchor: the section's id.
+        about: HTML of a line below it.
+        pictures: files.
+        tables: by name of a picture, less `prefix`, tables that stand after it; those without a
+            picture come last.
+        prefix: of the pictures' names.
+    """
+    wide, narrow, left = [], [], dict(tables)
+    for path in pictures:
+        is_wide = _is_wide(path)
+        (wide if is_wide else narrow).append(_picture(path, wide=is_wide))
+        narrow += map(_boxed, left.pop(path.stem.removeprefix(prefix), []))
+    narrow += map(_boxed, [table for rest in left.values() for table in rest])
+    columns = "\n".join(filter(None, narrow))
+    return "\n".join(
+        [
+            f'<h2 id="{in_html(anchor)}">{in_html(title)}</h2>',
+            f'<p class="soft">{about}</p>' if about else "",
+            *wide,
+            f'<div class="columns">{columns}</div>' if columns else "",
+        ]
+    )
+
+
+def _boxed(table: str) -> str:
+    return f'<div class="card">{table}</div>' if table else ""
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table, or nothing where it has no rows."""
     if not rows:
         return ""
-    head = "".join(f"<th>{in_html(name)}</th>" for name in header)
+    head = "".join(
+        f"<th{'' if isinstance(value, str) and not SHARE.fullmatch(value) else NUMBER}>"
+        f"{in_html(name)}</th>"
+        for name, value in zip(header, rows[0], strict=True)
+    )
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
     return f"<table><caption>{in_html(title)}</caption>\n<tr>{head}</tr>\n{body}</table>"
 
 
 def _cell(value: Any) -> str:
     value = "-" if value is None else value
-    if isinstance(value, str):
+    if isinstance(value, str) and not SHARE.fullmatch(value):
         return f"<td>{in_html(value)}</td>"
-    shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+    shown = f"{value:.4f}" if isinstance(value, float) else value
+    shown = f"{shown:,}" if isinstance(shown, int) else in_html(shown)
     return f'<td class="number">{shown}</td>'
 
 
-def _picture(path: Path) -> str:
+def _is_wide(path: Path) -> bool:
+    """By its own header: width and height stand at bytes 16 to 24 of a PNG."""
+    width, height = struct.unpack(">II", path.read_bytes()[16:24])
+    return width > WIDE and width > 1.3 * height
+
+
+def _picture(path: Path, *, wide: bool) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{in_html(path.stem)}" src="data:image/png;base64,{data}">'
+    kind = "card picture wide" if wide else "card picture"
+    image = f'<img alt="{in_html(path.stem)}" src="data:image/png;base64,{data}">'
+    return f'<div class="{kind}">{image}</div>'

@@ -423,8 +423,8 @@ class TestCurves:
         scores = training_plots([{"step": 1, "eval_a_mcc": 0.5}], ["a"], tmp_path)
         assert [path.name for path in scores] == ["scores.png"]
         cosine = training_plots([{"step": 1, "cosine_a-b": -0.5}], ["a", "b"], tmp_path)
-        assert [path.name for path in cosine] == ["gradients.png"]
-        assert {path.name for path in (tmp_path / "reports").iterdir()} == {"gradients.png"}
+        assert [path.name for path in cosine] == ["cosines.png"]
+        assert {path.name for path in (tmp_path / "reports").iterdir()} == {"cosines.png"}
 
     def test_a_long_noisy_loss_is_drawn_with_its_running_mean(self):
         log = [{"step": n, "loss_a": float(n % 2)} for n in range(1, 101)]
@@ -491,6 +491,7 @@ class TestPictures:
             "losses",
             "scores",
             "gradients",
+            "cosines",
             "layers",
             "rates",
         }
@@ -524,7 +525,7 @@ class TestPictures:
         assert unseen.get_yticklabels()[1].get_text() == "b (not in train)"
 
     def test_conflicts_and_agreement_have_opposite_colours_around_0(self):
-        image = curves._gradients(training_curves(HISTORY, TASKS)).axes[1].images[0]
+        image = curves._cosine_map(training_curves(HISTORY, TASKS)).axes[0].images[0]
         assert (image.norm.vmin, image.norm.vmax) == (-1, 1)  # whatever the cosines
         values = image.get_array().filled(np.nan)
         assert values[0, 2] == values[2, 0] == pytest.approx(-0.3)
@@ -593,7 +594,7 @@ class TestReport:
     def test_the_page_holds_every_picture_and_needs_nothing_else(self, run, contents):
         page = Page(Path(contents["page"]))
         pictures = [link for link in page.links if link.startswith("data:image/png;base64,iVBOR")]
-        assert len(pictures) == len(list((run / "reports").glob("*.png"))) == 11
+        assert len(pictures) == len(list((run / "reports").glob("*.png"))) == 12
         assert [link for link in page.links if link not in pictures] == ["#a", "#a_b", "#c"]
         assert "script" not in page.tags
         assert "link" not in page.tags
@@ -611,7 +612,7 @@ class TestReport:
         assert "expected calibration error 0.4000" in text  # sure of five, right thrice
         assert re.search(r"unseen\s+名\s+1\s+100%", text)
         assert re.search(r"<i>\s+0.5000\s+0.2500\s+0.3333\s+1,200", text)
-        assert re.search(r"c\s+validation\s+mse\s+0.5000", text)
+        assert re.search(r"c\s+0.5000\s+mse\s+regression, validation", text)
 
     def test_the_latest_checkpoint_stands_in_for_the_log(self, tmp_path):
         write_json(tmp_path / "scores.json", {})
