@@ -39,11 +39,12 @@ class Head(nn.Module):
       it where tasks differ.
     - `causal`: its tokens see earlier ones only. Either all heads of a model are so, or none.
     - `decodes_spans`: of a long text it reads every window, at one sub-token of each unit of words,
-      and answers by `answer_spans`; the others read the first window and answer by `answer`.
+      and answers by `answer_spans`; the others answer by `answer`, for the first window or for all.
     - `chooses`: it reads a text with a list of others, each pair a sequence, and answers for all of
       them by `answer_choice`.
     - `check`, `only_with`: what its options may say, and say together.
     - `count`, `loss_sum`: labelled units, and the loss summed over them.
+    - `pool_windows`: what the windows of a long text give, as one; where `options` has long_texts.
 
     Args:
         task: the task's options.
@@ -103,6 +104,24 @@ class Head(nn.Module):
         """Sum over labelled units / `num_items` (default: the units of this batch)."""
         units = self.count(labels) if num_items is None else num_items
         return self.loss_sum(logits.float(), labels) / units.clamp(min=1)
+
+    # ---- long texts ----
+
+    @classmethod
+    def pool_windows(cls, task: HeadTask, values: Tensor, lengths: Tensor) -> Tensor:
+        """What the windows of a text give, as one: their mean, or maximum by column.
+
+        Training, evaluation and the pipeline ask here. A text of one window is not pooled.
+
+        Args:
+            task: the task, which says how.
+            values: (W, L), of the W windows of one text.
+            lengths: (W,), their tokens.
+
+        Returns:
+            (L,).
+        """
+        return values.amax(0) if task.window_pooling == "max" else values.mean(0)
 
     # ---- a task with such a head ----
 

@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .decoding import even_scores, read_scores
 from .inputs import TextOrPair
 from .windows import Reads, Span, Window
+
+NOT_READ = -1  # no token's id
 
 
 @dataclass(eq=False)
@@ -42,6 +45,17 @@ class Entry:
         """Number of its tokens."""
         return len(self.window.input_ids)
 
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that read it; none after the first where only masks count and it has none."""
+        names, configs = self.part.tasks, self.part.configs
+        if self.window.first:
+            return names
+        names = [name for name in names if configs[name].reads_windows]
+        if self.window.masks:
+            return names
+        return [n for n in names if configs[n].pools_windows or n in self.part.scores]
+
     def take(self, values: dict[str, Tensor]) -> None:
         """Read what the tasks gave for the window: (L,) or (D,), or (its tokens, L)."""
         self.part.take(self, values)
@@ -57,7 +71,7 @@ class Part:
         configs: the model's tasks.
         asked: `top_k` and `threshold` of the call, and the `tokenizer`.
         units: character spans of the words of each unit, by text.
-        entries: the windows.
+        entries: the windows, those of a text consecutive.
     """
 
     texts: Sequence[TextOrPair]
@@ -75,17 +89,46 @@ class Part:
             for name in self.tasks
             if self.configs[name].head_class.decodes_spans
         }
+        # by task and text: what was read of each window, of tasks that read several
+        self.by_window: dict[str, list[dict[int, Any]]] = {
+            name: [{} for _ in self.texts]
+            for name in self.tasks
+            if name not in self.scores and self.configs[name].reads_windows
+        }
 
     def take(self, entry: Entry, values: dict[str, Tensor]) -> None:
         """Read the values of one window; windows may come in any order, from any thread."""
-        for name in self.tasks:
+        window = entry.window
+        for name in entry.tasks:
             task = self.configs[name]
             if name in self.scores:
                 read_scores(self.scores[name][entry.row], values[name], entry.reads)
-            elif entry.window.first:
-                self.results[entry.row][name] = task.head_class.answer(
-                    task, values[name], entry.window.input_ids, **self.asked
-                )
+            elif name not in self.by_window:
+                self.results[entry.row][name] = self._answer(name, values[name], window.input_ids)
+            elif task.pools_windows:
+                self.by_window[name][entry.row][window.number] = entry, values[name]
+            else:  # tokens that are answered in this window
+                ids = [NOT_READ] * entry.length
+                for token in window.masks:
+                    ids[token] = window.input_ids[token]
+                answers = self._answer(name, values[name], ids)
+                self.by_window[name][entry.row][window.number] = answers
+
+    def _answer(self, name: str, values: Tensor, ids: list[int]) -> Any:
+        task = self.configs[name]
+        return task.head_class.answer(task, values, ids, **self.asked)
+
+    def _of_windows(self, name: str, read: dict[int, Any]) -> Any:
+        """The answer to a text of which several windows may have been read."""
+        task, windows = self.configs[name], [read[number] for number in sorted(read)]
+        if not task.pools_windows:
+            return [answer for answers in windows for answer in answers]
+        entry, values = windows[0]
+        if len(windows) > 1:
+            lengths = torch.tensor([entry.length for entry, _ in windows])
+            stacked = torch.stack([values for _, values in windows])
+            values = task.head_class.pool_windows(task, stacked, lengths)
+        return self._answer(name, values, entry.window.input_ids)
 
     def answers(self) -> list[dict[str, Any]]:
         """One dict per text, keyed by task, once all windows are read."""
@@ -95,6 +138,9 @@ class Part:
                 self.results[row][name] = task.head_class.answer_spans(
                     task, str(text), self.units[row], rows[row]
                 )
+        for name, texts in self.by_window.items():
+            for row, read in enumerate(texts):
+                self.results[row][name] = self._of_windows(name, read)
         return self.results
 
 

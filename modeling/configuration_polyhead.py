@@ -31,7 +31,7 @@ from .checks import (
 from .extension_files import check_imported, extension_files, extension_names
 from .heads import HEADS, Head
 from .losses import LOSSES
-from .options import ACTIVATIONS, NUMBERS, HeadTask
+from .options import ACTIVATIONS, LONG_TEXTS, NUMBERS, WINDOW_POOLINGS, HeadTask
 from .options import scheme_of as scheme_of
 from .pooling import POOL, POOLINGS, layers_needed
 from .reading import read_json
@@ -55,6 +55,8 @@ class TaskConfig(HeadTask):
         check_choice("head", self.head, tuple(HEADS))
         check_choice("pooling", self.pooling, (None, *POOLINGS))
         check_choice("activation", self.activation, (None, *ACTIVATIONS))
+        check_choice("long_texts", self.long_texts, (None, *LONG_TEXTS))
+        check_choice("window_pooling", self.window_pooling, (None, *WINDOW_POOLINGS))
         for name in NUMBERS:
             if getattr(self, name) is not None:
                 check_finite(name, getattr(self, name))
@@ -76,6 +78,16 @@ class TaskConfig(HeadTask):
         if self.head_class.chooses:
             return "choices"
         return "pair" if self.pair else "text"
+
+    @property
+    def reads_windows(self) -> bool:
+        """Of a long text it reads every window, not the first alone."""
+        return self.head_class.decodes_spans or self.long_texts == "windows"
+
+    @property
+    def pools_windows(self) -> bool:
+        """It answers once for all windows of a text; else for their tokens, each by itself."""
+        return self.reads_windows and not self.head_class.per_token
 
     def _check_numbers(self) -> None:
         if not 0.0 <= self.dropout < 1.0:

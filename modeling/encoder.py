@@ -223,23 +223,24 @@ class EncoderPass:
         texts: layout of the texts in it.
         caller_texts: layout of the texts as the caller gave them.
         plan: how they were moved; None without adapters.
+        vectors: by pooling, what `pooled` has made.
     """
 
     output: BaseModelOutput
     texts: TextLayout
     caller_texts: TextLayout
     plan: Plan | None = None
-    _pooled: dict[str, Tensor] = field(default_factory=dict)
+    vectors: dict[str, Tensor] = field(default_factory=dict)
 
     def pooled(self, pooling: str) -> Tensor:
         """(M, H), or (M, 4 H) for mean_last_4: one vector per text, made once for all heads."""
-        if pooling not in self._pooled:
+        if pooling not in self.vectors:
             count = layers_needed(pooling)
             states: Any = (self.output.last_hidden_state,)
             if count > 1:
                 states = (self.output.hidden_states or ())[-count:]
-            self._pooled[pooling] = pool(states, self.texts, pooling)
-        return self._pooled[pooling]
+            self.vectors[pooling] = pool(states, self.texts, pooling)
+        return self.vectors[pooling]
 
     @no_compile
     def rows_of(self, adapter: str | None, rows: Tensor | None) -> Tensor | None:

@@ -44,7 +44,7 @@ class SequenceClassificationHead(Head):
 
     options = frozenset(
         ("labels", "problem_type", "pooling", "activation", "dropout", "threshold", "pair")
-        + ("partial",)
+        + ("partial", "long_texts", "window_pooling")
     )
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
@@ -73,10 +73,11 @@ class SequenceClassificationHead(Head):
 
     @classmethod
     def only_with(cls) -> Conditions:
-        """A threshold sets labels where there may be several; partial says one of some."""
+        """Which options read others: as a threshold, labels of which there may be several."""
         return {
             "threshold": ("problem_type", ("multi_label_classification",)),
             "partial": ("problem_type", ("single_label_classification",)),
+            "window_pooling": ("long_texts", ("windows",)),
         }
 
     @classmethod
@@ -158,7 +159,7 @@ class EmbeddingHead(Head):
     grouped = True
     options = frozenset(
         ("pooling", "projection", "normalize", "loss", "matryoshka", "prompts", "temperature")
-        + ("symmetric", "false_negative_margin", "margin")
+        + ("symmetric", "false_negative_margin", "margin", "long_texts")
     )
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
@@ -208,6 +209,16 @@ class EmbeddingHead(Head):
         cuts = [groups[..., :width] for width in self.widths]
         cuts = [F.normalize(cut, dim=-1) for cut in cuts] if scaled else cuts
         return torch.stack([loss.sum(cut, values, self.task) for cut in cuts]).sum()
+
+    @classmethod
+    def pool_windows(cls, task: HeadTask, values: Tensor, lengths: Tensor) -> Tensor:
+        """(W, D) vectors of a text's windows and (W,) their tokens -> (D,).
+
+        v = sum_w n_w v_w / sum_w n_w, and of length 1 again if `normalize`
+        """
+        weights = (lengths / lengths.sum()).to(values.dtype)
+        mean = weights @ values
+        return F.normalize(mean, dim=-1) if task.normalize else mean
 
     @classmethod
     def only_with(cls) -> Conditions:

@@ -5,7 +5,8 @@
 The encoder is any AutoModel, held as `encoder`; the heads are `heads[<task>]`. A head costs a
 linear layer on its own rows, the encoder pass is shared, so eight tasks on a text cost about one.
 
-Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width, `G` groups.
+Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width, `G` groups; `M` texts
+where the rows are their windows.
 """
 
 from collections.abc import Iterable
@@ -27,9 +28,9 @@ from .encoder import (
     EncoderInputs,
     EncoderPass,
     build_encoder,
-    encode,
     usable_length,
 )
+from .encoder_parts import Parts, encode_in_parts
 from .first_use import FIRST_USE
 from .heads import IGNORE, Head
 from .packing import TextLayout, can_pack, moved_to
@@ -38,7 +39,7 @@ from .packing import TextLayout, can_pack, moved_to
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
 from .pooling import layers_needed, pool
 from .pretrained_polyhead import PolyheadPreTrainedModel
-from .rows import check_tasks, labels_of_rows, rows_by_task, tasks_to_run
+from .rows import TaskRows, check_tasks, read_rows, tasks_to_run
 from .unread_options import options_without_effect
 
 logger = logging.get_logger(__name__)
@@ -50,7 +51,8 @@ class PolyheadOutput(ModelOutput):
 
     Args:
         loss: scalar, the weighted sum of `losses`.
-        last_hidden_state: (N, T, H), the encoder's token states.
+        last_hidden_state: (N, T, H), the encoder's token states. None where texts are encoded
+            in parts and nothing but heads over vectors reads them.
         logits: by task: (N, L) sequence classification (L = 1 for regression), (N, T, L) token
             classification, (N, T, V) masked and causal LM (in training with labels: (labelled
             tokens, V)); with `task_ids` only the task's own rows, in order.
@@ -189,6 +191,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         cu_seq_lens_k: Tensor | None = None,
         max_length_q: int | None = None,
         max_length_k: int | None = None,
+        window_counts: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -218,6 +221,12 @@ class PolyheadModel(PolyheadPreTrainedModel):
             cu_seq_lens_k: the same; flash attention's name for it.
             max_length_q: longest text; found from `cu_seq_lens_q`.
             max_length_k: the same.
+            window_counts: (M,), on the CPU: the N rows are windows of M texts, those of a text
+                consecutive. `task_ids` are then of the M texts, and labels too, but for those of
+                tokens. A task whose `long_texts` is windows gives (M, L), pooled over the windows;
+                one over tokens reads each of them, any other the first one. At most M rows go
+                through the encoder at a time, so memory is that of M short texts (and, in training,
+                of the token states); in training each part is computed twice.
             output_hidden_states: give the encoder's hidden states too.
             output_attentions: give the encoder's attentions too.
             return_dict: False for a tuple.
@@ -241,16 +250,20 @@ class PolyheadModel(PolyheadPreTrainedModel):
             check_causal(self.encoder)
         names = tasks_to_run(self.task_names, tasks, labels)
         count = len(inputs.tokens) if cu_seq_lens_q is None else len(cu_seq_lens_q) - 1
-        rows = rows_by_task(self.task_names, names, task_ids, count)
-        names = [name for name in names if (chosen := rows[name]) is None or len(chosen)]
+        read = read_rows(self.config.tasks, self.task_names, names, task_ids, count, window_counts)
+        names = read.names
+        deep = output_hidden_states or (
+            output_hidden_states is None and self.encoder.config.output_hidden_states
+        )
         if any(self._head(name).states_needed > 1 for name in names):
             inputs = replace(inputs, output_hidden_states=True)
         packs = self.can_pack if cu_seq_lens_q is not None else False
-        encoded = encode(
+        encoded = encode_in_parts(
             self.encoder,
             inputs,
+            self._parts(read, keeps=bool(deep)),
             cu_seq_lens=None if cu_seq_lens_q is None else cu_seq_lens_q.cpu(),
-            adapters=self._adapters_of_texts(names, rows, count),
+            adapters=self._adapters_of_texts(names, read.rows, count),
             routed=bool(self.config.adapters),
             compute=self.compute,
             packs=packs,
@@ -258,17 +271,12 @@ class PolyheadModel(PolyheadPreTrainedModel):
         outputs: dict[str, dict[str, Tensor]] = {"logits": {}, "embeddings": {}}
         losses = {}
         for name in names:
-            target = self._labels_of(name, labels, rows[name], count)
-            values, loss = self._run_head(
-                name, encoded, rows[name], target, (num_items or {}).get(name)
-            )
+            target = read.labels(name, labels)
+            values, loss = self._run_head(name, encoded, read, target, (num_items or {}).get(name))
             outputs[self._head(name).output][name] = values
             if loss is not None:
                 losses[name] = loss
         total = sum(self.config.tasks[name].loss_weight * loss for name, loss in losses.items())
-        deep = output_hidden_states or (
-            output_hidden_states is None and self.encoder.config.output_hidden_states
-        )
         output = PolyheadOutput(
             loss=total if losses else None,  # pyright: ignore[reportArgumentType]
             last_hidden_state=encoded.in_order(encoded.output.last_hidden_state),
@@ -331,18 +339,6 @@ class PolyheadModel(PolyheadPreTrainedModel):
                         )
         return self._packs
 
-    def _labels_of(
-        self, name: str, labels: dict[str, Tensor] | None, rows: Tensor | None, count: int
-    ) -> Tensor | None:
-        """The task's labels for its own rows; labels of all `count` rows are cut down to them."""
-        if labels is None or name not in labels:
-            return None
-        values = labels[name]
-        head = self._head(name)
-        if head.grouped or (head.per_token and len(values) == 1):  # packed tokens
-            return values
-        return labels_of_rows(name, values, rows, count)
-
     @property
     def usable_length(self) -> int | None:
         """Number of tokens that the encoder accepts; None where it has no limit."""
@@ -355,12 +351,12 @@ class PolyheadModel(PolyheadPreTrainedModel):
         self,
         name: str,
         encoded: EncoderPass,
-        rows: Tensor | None,
+        read: TaskRows,
         labels: Tensor | None,
         num_items: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits (or embeddings) of the task's rows, and its loss if it has labels."""
-        head = self._head(name)
+        """Logits (or embeddings) of the task's texts, and its loss if it has labels."""
+        head, rows = self._head(name), read.rows[name]
         if labels is not None and rows is not None and head.per_token:
             labels = encoded.select_labels(labels, rows)
         rows = encoded.rows_of(self.config.tasks[name].adapter, rows)
@@ -372,7 +368,24 @@ class PolyheadModel(PolyheadPreTrainedModel):
             keep = labels != IGNORE
             x, labels = x[keep], labels[keep]
         values = head(x)
+        if read.windows is not None:
+            lengths = encoded.texts.lengths
+            lengths = lengths if rows is None else lengths[moved_to(rows, lengths)]
+            values = read.pool(name, values, lengths)
         return values, None if labels is None else head.loss(values, labels, num_items)
+
+    def _parts(self, read: TaskRows, *, keeps: bool) -> Parts:
+        """How the rows go through the encoder, and what is kept of their states.
+
+        No more windows at a time than there are texts: a batch of long texts then needs the memory
+        of one of texts that fit.
+        """
+        if read.windows is None:
+            return Parts(read.count)
+        heads = [self._head(name) for name in read.names]
+        keeps = keeps or torch.is_grad_enabled() or not heads or any(h.per_token for h in heads)
+        poolings = None if keeps else frozenset(head.pooling for head in heads)
+        return Parts(read.text_count, poolings)
 
     def count_items(self, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """Labelled units by task: what `num_items` sums over the batches of an optimizer step."""

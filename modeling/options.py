@@ -12,6 +12,8 @@ from typing import Any
 
 SCHEMES = ("iob1", "iob2", "bioes")
 ACTIVATIONS = ("tanh", "relu", "gelu")
+LONG_TEXTS = ("first", "windows")
+WINDOW_POOLINGS = ("mean", "max")
 NUMBERS = (  # options that are numbers
     "dropout",
     "threshold",
@@ -64,6 +66,11 @@ class TaskOptions:
             weights of its own.
         projection: width of a linear layer after pooling, for `embedding`; None leaves it out.
         normalize: scale embeddings to length 1.
+        long_texts: how a text longer than the encoder takes is read: `first`, its first window
+            alone; `windows`, all of it, in windows that overlap by a quarter. Default first. Of a
+            pair the second text is cut so, beside the first one in each window.
+        window_pooling: `mean` or `max` of the windows' logits, beside `long_texts: windows`;
+            default mean. Vectors of an embedding task are a mean weighted by tokens.
         loss_weight: this task's factor in the total loss.
         head_options: options of a head of your own, by name; values that JSON has.
     """
@@ -90,6 +97,8 @@ class TaskOptions:
     tied: bool = True
     projection: int | None = None
     normalize: bool = True
+    long_texts: str | None = None
+    window_pooling: str | None = None
     loss_weight: float = 1.0
     head_options: dict[str, Any] | None = None
 

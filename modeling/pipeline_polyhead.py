@@ -4,7 +4,8 @@
 
 Texts are sorted by length and, on CPUs, packed, so that a batch holds no padding (little, where the
 encoder cannot read packed batches); results come back in the caller's order. Texts longer than the
-encoder takes are read in overlapping windows by token tasks; the other heads read the first window.
+encoder takes are read in overlapping windows by token tasks, and by others whose `long_texts` says
+so; the rest read the first window.
 
 One pipeline may be called from any number of threads: a call changes neither the model nor the
 tokenizer. A fast tokenizer holds how it cuts texts, and each call with other lengths would change
@@ -32,7 +33,17 @@ from .first_use import FIRST_USE
 from .inputs import TextOrPair, read_inputs, read_items, tokenizable
 from .packing import cumulative
 from .rows import check_tasks
-from .windows import Reads, Span, Window, encode_windows, split_words, units_of, window_length
+from .windows import (
+    Reads,
+    Span,
+    Window,
+    cut_note,
+    encode_pairs,
+    encode_windows,
+    split_words,
+    units_of,
+    window_length,
+)
 
 logger = logging.getLogger(__name__)
 CALL_OPTIONS = ("tasks", "top_k", "threshold", "batch_tokens", "batch_size", "document")
@@ -43,6 +54,11 @@ FORMS = {
     "text": "single texts",
     "pair": "pairs, as (text, text)",
     "choices": "a text and others to choose from, as (text, [text, text])",
+}
+WAYS = {  # to cut: single texts in windows, pairs at their end, pairs not at all
+    "windows": lambda tokenizer, limit: encode_windows(tokenizer, ["a"], [[]], limit),
+    "cut": lambda tokenizer, limit: tokenizer(["a"], ["a"], truncation=True, max_length=limit),
+    "whole": lambda tokenizer, limit: encode_pairs(tokenizer, [("a", "a")], limit),
 }
 STRETCH = 1024  # texts of a generator that are sorted by length together
 BATCH_TOKENS = {"cpu": 1024}  # of one encoder pass, by kind of device
@@ -108,7 +124,7 @@ class PolyheadPipeline(Pipeline):
         check_tokenizer(self.tokenizer, getattr(self.model.config, "vocab_size", None))
         self.model.eval()
         self.model.set_compute(compute)
-        self._tokenizers: dict[tuple[Any, int, bool], PreTrainedTokenizerBase] = {}
+        self._tokenizers: dict[tuple[Any, int, str], PreTrainedTokenizerBase] = {}
         self._told: set[str] = set()  # what is said once
 
     @property
@@ -220,21 +236,27 @@ class PolyheadPipeline(Pipeline):
             [(one, other) for one, others in texts for other in others] if (chooses) else texts
         )
         parts = []
-        prompts = {"": tasks} if chooses else self._by_prompt(tasks, int(options["document"]))
-        for prompt, names in prompts.items():
+        for prompt, names in self._groups(tasks, int(options["document"]), _form_of(texts[0])):
             read = [prompt + text for text in pairs] if prompt else pairs  # pyright: ignore
             units, windows = self._windows(read, names)
             part = Part(read, names, configs, asked, units)
-            part.entries = [Entry(window, part, row, reads) for row, window, reads in windows]
+            entries = [Entry(window, part, row, reads) for row, window, reads in windows]
+            part.entries = [entry for entry in entries if entry.tasks]
             parts.append(part)
         return Call(texts, tasks, parts, configs, chooses)
 
-    def _by_prompt(self, tasks: list[str], part: int) -> dict[str, list[str]]:
-        """Tasks by what is put before their texts; each group is read on its own."""
-        groups: dict[str, list[str]] = {}
+    def _groups(self, tasks: list[str], part: int, form: str) -> list[tuple[str, list[str]]]:
+        """Prompts, and the tasks whose texts they stand before; each group is read on its own.
+
+        Pairs are cut otherwise for tasks that read their windows.
+        """
+        groups: dict[tuple[str, bool], list[str]] = {}
         for name in tasks:
-            groups.setdefault(self.model.config.tasks[name].prompt(part), []).append(name)
-        return groups
+            config = self.model.config.tasks[name]
+            prompt = "" if form == "choices" else config.prompt(part)
+            key = (prompt, form == "pair" and config.reads_windows)
+            groups.setdefault(key, []).append(name)
+        return [(prompt, names) for (prompt, _), names in groups.items()]
 
     def _stream(
         self, texts: Iterator[TextOrPair], tasks: Sequence[str] | None, options: dict[str, Any]
@@ -320,57 +342,63 @@ class PolyheadPipeline(Pipeline):
     ) -> tuple[list[list[list[Span]]], list[tuple[int, Window, Reads]]]:
         """Units of each text; (row, window, the units read in it) for what the tasks need."""
         limit = window_length(self.tokenizer, self.model.usable_length)
-        pairs = isinstance(texts[0], tuple)
-        tokenizer = self._tokenizer_for(limit, pairs=pairs)
-        if pairs:
-            first, second = (list(map(tokenizable, parts)) for parts in zip(*texts, strict=True))
-            encoded = tokenizer(first, second, truncation=True, max_length=limit)
-            self._tell_cut(sum(bool(one.overflowing) for one in encoded.encodings or ()), limit)
-            types = encoded.get("token_type_ids")
-            return [[] for _ in texts], [
-                (row, Window(ids, types[row] if types else None), [])
-                for row, ids in enumerate(encoded["input_ids"])
-            ]
-        spans = [self.model.config.tasks[name].head_class.decodes_spans for name in tasks]
+        configs = [self.model.config.tasks[name] for name in tasks]
+        if isinstance(texts[0], tuple):
+            windows = self._windows_of_pairs(texts, tasks, limit)  # pyright: ignore
+            return [[] for _ in texts], [(row, w, []) for row, of in enumerate(windows) for w in of]
+        reads_words = any(config.head_class.decodes_spans for config in configs)
         read = [tokenizable(str(text)) for text in texts]
-        words = [split_words(text) if any(spans) else [] for text in read]
-        encoded = encode_windows(tokenizer, read, words, limit)
-        if not all(spans):
-            self._tell_cut(sum(len(windows_of_text) > 1 for windows_of_text in encoded), limit)
+        words = [split_words(text) if reads_words else [] for text in read]
+        encoded = encode_windows(self._tokenizer_for(limit, "windows"), read, words, limit)
+        cut = [name for name in tasks if not self.model.config.tasks[name].reads_windows]
+        self._tell_cut([len(windows) > 1 for windows in encoded], cut, limit)
+        last = None if any(config.reads_windows for config in configs) else 1
         units, windows = [], []
         for row, windows_of_text in enumerate(encoded):
             of_text, reads = units_of(
                 words[row], [window.first_tokens for window in windows_of_text]
             )
             units.append(of_text)
-            last = None if any(spans) else 1
             windows += [
                 (row, *pair) for pair in zip(windows_of_text[:last], reads[:last], strict=True)
             ]
         return units, windows
 
-    def _tell_cut(self, count: int, limit: int) -> None:
-        """Say, once, that texts were too long for tasks that read one window."""
-        if count and "cut" not in self._told:
-            self._told.add("cut")
-            logger.warning(
-                f"{count} of the texts are longer than the {limit} tokens that the encoder takes: "
-                "token classification reads all of them, in windows, other tasks the first "
-                f"{limit} tokens; this is said once"
-            )
+    def _windows_of_pairs(
+        self, texts: list[tuple[str, str]], tasks: list[str], limit: int
+    ) -> list[list[Window]]:
+        """The windows of each pair; one of each where the tasks read the first alone."""
+        pairs = [(tokenizable(one), tokenizable(other)) for one, other in texts]
+        if self.model.config.tasks[tasks[0]].reads_windows:
+            windows = encode_pairs(self._tokenizer_for(limit, "whole"), pairs, limit)
+            self._tell_cut([of_pair[0].cut for of_pair in windows], tasks, limit)
+            return windows
+        first, second = (list(part) for part in zip(*pairs, strict=True))
+        tokenizer = self._tokenizer_for(limit, "cut")
+        encoded = tokenizer(first, second, truncation=True, max_length=limit)
+        self._tell_cut([bool(e.overflowing) for e in encoded.encodings or ()], tasks, limit)
+        types = encoded.get("token_type_ids")
+        return [
+            [Window(ids, types[row] if types else None)]
+            for row, ids in enumerate(encoded["input_ids"])
+        ]
 
-    def _tokenizer_for(self, limit: int, *, pairs: bool) -> PreTrainedTokenizerBase:
-        """A tokenizer that cuts texts, or pairs, at `limit` and is asked for nothing else."""
+    def _tell_cut(self, cut: list[bool], tasks: list[str], limit: int) -> None:
+        """Say, once, that texts were too long for some tasks."""
+        if tasks and any(cut) and "cut" not in self._told:
+            self._told.add("cut")
+            note = cut_note(sum(cut), len(cut), "texts", limit, tasks)
+            logger.warning(f"{note}; this is said once")
+
+    def _tokenizer_for(self, limit: int, way: str) -> PreTrainedTokenizerBase:
+        """A tokenizer that is asked for nothing else than one of `WAYS` at one limit."""
         source = self.tokenizer
-        key = (source, limit, pairs)
+        key = (source, limit, way)
         if key not in self._tokenizers:
             with FIRST_USE:
                 if key not in self._tokenizers:
                     tokenizer = copy.deepcopy(source)
-                    if pairs:  # the first call sets how it cuts; the later ones find it so
-                        tokenizer(["a"], ["a"], truncation=True, max_length=limit)
-                    else:
-                        encode_windows(tokenizer, ["a"], [[]], limit)
+                    WAYS[way](tokenizer, limit)  # sets how it cuts; later calls find it so
                     self._tokenizers[key] = tokenizer
         return self._tokenizers[key]
 
@@ -436,7 +464,7 @@ def _rows_of_tasks(entries: list[Entry]) -> dict[str, list[int]]:
     """By task, the numbers of the windows that it reads."""
     rows: dict[str, list[int]] = {}
     for row, entry in enumerate(entries):
-        for name in entry.part.tasks:
+        for name in entry.tasks:
             rows.setdefault(name, []).append(row)
     return rows
 

@@ -30,7 +30,9 @@ class MaskedLMHead(Head):
 
     per_token = True
     labelled_tokens_only = True
-    options = frozenset(("mlm_probability", "mask_shares", "whole_word", "blocks", "tied"))
+    options = frozenset(
+        ("mlm_probability", "mask_shares", "whole_word", "blocks", "tied", "long_texts")
+    )
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)

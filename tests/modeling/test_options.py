@@ -42,6 +42,8 @@ OTHER = {  # a value of each option that is not its default
     "blocks": True,
     "tied": False,
     "normalize": False,
+    "long_texts": "windows",
+    "window_pooling": "max",
     "head_options": {"depth": 2},
     "pair": True,
 }

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import TaskConfig
-from ...modeling.heads import HEADS
 from ...modeling.packing import cumulative
 from ..kinds import BatchLayout, LanguageModel, kind_of
 
@@ -22,12 +21,14 @@ FOR_TRAINER = ("rows", "windows", "sources", "counts")  # keys that the model do
 class MultiTaskCollator:
     """Batches tokenized rows (see `tokenization.py`) of one or several sources.
 
-    Keys in: `source`, `input_ids`, `row`, `window`, perhaps `token_type_ids`, and `labels_<task>`.
-    Keys out, with N texts and T tokens:
+    Keys in: `source`, `input_ids`, `row`, `window`, perhaps `token_type_ids` and `window_counts`,
+    and `labels_<task>`.
+    Keys out, with N texts (windows, where some texts have several) and T tokens:
         input_ids, attention_mask, perhaps token_type_ids: (N, T)
             or, packed: input_ids (1, P), perhaps token_type_ids, cu_seq_lens_q (N + 1,)
             and max_length_q, a number
-        task_ids: (N, K), the tasks of each text, -1 fills
+        window_counts: (M,), windows of each of the M texts, where one has several
+        task_ids: (M, K), the tasks of each text, -1 fills
         labels: by task, of its own texts only: (n,) ids or numbers, (n, L) multi-label, (n, T) or
             packed (1, tokens) token tasks and language models, (groups,) heads over groups
         rows: (examples,), the number of each example in its dataset
@@ -63,6 +64,9 @@ class MultiTaskCollator:
         members = [self.tasks_of(row) for row in rows]
         batch = self._pack(rows) if self.packed else self._pad(rows)
         batch["task_ids"] = self._task_ids(rows, members)
+        counts = [count for row in rows for count in windows_of(row)]
+        if max(counts) > 1:
+            batch["window_counts"] = torch.tensor(counts)
         labels = {}
         for name in self.task_names:
             if any(name in tasks for tasks in members):
@@ -87,12 +91,11 @@ class MultiTaskCollator:
         return counts
 
     def tasks_of(self, row: dict[str, Any]) -> list[str]:
-        """The tasks that read a row; windows after the first are for token tasks only."""
+        """The tasks that read a row; a window after the first is not for all."""
         return [
             name
             for name in self.sources[row["source"]]
-            if name not in self.stopped
-            and (row["window"] == 0 or HEADS[self.configs[name].head].per_token)
+            if name not in self.stopped and (row["window"] == 0 or self.configs[name].reads_windows)
         ]
 
     def _pad(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -117,7 +120,7 @@ class MultiTaskCollator:
         ids = []
         for row, tasks in zip(rows, members, strict=True):
             numbers = [self.task_names.index(t) for t in tasks]
-            ids += [numbers + [-1] * (width - len(numbers))] * len(row["input_ids"])
+            ids += [numbers + [-1] * (width - len(numbers))] * len(windows_of(row))
         return torch.tensor(ids)
 
     def _labels(self, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
@@ -132,7 +135,10 @@ class MultiTaskCollator:
     ) -> list[list[int]]:
         """Labels of each text of the task's rows; what is to be read of it is put in `batch`."""
         number = self.task_names.index(name)
-        texts = iter((batch["task_ids"] == number).any(1).nonzero()[:, 0].tolist())
+        of_task = (batch["task_ids"] == number).any(1)
+        if "window_counts" in batch:
+            of_task = of_task.repeat_interleave(batch["window_counts"])
+        texts = iter(of_task.nonzero()[:, 0].tolist())
         starts = batch["cu_seq_lens_q"].tolist() if self.packed else []
         labels: list[list[int]] = []
         for row in rows:
@@ -148,6 +154,16 @@ class MultiTaskCollator:
                 batch["input_ids"][line, first : first + len(text)] = torch.tensor(text)
             labels += of_row
         return labels
+
+
+def reads_later_windows(config: TaskConfig) -> bool:
+    """A task reads tokenized rows that are no first window of a text."""
+    return config.reads_windows or config.blocks
+
+
+def windows_of(row: dict[str, Any]) -> list[int]:
+    """How many windows each text of a tokenized row has."""
+    return row.get("window_counts") or [1] * len(row["input_ids"])
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:

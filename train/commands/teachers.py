@@ -14,7 +14,7 @@ from ...modeling.configuration_polyhead import PolyheadConfig, TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel
 from ...modeling.packing import moved_to
 from ...modeling.pooling import layers_needed
-from ..batches.collator import MultiTaskCollator, model_inputs
+from ..batches.collator import MultiTaskCollator, model_inputs, windows_of
 from ..data.dataset import MultiTaskDataset
 from ..data.loading import Source
 from ..data.tokenization import tokenize
@@ -158,7 +158,7 @@ def _texts_of(examples: list[dict[str, Any]], units: UnitNumbers) -> Tensor:
     numbers = [
         units.starts[example["row"]] + number
         for example in examples
-        for number in range(len(example["input_ids"]))
+        for number in range(len(windows_of(example)))
     ]
     return torch.tensor(numbers)
 

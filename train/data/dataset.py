@@ -1,7 +1,7 @@
 """The tokenized rows of all sources as one dataset."""
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice
 from typing import Any
 
 import datasets
@@ -29,21 +29,23 @@ class MultiTaskDataset(torch.utils.data.Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row's longest text; of a block, those of all its texts."""
+        """Tokens of each row's longest text, in all of its windows; of a block, of all its texts."""
         lengths: list[int] = []
         for part in self.parts.values():
             measure = sum if "block" in part.column_names else max
-            lengths += [measure(map(len, row)) for row in part[:]["input_ids"]]
+            texts = ([sum(map(len, windows)) for windows in row] for row in _texts_of(part))
+            lengths += list(map(measure, texts))
         return lengths
 
     @property
     def texts(self) -> list[frozenset[int]]:
         """The texts of each row as numbers, where it is a group of texts; else nothing."""
-        rows = (row for part in self.parts.values() for row in part[:]["input_ids"])
-        return [
-            frozenset(hash(tuple(text)) for text in row) if len(row) > 1 else frozenset()
-            for row in rows
-        ]
+        rows = (
+            [tuple(map(tuple, windows)) for windows in row]
+            for part in self.parts.values()
+            for row in _texts_of(part)
+        )
+        return [frozenset(map(hash, row)) if len(row) > 1 else frozenset() for row in rows]
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -63,3 +65,13 @@ class MultiTaskDataset(torch.utils.data.Dataset):
             for k, i in enumerate(chosen):
                 rows[i] = {"source": name, **{key: batch[key][k] for key in batch}}
         return [rows[i] for i in indices]
+
+
+def _texts_of(part: datasets.Dataset) -> Iterator[list[list[list[int]]]]:
+    """Of each row the texts, of each text the windows that are pooled."""
+    columns = part[:]
+    counts = columns.get("window_counts")
+    for number, row in enumerate(columns["input_ids"]):
+        windows = iter(row)
+        of_text = [1] * len(row) if counts is None else counts[number]
+        yield [list(islice(windows, count)) for count in of_text]

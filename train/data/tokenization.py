@@ -1,9 +1,12 @@
 """Checked rows to tokenized rows, and the dataset that holds those of all sources.
 
-A tokenized row (one per window of a long text) holds
+A tokenized row (one per window of a long text, where tasks read windows each for itself) holds
     input_ids        list of token id lists: one text, or two and more for a group
     token_type_ids   the same shape, where the encoder has segments
+    window_counts    where tasks pool windows: how many of the lists are each text of the row
     row, window      number of the row in its split, and of the window in its row
+    cut              a text of the row is too long for tasks that read the first window, or for a
+                     pair's first text to be whole in all of them
     labels_<task>    class id, number, list of 0/1, or one tag id per token (-100: not read);
                      nothing for language models, whose labels are made when rows are collated
     words            token tasks: per token the number of the first word that is read there, or -1
@@ -20,7 +23,15 @@ import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import TaskConfig
-from ...modeling.windows import Span, Window, encode_windows, split_words, window_stride
+from ...modeling.windows import (
+    Span,
+    Window,
+    cut_note,
+    encode_pairs,
+    encode_windows,
+    split_words,
+    window_stride,
+)
 from ..kinds import LanguageModel, TaskKind, kind_of
 from ..kinds.tokens import Tokens
 from .loading import Source
@@ -65,6 +76,26 @@ def tokenize(
     return features
 
 
+def cut_notes(
+    rows: datasets.Dataset, split: str, configs: dict[str, TaskConfig], limit: int
+) -> list[str]:
+    """A line where texts are too long for tasks that read them.
+
+    Args:
+        rows: tokenized rows of a split of a source.
+        split: train, validation or test.
+        configs: the tasks of the source.
+        limit: tokens in a window.
+    """
+    first = [cut for cut, window in zip(rows["cut"], rows["window"], strict=True) if window == 0]
+    reads_first = [not (config.reads_windows or config.blocks) for config in configs.values()]
+    tasks = [n for n, c in configs.items() if c.pools_windows or not (c.reads_windows or c.blocks)]
+    if not (any(first) and tasks):
+        return []
+    note = cut_note(sum(first), len(first), f"rows of {split}", limit, tasks)
+    return [f"{note}; long_texts: windows reads all of a text" if any(reads_first) else note]
+
+
 def _encode(
     source: Source,
     configs: dict[str, TaskConfig],
@@ -76,17 +107,18 @@ def _encode(
     texts = _prompted(source, source.texts_of(batch))
     kinds = {name: kind_of(c).scored_as(source.tasks[name]) for name, c in configs.items()}
     word_kinds = {name: kind for name, kind in kinds.items() if isinstance(kind, Tokens)}
-    words = [split_words(text) if word_kinds else [] for text in texts[0]]
+    words: list[list[Span]] = [[] for _ in numbers]
+    if word_kinds:
+        words = [split_words(text) for text in texts[0]]
     in_blocks = any(config.blocks for config in configs.values())
-    if in_blocks:
-        windows = _pieces(tokenizer, texts[0])
-    else:
-        windows = _windows(kinds, tokenizer, texts, words)
+    windows, counts, cut = _cut(next(iter(kinds.values())), configs, tokenizer, texts, words)
     labels = _labels(source, configs, kinds, batch, words, windows)
     token_words = None
     if any(isinstance(kind, LanguageModel) and kind.reads_words for kind in kinds.values()):
         token_words = _token_words(tokenizer, texts[0], in_blocks=in_blocks)
-    columns: dict[str, list] = {"input_ids": [], "row": [], "window": []}
+    columns: dict[str, list] = {"input_ids": [], "row": [], "window": [], "cut": []}
+    if counts:
+        columns["window_counts"] = counts
     if "token_type_ids" in tokenizer.model_input_names:
         columns["token_type_ids"] = []
     for i, row in enumerate(windows):
@@ -96,6 +128,7 @@ def _encode(
                 columns["token_type_ids"].append([window.token_type_ids for window in group])
             columns["row"].append(numbers[i])
             columns["window"].append(number)
+            columns["cut"].append(cut[i])
             if word_kinds:
                 words_read, counts = _words_by_token(group[0])
                 columns.setdefault("words", []).append(words_read)
@@ -129,20 +162,6 @@ def _labels(
     return labels
 
 
-def _windows(
-    kinds: dict[str, TaskKind],
-    tokenizer: PreTrainedTokenizerBase,
-    texts: list[list[Any]],
-    words: list[list[Span]],
-) -> list[list[list[Window]]]:
-    """The windows of each row, each with its sequences; after the first for token tasks only."""
-    if len(texts) > 1:
-        return [[row] for row in _encode_sequences(next(iter(kinds.values())), tokenizer, texts)]
-    encoded = encode_windows(tokenizer, texts[0], words, tokenizer.model_max_length)
-    every = any(isinstance(kind, Tokens) for kind in kinds.values())
-    return [[[window] for window in (row if every else row[:1])] for row in encoded]
-
-
 def _prompted(source: Source, texts: list[list[Any]]) -> list[list[Any]]:
     """The texts with the prompts of the tasks that read them."""
     config = next(iter(source.configs.values()))
@@ -153,16 +172,68 @@ def _prompted(source: Source, texts: list[list[Any]]) -> list[list[Any]]:
     ]
 
 
+def _cut(
+    kind: TaskKind,
+    configs: dict[str, TaskConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[list[Any]],
+    words: list[list[Span]],
+) -> tuple[list[list[list[Window]]], list[list[int]], list[bool]]:
+    """Rows to windows.
+
+    Args:
+        kind: kind of the tasks.
+        configs: the tasks.
+        tokenizer: the model's.
+        texts: by text column, those of the rows.
+        words: by row, spans of the words to be read.
+
+    Returns:
+        by row, the groups of windows that are rows of their own; by row, the windows of each text,
+        where they are pooled; and whether it is too long, as column `cut` says.
+    """
+    if any(config.pools_windows for config in configs.values()):
+        rows = _windows_of_rows(kind, tokenizer, texts)
+        counts = [[len(windows) for windows in row] for row in rows]
+        cut = [any(windows[0].cut for windows in row) for row in rows]
+        return [[[w for windows in row for w in windows]] for row in rows], counts, cut
+    if any(config.blocks for config in configs.values()):
+        return _pieces(tokenizer, texts[0]), [], [False] * len(texts[0])
+    if len(texts) > 1:
+        windows, cut = _encode_sequences(kind, tokenizer, texts)
+        return windows, [], cut
+    encoded = encode_windows(tokenizer, texts[0], words, tokenizer.model_max_length)
+    last = None if any(config.reads_windows for config in configs.values()) else 1
+    windows = [[[window] for window in row[:last]] for row in encoded]
+    return windows, [], [len(row) > 1 for row in encoded]
+
+
+def _windows_of_rows(
+    kind: TaskKind, tokenizer: PreTrainedTokenizerBase, texts: list[list[Any]]
+) -> list[list[list[Window]]]:
+    """The windows of each sequence of each row."""
+    rows = [kind.sequences(list(row)) for row in zip(*texts, strict=True)]
+    flat, limit = [text for row in rows for text in row], tokenizer.model_max_length
+    if isinstance(flat[0], tuple):
+        encoded = encode_pairs(tokenizer, flat, limit)
+    else:
+        encoded = encode_windows(tokenizer, flat, [[] for _ in flat], limit)
+    windows = iter(encoded)
+    return [[next(windows) for _ in row] for row in rows]
+
+
 def _encode_sequences(
     kind: TaskKind, tokenizer: PreTrainedTokenizerBase, texts: list[list[Any]]
-) -> list[list[Window]]:
-    """Rows of two texts and more, as the kind puts them into sequences: those of each row."""
+) -> tuple[list[list[list[Window]]], list[bool]]:
+    """Rows of two texts and more, as the kind puts them into sequences, and which are cut."""
     rows = [kind.sequences(list(row)) for row in zip(*texts, strict=True)]
     flat = [sequence for row in rows for sequence in row]
     encoded = tokenizer(flat, truncation=True, max_length=tokenizer.model_max_length)
     types = encoded.get("token_type_ids") or [None] * len(flat)
+    overflows = iter([bool(encoding.overflowing) for encoding in encoded.encodings or ()])
     windows = iter(map(Window, encoded["input_ids"], types))
-    return [[next(windows) for _ in row] for row in rows]
+    cut = [any([next(overflows) for _ in row]) for row in rows]  # noqa: C419 - each is taken
+    return [[[next(windows) for _ in row]] for row in rows], cut
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[list[Window]]]:
@@ -215,7 +286,7 @@ def join_blocks(pieces: datasets.Dataset, size: int) -> datasets.Dataset:
     joined: dict[str, list] = {name: [] for name in columns}
     for block in blocks:
         for name, values in columns.items():
-            one = name in ("row", "window")  # those of its first text
+            one = name in ("row", "window", "cut")  # those of its first text
             joined[name].append(
                 values[block[0]] if one else [text for number in block for text in values[number]]
             )

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from ...modeling.compute import Compute, Mode
 from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
-from ...modeling.rows import rows_by_task, tasks_to_run
+from ...modeling.rows import read_rows, tasks_to_run
 from ...modeling.windows import window_length
 from ..errors import UserError
 from ..records import EXPORTED, read_record
@@ -182,12 +182,14 @@ class ExportedModel(nn.Module):
         tasks: Iterable[str] | None = None,
         task_ids: Tensor | None = None,
         labels: dict[str, Tensor] | None = None,
+        window_counts: Tensor | None = None,
     ) -> PolyheadOutput:
         """As `PolyheadModel.forward`; the encoder runs once for each adapter of the rows."""
         shell: PolyheadModel = self.__dict__["shell"]
         names = tasks_to_run(shell.task_names, tasks, labels)
-        rows = rows_by_task(shell.task_names, names, task_ids, len(input_ids))
-        names = [name for name in names if (task_rows := rows[name]) is None or len(task_rows)]
+        read = read_rows(
+            self.config.tasks, shell.task_names, names, task_ids, len(input_ids), window_counts
+        )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if token_type_ids is None:
@@ -197,10 +199,13 @@ class ExportedModel(nn.Module):
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
         }
-        outputs = self._outputs(names, rows, inputs)
+        outputs = self._outputs(read.names, read.rows, inputs)
+        for name, rows in read.rows.items() if read.windows is not None else ():
+            of_rows = attention_mask if rows is None else attention_mask[rows]
+            outputs[name] = read.pool(name, outputs[name], of_rows.sum(1))
         losses = {}
         for name in labels or {}:
-            target = shell._labels_of(name, labels, rows[name], len(input_ids))
+            target = read.labels(name, labels)
             losses[name] = shell._head(name).loss(outputs[name], target)  # pyright: ignore
         weights = self.config.tasks
         embeds = [name for name in outputs if self.config.tasks[name].head == "embedding"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.heads import HEADS
 from ..recipe.schema import DataConfig, TaskRecipe
 from .values import is_missing, is_text, rows_named
 
@@ -135,9 +136,14 @@ class TaskKind(ABC):
     # ---- texts ----
 
     @property
+    def pools_windows(self) -> bool:
+        """All windows of a text are one example; else each is its own, or the first alone is."""
+        return self.task.long_texts == "windows" and not HEADS[self.task.head].per_token
+
+    @property
     def row_form(self) -> Hashable:
         """Tasks over the same columns share their rows where this is equal."""
-        return None
+        return "windows" if self.pools_windows else None
 
     def text_fault(self, key: str, value: Any) -> str | None:
         """What is wrong with a raw value of the column of `text`, `text_pair` or `negative`."""

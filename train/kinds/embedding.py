@@ -30,7 +30,9 @@ class Embedding(TaskKind):
     def row_form(self) -> Hashable:
         """Groups of texts, and texts with prompts, are not to be shared with other heads."""
         paired = isinstance(self.task, TaskRecipe) and self.task.data.text_pair
-        return ("group", repr(self.task.prompts)) if paired or self.task.prompts else None
+        if paired or self.task.prompts:
+            return ("group", repr(self.task.prompts), self.pools_windows)
+        return super().row_form
 
     def sequences(self, texts: list[Any]) -> list[Any]:
         """See the base class."""

@@ -80,7 +80,8 @@ class LanguageModel(TaskKind):
 
     def score(self, values: np.ndarray, rows: SplitRows) -> dict[str, float]:
         """Share of the labelled tokens that are found, and e to the power of their mean loss."""
-        hits, tokens, loss = values.astype(np.float64).sum(0)
+        # NaN of windows that it does not read
+        hits, tokens, loss = np.nansum(values.astype(np.float64), axis=0)
         mean = loss / max(1, tokens)
         return {
             "token_accuracy": float(hits / max(1, tokens)),

@@ -100,6 +100,8 @@ def build_recipe(
     faults += _number_faults(raw)
     raw = _with_corpora(raw)
     recipe = _validated(with_names(raw, faults), source, faults)
+    if scored is not None:
+        _read_as_model(recipe, scored)
     for name, task in recipe.tasks.items():
         task.data.rows = (rows or {}).get(name)
         faults += task_faults(name, task)
@@ -135,6 +137,15 @@ def _with_corpora(raw: dict[str, Any]) -> dict[str, Any]:
             task = {**task, "data": {**data[0], **({"more": data[1:]} if data[1:] else {})}}
         tasks[name] = task
     return {**raw, "tasks": tasks}
+
+
+def _read_as_model(recipe: Recipe, model: PolyheadConfig) -> None:
+    """Rows to be scored are cut as the model reads texts, whatever the recipe says."""
+    for name, task in recipe.tasks.items():
+        config = (model.tasks or {}).get(name)
+        if config is not None and config.head == task.head:
+            for option in ("long_texts", "window_pooling"):
+                setattr(task, option, getattr(config, option))
 
 
 def _validated(raw: dict[str, Any], source: str, faults: list[str]) -> Recipe:

@@ -216,6 +216,8 @@ class TaskRecipe(TaskOptions):
     mlm_probability: Number = Field(default=0.15, gt=0, le=1)
     mask_shares: list[Number] | None = None
     projection: Whole | None = Field(default=None, gt=0, le=2**16)
+    long_texts: Literal["first", "windows"] | None = None
+    window_pooling: Literal["mean", "max"] | None = None
     loss_weight: Number = Field(default=1.0, ge=0)
     cached: bool = False
     adapter: dict[str, Any] | str | None = None

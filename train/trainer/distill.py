@@ -49,7 +49,10 @@ class UnitNumbers:
             columns = (source[name][:] for name in ("words", "word_counts", f"labels_{task}"))
             units, ends = _words(*columns)
         else:
-            ends = np.where(np.asarray(source["window"][:]) == 0, rows.texts[here], 0)
+            texts = rows.texts[here]
+            if "window_counts" in source.column_names:
+                texts = np.array([len(counts) for counts in source["window_counts"][:]])
+            ends = np.where(np.asarray(source["window"][:]) == 0, texts, 0)
             units = [np.arange(end) for end in ends]
         self.sizes = np.zeros(row_of.max() + 1, dtype=int)  # units of each row of the data
         np.maximum.at(self.sizes, row_of, ends)

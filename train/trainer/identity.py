@@ -185,6 +185,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def _data_of(rows: datasets.Dataset) -> dict[str, Any]:
+    rows = rows.remove_columns("cut") if "cut" in rows.column_names else rows  # for a message alone
     return {"rows": len(rows), "columns": rows.column_names, "content": content_of(rows)}
 
 

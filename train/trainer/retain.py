@@ -35,6 +35,7 @@ TEXTS = (  # keys of a batch that the encoder reads
     "token_type_ids",
     "cu_seq_lens_q",
     "max_length_q",
+    "window_counts",
 )
 
 

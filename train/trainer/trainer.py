@@ -67,7 +67,7 @@ logger = logging.getLogger(__name__)
 ON_TRAIN = "on_train"  # begins the names of scores of training rows
 COMPARE_EVERY = 48  # optimizer steps per task between two comparisons of gradients: 2 % time
 # of a batch: read by the host, which would wait for the device to have done all before
-HOST = ("task_ids", "cu_seq_lens_q", *FOR_TRAINER)
+HOST = ("task_ids", "cu_seq_lens_q", "window_counts", *FOR_TRAINER)
 
 
 class MultiTaskTrainer(FolderCheckpoints):

@@ -249,7 +249,7 @@ class TestLabels:
         options = {"head": "masked_lm", "text": "text"}
         source = source_of(tmp_path, [{"text": "a"}], one=options)
         found = tokenize(source, "train", tokenizer).column_names
-        assert sorted(set(found) - {"token_type_ids"}) == ["input_ids", "row", "window"]
+        assert sorted(set(found) - {"token_type_ids"}) == ["cut", "input_ids", "row", "window"]
 
 
 class TestGroups:
