@@ -266,6 +266,18 @@ class TestRuns:
         assert len(taught[0]) > 12
         assert taught[0] == pytest.approx(taught[1], abs=1e-4)
 
+    def test_windows_of_long_texts_are_pooled_on_every_rank(self, start, alone):
+        options = [f"tasks.{n}.long_texts=windows" for n in ("intent", "same", "near", "words")]
+        options += ["max_length=9"]  # of 6 to 14 tokens
+        two, one = start([*TORCHRUN, "-m", "polyhead.train"], *options), alone(*options)
+        assert_close(weights(two / "model"), weights(one / "model"), rtol=0, atol=1e-5)
+        for line, other in zip(history(two), history(one), strict=True):
+            assert line == pytest.approx(other, abs=1e-4)
+        checkpoint = two / "checkpoint-4"
+        resume = f"training.resume_from_checkpoint={checkpoint}"
+        resumed = start([*TORCHRUN, "-m", "polyhead.train"], *options, resume)
+        assert_close(weights(resumed / "model"), weights(two / "model"), rtol=0, atol=1e-6)
+
     def test_texts_of_all_ranks_are_compared(self, start, alone):
         many = "{intent: 1, near: 6, same: 1, words: 1}"  # of near on both ranks
         options = ["sampling.strategy=weights", f"sampling.weights={many}"]

@@ -197,7 +197,9 @@ def print_recipe(report: dict[str, Any]) -> None:
         rows = ", ".join(f"{split} {count}" for split, count in task["rows"].items())
         tokens = ", ".join(f"{key} {value}" for key, value in task["tokens"].items())
         out.print(Text(name, "bold") + Text(visible(f"  {task['head']}, rows of {task['source']}")))
-        say(f"  rows: {rows}; windows {task['windows']}; {task['cut']} texts at full length")
+        say(f"  rows: {rows}; windows {task['windows']}")
+        share = f"{task['cut']} ({task['cut_share']:.1%})"
+        say(f"  texts longer than {task['max_length']} tokens, cut: {share} of train")
         say(f"  tokens: {tokens}")
         if task["labels"]:
             labels = ", ".join(f"{label} {count}" for label, count in task["labels"].items())

@@ -9,7 +9,7 @@ from ...modeling.causal import is_causal
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..batches.sampler import epochs_of, make_sampler
 from ..data.loading import Source, unseen_labels
-from ..data.tokenization import tokenize
+from ..data.tokenization import cut_rows, tokenize
 from ..kinds import kind_of
 from ..kinds.values import labels_in
 from ..optimization.parameter_groups import parameter_table
@@ -30,14 +30,18 @@ def inspect_recipe(run: PreparedRun) -> dict[str, Any]:
         rows = tokenize(source, "train", run.tokenizer)
         sizes[source.name] = len(rows)
         lengths = [len(text) for texts in rows["input_ids"] for text in texts]
+        windows = len(lengths) if "window_counts" in rows.column_names else len(rows)
         for name in source.tasks:
+            cut = cut_rows(rows, run.configs[name])
             tasks[name] = {
                 "head": run.configs[name].head,
                 "source": source.name,
                 "rows": {split: len(part) for split, part in source.splits.items()},
-                "windows": len(rows),
+                "windows": windows,
                 "tokens": _summary(lengths),
-                "cut": sum(n >= run.tokenizer.model_max_length for n in lengths),
+                "max_length": run.tokenizer.model_max_length,
+                "cut": cut,
+                "cut_share": round(cut / max(1, len(source.splits["train"])), 4),
                 "labels": _label_counts(source, name),
                 "samples": [_decoded(run, source, name, rows[i]) for i in _spread(len(rows))],
             }

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..data.loading import load_sources, unseen_labels
+from ..data.tokenization import cut_notes
 from ..errors import UserError
 from ..evaluation.scoring import eval_splits, macro
 from ..inference.exported import load_any
@@ -73,5 +74,9 @@ def evaluate(
             sources={source.name: list(source.tasks) for source in sources},
         )
         parts = eval_splits(sources, split, tokenizer, model.config.tasks)
+        for part in parts.values():
+            configs = {name: model.config.tasks[name] for name in part.source.tasks}
+            for line in cut_notes(part.rows, split, configs, tokenizer.model_max_length):
+                logger.warning(line)
         scores, _ = trainer.evaluate_tasks(parts, split)
     return {"tasks": scores, "macro": macro(scores)}

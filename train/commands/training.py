@@ -24,7 +24,7 @@ from ..artifacts import (
 from ..batches.sampler import epochs_of
 from ..data.dataset import MultiTaskDataset
 from ..data.loading import unseen_labels
-from ..data.tokenization import tokenize
+from ..data.tokenization import cut_notes, tokenize
 from ..errors import Interrupted, UserError
 from ..evaluation.alone import alone, in_words, side_by_side
 from ..evaluation.scoring import EvalSplit, eval_splits, macro
@@ -228,6 +228,8 @@ def fit(
     for line in unseen_labels(run.sources):
         logger.warning(line)
     trainer = _make_trainer(run)
+    for line in _cut_notes(trainer, run):
+        logger.warning(line)
     assert trainer.sampler is not None
     for line in trainer.sampler.summary(epochs_of(run.args, trainer.sampler)):
         logger.info(line)
@@ -291,6 +293,19 @@ def _make_trainer(run: PreparedRun) -> MultiTaskTrainer:
         raise
     except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(run.recipe.path, [" ".join(str(error).split())]) from error
+
+
+def _cut_notes(trainer: MultiTaskTrainer, run: PreparedRun) -> list[str]:
+    """Lines on texts of train and validation that are too long for what reads them."""
+    dataset: Any = trainer.train_dataset
+    parts = [(name, "train", rows) for name, rows in dataset.parts.items()]
+    splits: Any = trainer.eval_dataset or {}
+    parts += [(name, part.split, part.rows) for name, part in splits.items()]
+    configs = {source.name: {n: run.configs[n] for n in source.tasks} for source in run.sources}
+    limit = run.tokenizer.model_max_length
+    return [
+        line for name, split, rows in parts for line in cut_notes(rows, split, configs[name], limit)
+    ]
 
 
 def _optimizers(run: PreparedRun) -> tuple[Any, Any]:

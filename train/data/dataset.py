@@ -29,7 +29,7 @@ class MultiTaskDataset(torch.utils.data.Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row's longest text, in all of its windows; of a block, of all its texts."""
+        """Tokens of each row's longest text, in its windows; of a block, of all texts."""
         lengths: list[int] = []
         for part in self.parts.values():
             measure = sum if "block" in part.column_names else max

@@ -76,6 +76,19 @@ def tokenize(
     return features
 
 
+def cut_rows(rows: datasets.Dataset, config: TaskConfig) -> int:
+    """In how many rows a text is too long for what a task reads of it.
+
+    Args:
+        rows: tokenized.
+        config: the task.
+    """
+    if (config.reads_windows or config.blocks) and not config.pools_windows:
+        return 0
+    pairs = zip(rows["cut"][:], rows["window"][:], strict=True)
+    return sum(cut for cut, window in pairs if window == 0)
+
+
 def cut_notes(
     rows: datasets.Dataset, split: str, configs: dict[str, TaskConfig], limit: int
 ) -> list[str]:
@@ -87,13 +100,15 @@ def cut_notes(
         configs: the tasks of the source.
         limit: tokens in a window.
     """
-    first = [cut for cut, window in zip(rows["cut"], rows["window"], strict=True) if window == 0]
-    reads_first = [not (config.reads_windows or config.blocks) for config in configs.values()]
-    tasks = [n for n, c in configs.items() if c.pools_windows or not (c.reads_windows or c.blocks)]
-    if not (any(first) and tasks):
+    counts = {name: cut_rows(rows, config) for name, config in configs.items()}
+    tasks = [name for name, count in counts.items() if count]
+    if not tasks:
         return []
-    note = cut_note(sum(first), len(first), f"rows of {split}", limit, tasks)
-    return [f"{note}; long_texts: windows reads all of a text" if any(reads_first) else note]
+    whole = sum(window == 0 for window in rows["window"][:])
+    note = cut_note(max(counts.values()), whole, f"rows of {split}", limit, tasks)
+    if any(not configs[name].reads_windows for name in tasks):
+        note += "; long_texts: windows reads all of a text"
+    return [note]
 
 
 def _encode(
@@ -110,12 +125,9 @@ def _encode(
     words: list[list[Span]] = [[] for _ in numbers]
     if word_kinds:
         words = [split_words(text) for text in texts[0]]
-    in_blocks = any(config.blocks for config in configs.values())
     windows, counts, cut = _cut(next(iter(kinds.values())), configs, tokenizer, texts, words)
     labels = _labels(source, configs, kinds, batch, words, windows)
-    token_words = None
-    if any(isinstance(kind, LanguageModel) and kind.reads_words for kind in kinds.values()):
-        token_words = _token_words(tokenizer, texts[0], in_blocks=in_blocks)
+    token_words = _token_words(kinds, configs, tokenizer, texts[0])
     columns: dict[str, list] = {"input_ids": [], "row": [], "window": [], "cut": []}
     if counts:
         columns["window_counts"] = counts
@@ -294,9 +306,18 @@ def join_blocks(pieces: datasets.Dataset, size: int) -> datasets.Dataset:
 
 
 def _token_words(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, in_blocks: bool
-) -> list[list[list[list[int]]]]:
-    """For each window of each text, the number of the word of each token; -1 for special ones."""
+    kinds: dict[str, TaskKind],
+    configs: dict[str, TaskConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+) -> list[list[list[list[int]]]] | None:
+    """For each window of each text, the number of the word of each token; -1 for special ones.
+
+    None where no task reads them.
+    """
+    if not any(isinstance(kind, LanguageModel) and kind.reads_words for kind in kinds.values()):
+        return None
+    in_blocks = any(config.blocks for config in configs.values())
     stride = 0 if in_blocks else window_stride(tokenizer, tokenizer.model_max_length)
     encoded = _windows_encoded(tokenizer, texts, stride)
     numbers: list[list[list[list[int]]]] = [[] for _ in texts]

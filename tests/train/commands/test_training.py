@@ -755,7 +755,8 @@ class TestInspect:
         assert run_cli("inspect", trained.recipe) == 0
         out = capsys.readouterr().out
         assert "intent  sequence_classification, rows of intent+slots+topics+urgency+words" in out
-        assert "rows: train 12, validation 4, test 5; windows 12; 0 texts at full length" in out
+        assert "rows: train 12, validation 4, test 5; windows 12\n" in out
+        assert "texts longer than 64 tokens, cut: 0 (0.0%) of train" in out
         assert "labels: book 4, cancel 4, play 4" in out
         assert not (trained.folder / "inspected").exists()
 

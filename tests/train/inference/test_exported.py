@@ -1,6 +1,7 @@
 """Graphs for ONNX Runtime and OpenVINO give the numbers and the answers of the model itself."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,19 @@ class TestOutputs:
         model, graph = written(kind)
         assert_same(model, graph, batch_of(model, LENGTHS))
         assert_same(model, graph, batch_of(model, [2]))
+
+    def test_of_texts_in_windows_are_the_models(self, written, batch_of):
+        windows = {"long_texts": "windows"}
+        tasks = {name: replace(TASKS[name], **windows) for name in ("intent", "vectors", "urgency")}
+        tasks["intent"].window_pooling = "max"
+        model, graph = written(tasks={**tasks, "first": TASKS["intent"], "slots": TASKS["slots"]})
+        batch, counts = batch_of(model, LENGTHS), torch.tensor([2, 3])
+        assert_same(model, graph, batch, window_counts=counts)
+        ids = torch.tensor([model.task_names.index(name) for name in ("vectors", "first")])
+        assert_same(model, graph, batch, window_counts=counts, task_ids=ids)
+        labels = {"urgency": torch.tensor([0.5, 1.0])}
+        losses = [m(**batch, window_counts=counts, labels=labels).loss for m in (model, graph)]
+        assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-4)
 
     def test_of_four_layers_are_the_models(
         self, written, batch_of, make_model, tokenizer_of, tmp_path
