@@ -199,6 +199,13 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
     write("claims [2024].csv", lines, "text", "damage")
     vectors = [{"text": f"text {i}", "vector": [i % 2, 1, i % 3 % 2]} for i in range(12)]
     write("topics.jsonl", vectors, "text", "vector")
+    long = "the train to paris and then some music " * 12
+    papers = [{"title": f"paper {i}", "body": f"{i} {long}"} for i in range(12)]
+    write("papers.jsonl", papers, "title", "body")
+    clauses = [
+        {"hypothesis": f"claim {i}", "text": f"{i} {long}", "label": "ab"[i % 2]} for i in range(12)
+    ]
+    write("contracts.jsonl", clauses, "hypothesis", "text", "label")
     wide = {"hidden_size": 384}
     teacher = make_model("bert", {"similarity": TaskConfig(head="embedding")}, **wide)
     save_folder(teacher, tokenizer_of("wordpiece"), "runs/teacher/model")
@@ -212,6 +219,7 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
         ["vectors"],
         [],
         ["topics"],
+        ["contract", "search"],
     ]
     assert configs[0].get_text_config().hidden_size == 256
     assert {task.adapter for task in configs[4].tasks.values()} == {"intent"}

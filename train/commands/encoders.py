@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 FLAGS = {flag: name for name, flag in POOLING_FLAGS.items()}  # sentence-transformers before 5.4
 MODES = {**FLAGS, **{name.replace("_", ""): name for name in POOLING_FLAGS}}
 MOST_LAYERS = 1000
+LENGTH_FILE = "sentence_bert_config.json"
 DEFAULT_LENGTH = 512  # for an encoder and a tokenizer that both know no limit
 
 
@@ -53,7 +54,7 @@ def build_model(
         config = PolyheadConfig(encoder_config=encoder, tasks=configs, pooling=pooling)
         model = PolyheadModel(config)
     else:
-        folder, pooling = _sentence_transformer(_resolve(recipe.encoder))
+        folder, pooling, _ = _sentence_transformer(_resolve(recipe.encoder))
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = PolyheadModel.from_encoder(folder, configs, pooling=recipe.pooling or pooling)
         adapters = read_json(Path(folder) / "config.json", {}).get("adapters")
@@ -63,8 +64,31 @@ def build_model(
                 "adds one to its weights",
                 *(folder, ", ".join(adapters), folder, adapters[0]),
             )
-    _fit_tokenizer(tokenizer, model, recipe.max_length)
+    _fit_tokenizer(tokenizer, model, recipe.max_length, default_length(recipe, configs))
     return model, tokenizer
+
+
+def default_length(recipe: Recipe, configs: dict[str, TaskConfig]) -> int | None:
+    """Tokens that a sentence-transformers encoder reads, where a task is to give such vectors.
+
+    None where the recipe says a length itself, or the encoder is another.
+    """
+    embeds = any(config.head_class.output == "embeddings" for config in configs.values())
+    if recipe.max_length is not None or not isinstance(recipe.encoder, str) or not embeds:
+        return None
+    return _sentence_transformer(_resolve(recipe.encoder))[2]
+
+
+def length_notes(recipe: Recipe, model: PolyheadModel, tokenizer: Tokenizer) -> list[str]:
+    """What a user should know of the length of a text; nothing where it is all that fits."""
+    length, fits = default_length(recipe, model.config.tasks), usable_length(model.encoder)
+    if length is None or length != tokenizer.model_max_length or length == fits:
+        return []
+    return [
+        f"texts are read to {length} tokens, max_seq_length of the sentence-transformers encoder"
+        + ("" if fits is None else f", which would take {fits}")
+        + "; max_length sets another"
+    ]
 
 
 def add_heads(model: PolyheadModel, tokenizer: Tokenizer, configs: dict[str, TaskConfig]) -> None:
@@ -137,11 +161,11 @@ def _scratch_encoder(
     return config
 
 
-def _sentence_transformer(folder: str) -> tuple[str, str | None]:
-    """Where the encoder of a sentence-transformers model lies, and its pooling, where it is one.
+def _sentence_transformer(folder: str) -> tuple[str, str | None, int | None]:
+    """Where the encoder of a sentence-transformers model lies; if it is one, pooling and length.
 
     Raises:
-        ValueError: it pools in a way that there is none for here.
+        ValueError: it pools in a way that there is none for here, or its length is no number.
     """
     path = Path(folder) / "modules.json"
     modules = read_record(path, MODULES, [])
@@ -150,7 +174,7 @@ def _sentence_transformer(folder: str) -> tuple[str, str | None]:
             raise ValueError(f"{path}: {str(inner)!r:.80} leaves the folder")
     paths = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
     if "Pooling" not in paths:
-        return folder, None
+        return folder, None, None
     config = read_json(Path(folder) / paths["Pooling"] / "config.json", {})
     modes = config.get("pooling_mode") or [flag for flag in FLAGS if config.get(flag)]
     modes = modes if isinstance(modes, list) else [str(modes)]
@@ -158,7 +182,11 @@ def _sentence_transformer(folder: str) -> tuple[str, str | None]:
         known = ", ".join(mode for mode in MODES if mode not in FLAGS)
         named = ", ".join(map(str, modes)) or "no known mode"
         raise ValueError(f"pools by {named}; known: {known}")
-    return str(Path(folder, paths.get("Transformer", ""))), MODES[modes[0]]
+    inner = Path(folder, paths.get("Transformer", ""))
+    length = read_json(inner / LENGTH_FILE, {}).get("max_seq_length")
+    if length is not None and (type(length) is not int or length < 1):
+        raise ValueError(f"{LENGTH_FILE}: max_seq_length is {length!r:.40}; a number is wanted")
+    return str(inner), MODES[modes[0]], length
 
 
 def _check_mask(tokenizer: Tokenizer, tasks: dict[str, TaskConfig]) -> None:
@@ -166,8 +194,17 @@ def _check_mask(tokenizer: Tokenizer, tasks: dict[str, TaskConfig]) -> None:
         raise ValueError("a masked_lm task needs a tokenizer with a mask token")
 
 
-def _fit_tokenizer(tokenizer: Tokenizer, model: PolyheadModel, max_length: int | None) -> None:
-    """Set the length of a text, and a padding token where there is none."""
+def _fit_tokenizer(
+    tokenizer: Tokenizer, model: PolyheadModel, max_length: int | None, default: int | None
+) -> None:
+    """Set the length of a text, and a padding token where there is none.
+
+    Args:
+        tokenizer: changed.
+        model: knows how many tokens fit.
+        max_length: the recipe's.
+        default: without one, if less than fits.
+    """
     if not tokenizer.is_fast:
         raise ValueError("the tokenizer is a slow one; character offsets need a fast tokenizer")
     if tokenizer.pad_token is None:
@@ -178,4 +215,4 @@ def _fit_tokenizer(tokenizer: Tokenizer, model: PolyheadModel, max_length: int |
     limit = min(limits, default=DEFAULT_LENGTH)
     if max_length is not None and max_length > limit:
         raise ValueError(f"max_length is {max_length}, but it takes {limit} tokens at most")
-    tokenizer.model_max_length = max_length or limit
+    tokenizer.model_max_length = max_length or min(limit, default or limit)

@@ -13,6 +13,7 @@ from ..data.tokenization import cut_rows, tokenize
 from ..kinds import kind_of
 from ..kinds.values import labels_in
 from ..optimization.parameter_groups import parameter_table
+from .encoders import length_notes
 from .setup import PreparedRun
 
 SAMPLES = 3
@@ -54,7 +55,10 @@ def inspect_recipe(run: PreparedRun) -> dict[str, Any]:
         "parameters": parameter_table(
             run.model, recipe.freeze, recipe.optimizer, run.args, run.multitask.rates
         ),
-        "notes": unseen_labels(run.sources),
+        "notes": [
+            *length_notes(run.recipe, run.model, run.tokenizer),
+            *unseen_labels(run.sources),
+        ],
     }
 
 

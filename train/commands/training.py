@@ -42,6 +42,7 @@ from ..trainer.checkpoints import is_intact, latest_intact, stays
 from ..trainer.fsdp import unsharded_class
 from ..trainer.identity import check_resume, content_of
 from ..trainer.trainer import MultiTaskTrainer
+from .encoders import length_notes
 from .setup import PreparedRun, prepare
 from .teachers import distil
 
@@ -228,6 +229,8 @@ def fit(
     for line in unseen_labels(run.sources):
         logger.warning(line)
     trainer = _make_trainer(run)
+    for line in length_notes(run.recipe, run.model, run.tokenizer):
+        logger.info(line)
     for line in _cut_notes(trainer, run):
         logger.warning(line)
     assert trainer.sampler is not None

@@ -400,10 +400,14 @@ def _limits(model: PolyheadModel, runs: list[dict[str, Any]]) -> str:
     length = model.usable_length
     lines = []
     if length is not None:
-        lines.append(
-            f"- The encoder reads {length} tokens. Longer texts are cut for all tasks but token "
-            "classification, which reads them in overlapping windows."
-        )
+        windows = [n for n in model.task_names if model.config.tasks[n].reads_windows]
+        others = [n for n in model.task_names if n not in windows]
+        said = [f"The encoder reads {length} tokens."]
+        if others:
+            said.append(f"Longer texts are cut for {', '.join(map(code, others))}.")
+        if windows:
+            said.append(f"Overlapping windows of them are read by {', '.join(map(code, windows))}.")
+        lines.append(f"- {' '.join(said)}")
     lines.append("- Scores hold for rows like those of the data above; other texts may fare worse.")
     lines.append("- A classifier always answers with one of its labels, whatever the text.")
     limits = [paragraph(run["card"]["limits"] or "") for run in runs]

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from long_texts import documents
 from polyhead.modeling import PolyheadPipeline
 from polyhead.train.commands.inspection import inspect_recipe
@@ -115,3 +116,62 @@ def test_options_without_effect_are_refused(recipe, capsys):
     message = " ".join(capsys.readouterr().err.split())
     assert "tasks.first: window_pooling belongs to long_texts: windows" in message
     assert "tasks.near: window_pooling belongs to long_texts: windows, not to embedding" in message
+
+
+# ---- the length of a sentence-transformers encoder ----
+
+
+@pytest.fixture
+def sentence_transformer(encoder_folder, tmp_path):
+    """A tiny one that reads 24 tokens of the 64 that fit, and its folder."""
+    reason = "pip install polyhead[sentence-transformers]"
+    package = pytest.importorskip("sentence_transformers", reason=reason)
+    parts = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    modules = [parts.Transformer(str(encoder_folder("bert"))), parts.Pooling(32, "mean")]
+    folder = tmp_path / "encoder"
+    package.SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder))
+    path = folder / "sentence_bert_config.json"  # as versions before 6 write it
+    path.write_text(json.dumps({"max_seq_length": 24, "do_lower_case": False}), encoding="utf-8")
+    return package.SentenceTransformer(str(folder), device="cpu")
+
+
+def run_of(recipe, tmp_path, names, *overrides):
+    """A recipe of these tasks over the encoder of `sentence_transformer`, prepared."""
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8").replace("${RECIPE_DIR}", "."))
+    files = {split: str(recipe.parent / f"{split}.jsonl") for split in ("train", "test")}
+    content["tasks"] = {name: content["tasks"][name] for name in names}
+    for task in content["tasks"].values():
+        task.pop("long_texts", None)
+        task["data"]["data_files"] = files
+    content |= {"encoder": str(tmp_path / "encoder"), "output_dir": str(tmp_path / "out")}
+    return prepare(write_recipe(tmp_path / "recipe.yaml", content), list(overrides))
+
+
+def test_vectors_of_long_texts_are_those_of_sentence_transformers(
+    recipe, sentence_transformer, tmp_path
+):
+    assert sentence_transformer.max_seq_length == 24
+    run = run_of(recipe, tmp_path, ["near", "topic"])
+    assert run.tokenizer.model_max_length == 24
+    pipe = PolyheadPipeline(model=run.model, tokenizer=run.tokenizer, device="cpu")
+    texts = [row["text"] for row in documents(5)]
+    expected = sentence_transformer.encode(texts, normalize_embeddings=True)
+    found = np.stack([answer["near"] for answer in pipe(texts, ["near"])])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert inspect_recipe(run)["notes"] == [
+        "texts are read to 24 tokens, max_seq_length of the sentence-transformers encoder, which "
+        "would take 64; max_length sets another"
+    ]
+
+
+def test_another_length_or_no_embedding_task_takes_what_fits(
+    recipe, sentence_transformer, tmp_path
+):
+    for names, overrides, length in (
+        (["near"], ["max_length=40"], 40),
+        (["near"], ["max_length=64"], 64),
+        (["topic"], [], 64),
+    ):
+        run = run_of(recipe, tmp_path, names, *overrides)
+        assert run.tokenizer.model_max_length == length
+        assert inspect_recipe(run)["notes"] == []
