@@ -227,6 +227,8 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
 
 @pytest.mark.slow
 def test_an_encoder_from_nothing_and_heads_on_it(typed, encoder_folder):
+    documents = [{"text": f"One is {i}. Two is more. Three is most."} for i in range(8)]
+    write("documents.jsonl", documents, "text")
     run_page("docs/pretraining.md", encoder_folder("bert"))
     base = PolyheadModel.from_pretrained("runs/base/model")
     assert base.config.get_text_config().model_type == "modernbert"

@@ -23,6 +23,7 @@ from ..kinds.values import labels_in, rows_named
 from ..recipe.schema import TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe
 from .checks import text_faults
 from .corpora import join_corpora
+from .document_pairs import make_pairs
 from .formats import named_columns, read_annotations
 from .label_values import class_notes, missing_notes, read_labels
 from .labels import find_labels
@@ -110,6 +111,8 @@ def load_sources(recipe: Recipe) -> list[Source]:
                 tasks, splits = join_corpora(first, tasks[first])
             else:
                 splits = load_splits(tasks[first], _columns_read(tasks))
+            if tasks[first].data.pairs is not None:
+                tasks, splits = make_pairs(tasks, splits)
         except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
             faults.append(f"tasks.{first}.data: cannot be loaded: {reason(error)}")
             continue
@@ -185,6 +188,7 @@ def group_tasks(tasks: dict[str, TaskRecipe]) -> Iterator[dict[str, TaskRecipe]]
         origin = (data.path, data.name, data.data_files, data.data_dir, data.revision, data.splits)
         origin += (None if data.format == "spans" else data.format,)
         origin += (name,) if data.more else ()  # they are joined for this task alone
+        origin += (data.pairs,)
         origin += () if data.rows is None else data.rows.identity
         groups.setdefault(repr((origin, task.max_rows)), {})[name] = task
     for same_rows in groups.values():

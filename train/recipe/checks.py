@@ -6,6 +6,7 @@ from pathlib import Path
 from ...modeling.checks import check_task_name
 from ...modeling.configuration_polyhead import mask_fault
 from ...modeling.unread_options import options_without_effect
+from ..data.document_pairs import with_columns
 from ..data.formats import FORMATS, named_columns
 from ..data.splits import is_saved
 from ..evaluation.metrics import METRICS, metrics_for
@@ -53,9 +54,9 @@ def task_faults(name: str, task: TaskRecipe) -> list[str]:
 def _column_faults(task: TaskRecipe) -> list[str]:
     data, faults = task.data, []
     kind = kind_of(task)
-    named = named_columns(task).data
+    named = named_columns(with_columns(task)).data
     columns = {name for name in (*TEXT_COLUMNS, "label") if getattr(named, name) is not None}
-    faults += [*_format_faults(task), *_form_faults(task)]
+    faults += [*_format_faults(task), *_form_faults(task), *_pair_faults(task)]
     spans = data.format is not None and FORMATS[data.format].spans and kind.label_type == "tags"
     for column in sorted(kind.needed - columns - {"tokens" if spans else ""}):
         faults.append(f"{column}: missing; {task.head} needs the name of this column")
@@ -107,6 +108,24 @@ def _corpora_faults(task: TaskRecipe) -> list[str]:
         faults.append("rows in memory are one place; join them first")
     if data.separator is not None or any(other.separator for other in data.more):
         faults.append("separator: not in a list of places; convert those rows first")
+    return faults
+
+
+def _pair_faults(task: TaskRecipe) -> list[str]:
+    """What stands beside `pairs`, which makes the columns."""
+    data, kind = task.data, kind_of(task)
+    if data.pairs is None:
+        return []
+    keys = ("text_pair", "negative", "tokens", "label", "format", "separator", "missing_label")
+    faults = [
+        f"{key}: pairs makes the rows of the documents in text; take it out"
+        for key in (*keys, "more")
+        if getattr(data, key, None)
+    ]
+    if kind.label_type != "class" or "text_pair" not in kind.optional:
+        faults.append("pairs: only for classification with one label; take it out")
+    if data.text is None:
+        faults.append("text: missing; name the column with the documents")
     return faults
 
 

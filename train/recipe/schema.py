@@ -131,6 +131,9 @@ class DataConfig:
             (a teacher's embedding); for heads that choose, the number of the right text, from 0. A
             list of columns: one of 0 and 1 for each label.
         separator: between the labels (or words, and tags) of a row that are one string.
+        pairs: sentence pairs are made of the documents in `text`, for a classification task:
+            next_sentence (half of them with a sentence of another document) or sentence_order (half
+            of them swapped); see data/document_pairs.py.
         offsets: what start and end of spans count; default characters.
         overlap: error (default) refuses spans that overlap or are empty; longest takes the longest
             of those that overlap and leaves empty ones out, with a note.
@@ -162,6 +165,7 @@ class DataConfig:
     tokens: str | None = None
     label: str | list[str] | None = None
     separator: str | None = Field(default=None, min_length=1, max_length=8)
+    pairs: Literal["next_sentence", "sentence_order"] | None = None
     offsets: Literal["characters", "bytes", "utf16"] | None = None
     overlap: Literal["error", "longest"] | None = None
     missing_label: (
@@ -238,7 +242,8 @@ class TaskRecipe(TaskOptions):
             for f in fields(TaskOptions)
             if f.name not in ("labels", "scheme")
         }
-        pair = "pair" in HEADS[self.head].options and self.data.text_pair is not None
+        two = self.data.text_pair is not None or self.data.pairs is not None
+        pair = "pair" in HEADS[self.head].options and two
         options |= {"scheme": scheme or self.scheme, "signs": signs}
         return TaskConfig(labels=labels, pair=pair, **options)
 
