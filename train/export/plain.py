@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...modeling.causal import is_causal
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.heads import HEADS
 from ...modeling.modeling_polyhead import PolyheadModel
@@ -81,8 +82,14 @@ def export_hf(
 
 
 def task_faults(model: PolyheadModel, tasks: list[str]) -> list[str]:
-    """Tasks that the model lacks, or none at all."""
-    known = ", ".join(model.task_names)
+    """Tasks that the model lacks, or none at all; a mask that an export would lose."""
+    known, encoder = ", ".join(model.task_names), model.encoder
+    decodes = any(getattr(module, "is_causal", False) for module in encoder.modules())
+    if is_causal(encoder.config) and not decodes:
+        return [
+            f"{encoder.config.model_type} has no causal mask of its own: exported it would see "
+            "later tokens; a decoder (llama, ...) can be exported"
+        ]
     unknown = [name for name in tasks if name not in model.task_names]
     faults = [f"--task: there is no task {name!r}; there are: {known}" for name in unknown]
     return faults if tasks else [f"--task: names none; there are: {known}"]

@@ -505,6 +505,10 @@ class TestRefusedExports:
         fault = refused("llama", TaskConfig(head="masked_lm"))
         assert fault == "transformers has no masked_lm model for llama"
 
+    def test_a_causal_mask_that_only_polyhead_makes(self, refused):
+        fault = refused("bert", TaskConfig(head="causal_lm"))
+        assert fault.startswith("bert has no causal mask of its own: exported it would see later")
+
     def test_a_projection(self, refused):
         fault = refused("bert", TaskConfig(head="embedding", projection=8))
         assert fault == "chosen: a plain encoder has no place for its projection"
