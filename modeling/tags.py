@@ -127,6 +127,25 @@ def _goes_on(before: str, after: str, scheme: str) -> bool:
     return q in "IE" and p in "BI" if scheme == "bioes" else q == "I" and p in "BI"
 
 
+def follow_table(labels: list[str], scheme: str) -> list[list[int]]:
+    """What becomes of an entity when one tag follows another, for decoders outside of Python.
+
+    Returns:
+        (L + 1, L + 1) [from, to], the last being what is outside of the text: 0 may not follow,
+        1 ends what was before, 2 goes on with it, 3 ends it as no entity.
+    """
+
+    def step(before: str, after: str) -> int:
+        if not _may_follow(before, after, scheme):
+            return 0
+        if _goes_on(before, after, scheme):
+            return 2
+        return 1 if before == "O" or _may_end(before, after, scheme) else 3
+
+    tags = [*labels, "O"]
+    return [[step(before, after) for after in tags] for before in tags]
+
+
 def write_tags(entities: list[Entity], stretches: list[Span], scheme: str) -> list[str]:
     """Tags of the stretches of a text that its entities lie over; the inverse of `spans_of`.
 

@@ -29,6 +29,7 @@ MODEL_FILES = (
     "proof.json",
     "export.json",
     "handler.py",
+    "runner.py",
     "model*.safetensors",
     "model.safetensors.index.json",
     "model.onnx",

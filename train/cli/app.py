@@ -129,6 +129,9 @@ def export(
     int8: Annotated[
         Path | None, typer.Option(help="Quantise to int8; a recipe with rows to calibrate, score.")
     ] = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="onnx: add runners that need no torch (docs/use.md).")
+    ] = False,
     overwrite: Overwrite = False,
     allow_code: AllowCode = False,
     as_json: AsJson = False,
@@ -146,8 +149,8 @@ def export(
         faults.append(f"{kind!r}; allowed: onnx, openvino, hf")
     if kind == "hf" and task is None:
         faults.append("hf writes one task: name it by --task")
-    if kind == "hf" and int8 is not None:
-        faults.append("--int8 is for onnx and openvino")
+    if kind == "hf" and (int8 is not None or bundle):
+        faults.append("--int8 is for onnx and openvino, --bundle for onnx")
     if overrides and int8 is None:
         faults.append(f"{overrides[0]!r} is for the recipe of --int8, and there is none")
     if fault := source_fault(model, output, may_lie_inside=True):
@@ -161,6 +164,7 @@ def export(
         return
     tasks = loaded.task_names if task is None else task.split(",")
     target: dict[str, Any] = {"tasks": tasks, "folder": output, "overwrite": overwrite}
+    target["bundle"] = bundle
     if int8 is None:
         about = export_graph(loaded, tokenizer, kind, **target)
     else:

@@ -33,6 +33,7 @@ from ..artifacts import write_aside, write_json
 from ..errors import UserError
 from ..hub.proof import probe_rows
 from ..inference.exported import FILE, PACKAGES, ExportedModel, missing_packages
+from .bundle import add_runners, bundle_faults, check_bundle
 from .plain import output_faults, task_faults
 
 TOLERANCE = 1e-4  # of fp32 outputs against torch's
@@ -181,6 +182,7 @@ def export_graph(
     *,
     tasks: list[str],
     folder: str | Path,
+    bundle: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write tasks of a model as one graph; it is run and compared before it gets its name.
@@ -192,6 +194,7 @@ def export_graph(
         tasks: the tasks whose heads the graph gets. With one adapter (or none) among them it is
             merged; with several the graph takes `task_ids`.
         folder: folder to write.
+        bundle: put runners beside it that need neither torch nor transformers, for `onnx`.
         overwrite: replace an export, or a model, that stands there.
 
     Returns:
@@ -199,16 +202,20 @@ def export_graph(
 
     Raises:
         UserError: a task is unknown, `folder` is taken, a package is missing, adapters do not fit
-            one graph, or the graph does not give the model's outputs.
+            one graph, the graph does not give the model's outputs, or the runners cannot give its
+            answers.
     """
     folder = Path(folder)
     faults = missing_packages(kind) + task_faults(model, tasks)
     faults += output_faults(model, folder, overwrite=overwrite)
+    if bundle:
+        faults += bundle_faults(model, tokenizer, [n for n in tasks if n in model.task_names])
+        faults += [] if kind == "onnx" else ["--bundle is for onnx; the runners read nothing else"]
     if faults:
         raise UserError("export", faults)
     try:
         with write_aside(folder) as aside:
-            return _write_checked(model, tokenizer, kind, tasks, aside)
+            return _write_checked(model, tokenizer, kind, tasks, aside, bundle=bundle)
     except UserError:
         raise
     except (ValueError, torch.onnx.OnnxExporterError) as error:
@@ -222,12 +229,16 @@ def _write_checked(
     kind: str,
     tasks: list[str],
     folder: Path,
+    *,
+    bundle: bool,
 ) -> dict[str, Any]:
     """Write the folder, run its graph and compare."""
     folder.mkdir()
     graph = Graph(model, tasks).eval()
     _write_graph(graph, kind, probe_rows(model), model.usable_length, folder)
     about = _describe(model, graph, kind)
+    if bundle:
+        add_runners(model, tokenizer, about, folder)
     write_json(folder / FILE, about)
     _config_of(model, tasks).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -236,6 +247,8 @@ def _write_checked(
         raise ValueError(f"the graph's outputs differ from the model's by {difference:.2g}")
     about["difference"] = difference
     write_json(folder / FILE, about)
+    if bundle:
+        check_bundle(folder, tokenizer)
     return about
 
 

@@ -42,6 +42,7 @@ def export_int8(
     folder: str | Path,
     recipe: str | Path,
     overrides: list[str] | None = None,
+    bundle: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write tasks of a model as one int8 graph, and score it against the fp32 graph.
@@ -55,6 +56,7 @@ def export_int8(
         recipe: its training rows calibrate, its validation rows (test, where a source has none)
             are scored; it has some or all of `tasks`.
         overrides: `key=value` with dotted keys, for the recipe.
+        bundle: as `export_graph`.
         overwrite: replace an export, or a model, that stands there.
 
     Returns:
@@ -78,7 +80,7 @@ def export_int8(
     split = "validation" if all("validation" in s.splits for s in sources) else "test"
     with write_aside(folder) as small, tempfile.TemporaryDirectory() as scratch:
         full = Path(scratch) / "fp32"
-        about = export_graph(model, tokenizer, kind, tasks=tasks, folder=full)
+        about = export_graph(model, tokenizer, kind, tasks=tasks, folder=full, bundle=bundle)
         before = evaluate(full, recipe, overrides, split=split)["tasks"]
         rows = calibration_rows(sources, tokenizer, ExportedModel(full))
         shutil.copytree(full, small)

@@ -298,7 +298,7 @@ class TestRefusals:
             "- 'a=1' is for the recipe of --int8, and there is none"
         ]
         assert said("hf", "--task", "intent", "--int8", "r.yaml", "--output", new) == [
-            "- --int8 is for onnx and openvino"
+            "- --int8 is for onnx and openvino, --bundle for onnx"
         ]
 
     def test_of_a_missing_package(self, said, tmp_path, monkeypatch):
