@@ -222,10 +222,10 @@ class Runner:
                     return start, end
             return words[0]
 
-        follow: Any = self.follow.get(name)
-        path = scores.argmax(-1).tolist() if follow is None else _viterbi(scores, follow)
+        follow = self.follow.get(name, np.empty(0))
+        path = _viterbi(scores, follow) if follow.size else scores.argmax(-1).tolist()
         chances, spans = np.exp(scores[range(len(path)), path]).tolist(), []
-        if follow is None:  # each word by itself
+        if not follow.size:  # each word by itself
             for tag, chance, unit in zip(path, chances, units, strict=True):
                 spans += [(labels[tag], chance, *word) for word in unit]
             path = []
