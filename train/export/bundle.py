@@ -28,6 +28,8 @@ HEADS = frozenset(
     ("embedding", "sequence_classification", "token_classification", "masked_lm", "causal_lm")
     + ("multiple_choice",)
 )  # whose answers the runners know
+# Options that change answers, and that the runner does not know; a task that says them is refused.
+UNKNOWN = {"long_texts": (None, "first")}
 LAST = 0x110000  # after the last character
 TOLERANCE = 1e-4  # of scores, from fp32 outputs of the graph
 TRIALS = [
@@ -54,6 +56,11 @@ def bundle_faults(
         task = model.config.tasks[name]
         if task.head not in HEADS:
             faults.append(f"{name}: head {task.head} is your own, and runner.py answers without it")
+        faults += [
+            f"{name}: {option} {value}: runner.py does not know it; serve it by polyhead serve"
+            for option, usual in UNKNOWN.items()
+            if (value := getattr(task, option)) not in usual
+        ]
         if task.scheme is not None and not _any_length(task.labels or [], task.scheme):
             faults.append(f"{name}: no tag may follow itself under scheme {task.scheme}")
     if not tokenizer.is_fast:

@@ -223,12 +223,16 @@ class TestRules:
 class TestRefusals:
     def test_what_the_runners_cannot_do(self, make_model, tokenizer_of, tmp_path):
         tags = TaskConfig(head=TOKENS, labels=["B-x", "E-x"], scheme="bioes")
-        model, tokenizer = make_model("bert", {"tags": tags}), tokenizer_of("wordpiece")
-        options = {"tasks": ["tags"], "folder": tmp_path / "x", "bundle": True}
+        long = TaskConfig(head="embedding", long_texts="windows")
+        model = make_model("bert", {"tags": tags, "long": long})
+        tokenizer = tokenizer_of("wordpiece")
+        options = {"tasks": ["tags", "long"], "folder": tmp_path / "x", "bundle": True}
         with pytest.raises(UserError) as raised:
             export_graph(model, tokenizer, "openvino", **options)
         assert [fault for fault in raised.value.faults if "bundle" in fault] == [
             "--bundle: tags: no tag may follow itself under scheme bioes",
+            "--bundle: long: long_texts windows: runner.py does not know it; "
+            "serve it by polyhead serve",
             "--bundle is for onnx; the runners read nothing else",
         ]
         assert not (tmp_path / "x").exists()
