@@ -4,8 +4,7 @@
 
 A text of 100,000 tokens is 260 windows: together they would fill the memory. In training each part
 is computed again for its backward pass (arXiv:1604.06174), so that the activations of one part are
-held at a time, and the token states of all. Without gradients even these go, where only vectors of
-texts are read.
+held at a time. Token states are held where tokens are read; else only the vectors of the rows.
 
 Shapes: `N` rows, `T` tokens, `P` tokens of a packed batch.
 """
@@ -70,14 +69,24 @@ def encode_in_parts(
         last = min(first + parts.rows, count)
         rows, starts = _rows_of(inputs, cu_seq_lens, first, last)
         of_rows = adapters[first:last] if isinstance(adapters, list) else adapters
-        run = partial(encode, encoder, rows, cu_seq_lens=starts, adapters=of_rows, **options)
+        run = partial(
+            _encode_part, encoder, rows, parts, cu_seq_lens=starts, adapters=of_rows, **options
+        )
         encoded: Any = checkpoint(run, use_reentrant=False) if torch.is_grad_enabled() else run()
-        if parts.poolings is not None:
-            for pooling in parts.poolings:
-                encoded.pooled(pooling)
-            encoded.output = BaseModelOutput()
         passes.append(encoded)
     return _joined(passes, parts.poolings or ())
+
+
+def _encode_part(
+    encoder: PreTrainedModel, inputs: EncoderInputs, parts: Parts, **options: Any
+) -> EncoderPass:
+    """One part, with its states or with what is read of them."""
+    encoded = encode(encoder, inputs, **options)
+    if parts.poolings is not None:
+        for pooling in parts.poolings:
+            encoded.pooled(pooling)
+        encoded.output = BaseModelOutput()
+    return encoded
 
 
 def _rows_of(

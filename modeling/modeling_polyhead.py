@@ -225,8 +225,8 @@ class PolyheadModel(PolyheadPreTrainedModel):
                 consecutive. `task_ids` are then of the M texts, and labels too, but for those of
                 tokens. A task whose `long_texts` is windows gives (M, L), pooled over the windows;
                 one over tokens reads each of them, any other the first one. At most M rows go
-                through the encoder at a time, so memory is that of M short texts (and, in training,
-                of the token states); in training each part is computed twice.
+                through the encoder at a time, so memory is that of M short texts (and of the token
+                states, where they are read); in training each part is computed twice.
             output_hidden_states: give the encoder's hidden states too.
             output_attentions: give the encoder's attentions too.
             return_dict: False for a tuple.
@@ -383,7 +383,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         if read.windows is None:
             return Parts(read.count)
         heads = [self._head(name) for name in read.names]
-        keeps = keeps or torch.is_grad_enabled() or not heads or any(h.per_token for h in heads)
+        keeps = keeps or not heads or any(head.per_token for head in heads)
         poolings = None if keeps else frozenset(head.pooling for head in heads)
         return Parts(read.text_count, poolings)
 

@@ -296,8 +296,8 @@ def test_a_part_is_computed_again_with_the_same_dropout(make_model, batch_of, mo
 def test_states_are_kept_where_tokens_are_read_alone(make_model, batch_of):
     model = make_model("bert", TASKS, **DEEP).eval()
     batch = batch_of(model, LENGTHS)
+    assert model(**batch, window_counts=COUNTS, tasks=POOLED).last_hidden_state is None
     with torch.no_grad():
-        assert model(**batch, window_counts=COUNTS, tasks=POOLED).last_hidden_state is None
         assert model(**batch, window_counts=COUNTS).last_hidden_state.shape == (6, 12, 32)
         assert model(**batch, window_counts=COUNTS, tasks=()).last_hidden_state is not None
         deep = model(**batch, window_counts=COUNTS, tasks=["mean"], output_hidden_states=True)

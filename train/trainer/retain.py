@@ -79,7 +79,9 @@ class Retention:
     @property
     def model_options(self) -> dict[str, Any]:
         """What the model is asked for besides, in a step."""
-        return {"output_hidden_states": True} if layers_needed(self.pooling) > 1 else {}
+        tasks = self.model.config.tasks.values()  # states of windows are kept if asked for
+        deep = layers_needed(self.pooling) > 1 or any(task.pools_windows for task in tasks)
+        return {"output_hidden_states": True} if deep else {}
 
     def compute(
         self,
