@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .decoding import decode_entities
+from .decoding import decode_entities, decode_strict
 from .options import HeadTask
 from .pooling import layers_needed
 from .problem_types import SingleLabel, marginal_loss_sum
@@ -193,6 +193,10 @@ class Head(nn.Module):
             task: the task.
             text: the text.
             units: character spans of the words of each unit.
-            scores: (U, L) log-probabilities of the units.
+            scores: (U, L) log-probabilities of the units, as `log_scores` gives them.
         """
-        return decode_entities(text, units, scores, task.labels or [], task.scheme, task.signs)
+        labels = task.labels or []
+        if task.strict:
+            of_task = (labels, task.scheme, task.signs, task.strict)
+            return decode_strict(text, units, scores, *of_task)
+        return decode_entities(text, units, scores, labels, task.scheme, task.signs)

@@ -85,8 +85,8 @@ class Part:
         self.results: list[dict[str, Any]] = [{} for _ in self.texts]
         # (U, L) log-probabilities of each text, filled window by window
         self.scores = {
-            name: [even_scores(len(u), self.configs[name].num_labels) for u in self.units]
-            for name in self.tasks
+            name: [even_scores(len(u), task.num_labels, task.strict_labels) for u in self.units]
+            for name, task in ((name, self.configs[name]) for name in self.tasks)
             if self.configs[name].head_class.decodes_spans
         }
         # by task and text: what was read of each window, of tasks that read several
@@ -102,7 +102,8 @@ class Part:
         for name in entry.tasks:
             task = self.configs[name]
             if name in self.scores:
-                read_scores(self.scores[name][entry.row], values[name], entry.reads)
+                scores = self.scores[name][entry.row]
+                read_scores(scores, values[name], entry.reads, task.strict_labels)
             elif name not in self.by_window:
                 self.results[entry.row][name] = self._answer(name, values[name], window.input_ids)
             elif task.pools_windows:

@@ -20,22 +20,94 @@ from .tags import Entity, decode_tags, spans_of, write_tags
 from .windows import Reads, Span
 
 
-def even_scores(units: int, labels: int) -> Tensor:
+def even_scores(units: int, labels: int, strict: int = 0) -> Tensor:
     """(U, L) log-probabilities that say nothing: what a word without a sub-token keeps."""
-    return torch.full((units, labels), -math.log(labels), dtype=torch.float32)
+    scores = torch.full((units, labels), -math.log(labels), dtype=torch.float32)
+    scores[:, : labels - strict] = -math.log(labels - strict)
+    return scores
 
 
-def read_scores(scores: Tensor, logits: Tensor, reads: Reads) -> None:
+def log_scores(logits: Tensor, strict: int = 0) -> Tensor:
+    """(..., L) log-probabilities.
+
+    Those of the last `strict` labels are among all of them, those of the others among themselves:
+    they are what they were when there were no more.
+    """
+    if not strict:
+        return logits.log_softmax(-1)
+    older = logits[..., :-strict].log_softmax(-1)
+    return torch.cat([older, logits.log_softmax(-1)[..., -strict:]], -1)
+
+
+def read_scores(scores: Tensor, logits: Tensor, reads: Reads, strict: int = 0) -> None:
     """Put the log-probabilities of the units that are read in a window into `scores`.
 
     Args:
         scores: (U, L) of the text, changed.
         logits: (T, L) of the window's tokens.
         reads: (unit, token).
+        strict: how many labels have thresholds of their own.
     """
     if reads:
         units, tokens = zip(*reads, strict=True)
-        scores[list(units)] = logits[list(tokens)].log_softmax(-1)
+        scores[list(units)] = log_scores(logits[list(tokens)], strict)
+
+
+def decode_strict(
+    text: str,
+    units: list[list[Span]],
+    scores: Tensor,
+    labels: list[str],
+    scheme: str | None,
+    signs: list[str] | None,
+    strict: dict[str, float],
+) -> list[dict[str, Any]]:
+    """As `decode_entities`: the older labels as if there were no others, then those of `strict`.
+
+    An entity of a type in `strict` is put where its score reaches the threshold, in place of older
+    ones that share a character with it.
+
+    Args:
+        text: the text.
+        units: character spans of the words of each unit.
+        scores: (U, L), as `log_scores` gives them.
+        labels: label strings; those of `strict` are the last.
+        scheme: tag scheme.
+        signs: as of `decode_entities`.
+        strict: type of entity to threshold.
+    """
+    count = sum((x if scheme is None else x[2:]) in strict for x in labels)
+    older = decode_entities(text, units, scores[:, :-count], labels[:-count], scheme, signs)
+    own = scores[:, -count:]
+    rest = (1 - own.exp().sum(-1, keepdim=True)).clamp(min=1e-30).log()
+    own = torch.cat([rest, own], -1)
+    entities = decode_entities(text, units, own, ["O", *labels[-count:]], scheme, signs)
+    put = [e for e in entities if e["score"] >= strict.get(e["entity_group"], math.inf)]
+    apart = [
+        e for e in older if not any(p["start"] < e["end"] and e["start"] < p["end"] for p in put)
+    ]
+    return sorted([*apart, *put], key=lambda entity: entity["start"])
+
+
+def rank_strict(
+    logits: Tensor, labels: list[str], strict: dict[str, float]
+) -> list[dict[str, Any]]:
+    """(L,) logits of one text -> labels and scores, the answer first.
+
+    Labels of `strict` that reach their thresholds come before the older ones, which are in the
+    order and have the scores that they would have without them; the other ones come last.
+    """
+    logits = logits.float()
+    older, own = logits[: -len(strict)].softmax(-1), logits.softmax(-1)[-len(strict) :]
+
+    def ranked(scores: Tensor, names: list[str]) -> list[dict[str, Any]]:
+        order = scores.argsort(descending=True, stable=True).tolist()
+        return [{"label": names[i], "score": float(scores[i])} for i in order]
+
+    last = ranked(own, labels[-len(strict) :])
+    put = [entry for entry in last if entry["score"] >= strict[entry["label"]]]
+    below = [entry for entry in last if entry not in put]
+    return [*put, *ranked(older, labels[: -len(strict)]), *below]
 
 
 def decode_entities(

@@ -24,13 +24,25 @@ from transformers.activations import ACT2FN
 from .base_head import Conditions, Head
 from .checks import check_choice
 from .losses import LOSSES
-from .options import SCHEMES, HeadTask, check_option_names, check_partial, scheme_of
+from .options import SCHEMES, HeadTask, check_grown, check_option_names, scheme_of
 from .problem_types import IGNORE as IGNORE
 from .problem_types import PROBLEM_TYPES
 from .tables import Table
 from .vocabulary_heads import CausalLMHead, MaskedLMHead
 
 OUTPUTS = ("logits", "embeddings")
+
+
+def output_layers(task: HeadTask, size: int) -> tuple[nn.Linear, nn.ModuleList]:
+    """The layer of a task's first labels, and one for those of each time that it has grown."""
+    grown = task.grown or []
+    more = nn.ModuleList(nn.Linear(size, count) for count in grown)
+    return nn.Linear(size, task.num_labels - sum(grown)), more
+
+
+def joined_logits(x: Tensor, out: nn.Linear, more: nn.ModuleList) -> Tensor:
+    """(..., size) -> (..., L), each layer by itself: logits of old labels stay the same bits."""
+    return torch.cat([out(x), *(layer(x) for layer in more)], -1) if more else out(x)
 
 
 class SequenceClassificationHead(Head):
@@ -44,7 +56,7 @@ class SequenceClassificationHead(Head):
 
     options = frozenset(
         ("labels", "problem_type", "pooling", "activation", "dropout", "threshold", "pair")
-        + ("partial", "long_texts", "window_pooling")
+        + ("partial", "grown", "strict", "long_texts", "window_pooling")
     )
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
@@ -53,13 +65,13 @@ class SequenceClassificationHead(Head):
         self.dropout = nn.Dropout(task.dropout)
         self.dense = nn.Linear(self.pooled_size, self.pooled_size) if task.activation else None
         self.act = ACT2FN[task.activation] if task.activation else None
-        self.out = nn.Linear(self.pooled_size, task.num_labels)
+        self.out, self.more = output_layers(task, self.pooled_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, pooled_size) -> (N, L); L = 1 for regression."""
         if self.dense is not None and self.act is not None:
             x = self.act(self.dense(self.dropout(x)))
-        return self.out(self.dropout(x))
+        return joined_logits(self.dropout(x), self.out, self.more)
 
     def count(self, labels: Tensor) -> Tensor:
         """Rows with a label: not -100 (single-label) or not NaN (multi-label, regression)."""
@@ -76,7 +88,9 @@ class SequenceClassificationHead(Head):
         """Which options read others: as a threshold, labels of which there may be several."""
         return {
             "threshold": ("problem_type", ("multi_label_classification",)),
-            "partial": ("problem_type", ("single_label_classification",)),
+            **dict.fromkeys(
+                ("partial", "grown", "strict"), ("problem_type", ("single_label_classification",))
+            ),
             "window_pooling": ("long_texts", ("windows",)),
         }
 
@@ -93,7 +107,7 @@ class SequenceClassificationHead(Head):
             raise ValueError(f"a {task.problem_type} task has no labels")
         if len(labels) < least:
             raise ValueError(f"{task.problem_type} needs {least} labels or more, got {task.labels}")
-        check_partial(task)
+        check_grown(task)
 
     @classmethod
     def answer(
@@ -116,25 +130,25 @@ class TokenClassificationHead(Head):
 
     per_token = True
     decodes_spans = True
-    options = frozenset(("labels", "dropout", "scheme", "signs", "partial"))
+    options = frozenset(("labels", "dropout", "scheme", "signs", "partial", "grown", "strict"))
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
         self.dropout = nn.Dropout(task.dropout)
-        self.out = nn.Linear(encoder_config.hidden_size, task.num_labels)
+        self.out, self.more = output_layers(task, encoder_config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, H) -> (N, T, L), or packed (1, P, H) -> (1, P, L)."""
-        return self.out(self.dropout(x))
+        return joined_logits(self.dropout(x), self.out, self.more)
 
     @classmethod
     def check(cls, task: HeadTask) -> None:
         """Labels, and a tag scheme that they follow."""
         if not task.labels:
             raise ValueError(f"{task.head} needs labels")
-        check_partial(task)
         if task.scheme is None:
             task.scheme = scheme_of(task.labels)
+        check_grown(task)
         if task.scheme is None:
             return
         check_choice("scheme", task.scheme, SCHEMES)

@@ -133,6 +133,28 @@ class PolyheadModel(PolyheadPreTrainedModel):
         self.config.task_names = [t for t in self.task_names if t != name]
         self._retie()
 
+    def extend_task(self, name: str, labels: list[str], **options: Any) -> None:
+        """Give a task more labels, with an output layer of their own; all else stays as it is.
+
+        Args:
+            name: of a task with one label for each text or token.
+            labels: the new ones.
+            options: of `TaskConfig` that change with them, as `strict` or `partial`.
+
+        Raises:
+            ValueError: there is no such task, it has none of these heads, or a label already.
+        """
+        check_tasks(self.task_names, [name])
+        old, head = self.config.tasks[name], self.heads[name]
+        grown = [*(old.grown or []), len(labels)]
+        task = replace(old, labels=[*(old.labels or []), *labels], grown=grown, **options)
+        larger = self._build_head(task)
+        larger.apply(self._init_weights)
+        larger.load_state_dict(head.state_dict(), strict=False)
+        larger.train(head.training)
+        self.heads[name] = larger.to(device=self.encoder.device, dtype=self.encoder.dtype)
+        self.config.tasks[name] = task
+
     def view(self, task: str) -> "PolyheadModel":
         """One classification task of this model as HF's class for it; all weights are shared.
 

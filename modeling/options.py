@@ -114,6 +114,10 @@ class HeadTask(TaskOptions):
             None leaves out none.
         partial: sets of labels, found in data that mark only some of them: among the labels of a
             batch the id `num_labels + k` stands for any label of `partial[k]`.
+        grown: how many labels, the last ones, came later, one number for each time; these have
+            output layers of their own, so that those of the older ones stay as they are.
+        strict: the labels (types of entities) that came last, each with the probability from which
+            it is put; where none is, the older ones are answered as they were before.
         adapter: name of the PEFT adapter that its rows go through, its own or a shared one; None
             for the bare encoder.
     """
@@ -121,7 +125,8 @@ class HeadTask(TaskOptions):
     pair: bool = False
     signs: list[str] | None = None
     partial: list[list[str]] | None = None
-    partial: list[list[str]] | None = None
+    grown: list[int] | None = None
+    strict: dict[str, float] | None = None
     adapter: str | None = None
 
     def prompt(self, part: int = 0) -> str:
@@ -132,6 +137,11 @@ class HeadTask(TaskOptions):
     def num_labels(self) -> int:
         """Width of the head's output."""
         return len(self.labels) if self.labels else 1
+
+    @property
+    def strict_labels(self) -> int:
+        """How many labels, the last ones, are put by thresholds of their own."""
+        return self.grown[-1] if self.strict and self.grown else 0
 
     @property
     def partial_ids(self) -> list[list[int]]:
@@ -159,8 +169,21 @@ def scheme_of(labels: list[str]) -> str | None:
     return "iob2" if "B-" in prefixes else "iob1"
 
 
-def check_partial(task: HeadTask) -> None:
-    """Raise ValueError unless each set of `partial` has labels of the task, each once."""
+def check_grown(task: HeadTask) -> None:
+    """Raise ValueError unless `grown` and `strict` go with the labels.
+
+    Each set of `partial` has labels of the task, each once.
+    """
+    count, grown = len(task.labels or []), task.grown or []
+    if any(number < 1 for number in grown) or sum(grown) >= max(count, 1):
+        raise ValueError(f"grown is {grown}; of {count} labels some came first")
+    new = [x if task.scheme is None else x[2:] for x in (task.labels or [])[-(grown or [1])[-1] :]]
+    strict = task.strict or {}
+    odd = [t for t in strict.values() if isinstance(t, bool) or not isinstance(t, (int, float))]
+    if odd or any(not 0 <= threshold <= 1 for threshold in strict.values()):
+        raise ValueError(f"strict is {strict!r:.80}; a threshold lies in [0, 1]")
+    if strict and (not grown or set(strict) != set(new)):
+        raise ValueError(f"strict names {', '.join(strict)}; it must name the labels grown last")
     for part in task.partial or []:
         unknown = [label for label in part if label not in (task.labels or [])]
         if unknown or not part or len(set(part)) < len(part):

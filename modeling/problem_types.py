@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .decoding import decode_classes
+from .decoding import decode_classes, rank_strict
 from .options import HeadTask
 
 IGNORE = -100  # the label that torch's cross-entropy and HF skip
@@ -56,6 +56,9 @@ class SingleLabel:
         self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
     ) -> Any:
         """(L,) -> the best label and its probability; a list of them unless `top_k` is 1."""
+        if task.strict:
+            ranked = rank_strict(values, task.labels or [], task.strict)
+            return ranked[0] if top_k == 1 else ranked[:top_k]
         return decode_classes(
             values, task.labels or [], multi_label=False, top_k=top_k, threshold=0.0
         )

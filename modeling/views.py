@@ -65,7 +65,13 @@ class _View(PolyheadModel):
         if task not in names:
             known = ", ".join(names) or "none"
             raise ValueError(f"task is {task!r}; tasks of this model for {self.head}: {known}")
-        self.task, chosen = task, self.config.tasks[task]
+        chosen = self.config.tasks[task]
+        if chosen.strict:
+            raise ValueError(
+                f"task {task!r} puts {', '.join(chosen.strict)} by thresholds of its own, which "
+                "no class of transformers knows; ask PolyheadPipeline"
+            )
+        self.task = task
         self.config.id2label = dict(enumerate(chosen.labels or ["LABEL_0"]))
         self.config.label2id = {label: i for i, label in enumerate(chosen.labels or ["LABEL_0"])}
         self.config.problem_type = chosen.problem_type

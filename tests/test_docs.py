@@ -11,6 +11,7 @@ import torch
 from pages import COMMANDS, ROOT, blocks_of, run_page
 from polyhead.modeling import PolyheadModel, TaskConfig
 from polyhead.train.commands import edit_tasks as tasks
+from polyhead.train.commands import extend_task
 from polyhead.train.data.loading import load_sources
 from polyhead.train.hub import save_folder
 from polyhead.train.hub.proof import fingerprint
@@ -104,7 +105,7 @@ def test_a_test_types_every_block_of_every_page():
 
 
 @pytest.mark.slow
-def test_every_way_that_a_task_grows(recipe, encoder_folder):
+def test_every_way_that_a_task_grows(recipe, encoder_folder, monkeypatch):
     entities = [
         {"tokens": ["BRCA1", "binds"], "tags": ["B-gene", "O"]},
         {"tokens": ["a", "cancer"], "tags": ["O", "B-disease"]},
@@ -115,9 +116,12 @@ def test_every_way_that_a_task_grows(recipe, encoder_folder):
     labels = ["card", "charge", "other"]
     write("mail.csv", [{"text": f"my {x}", "label": x} for x in labels], "text", "label")
     write_recipe(Path("recipe.yaml"), recipe | {"encoder": str(encoder_folder("bert"))})
+    monkeypatch.setattr(extend_task, "fresh_fingerprint", hashes_here)
     merged, mail = run_page("docs/grow.md", encoder_folder("bert"))["parts"]
     assert merged.tasks["entities"].partial == [["O", "B-disease"], ["O", "B-gene"]]
     assert mail.tasks["mail"].partial is None  # thanks is all that is left
+    grown = PolyheadModel.from_pretrained("runs/extended/model").config.tasks["entities"]
+    assert set(grown.strict) == {"gene"}
 
 
 @pytest.mark.slow

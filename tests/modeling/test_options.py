@@ -27,6 +27,8 @@ OTHER = {  # a value of each option that is not its default
     "scheme": "iob2",
     "signs": ["("],
     "partial": [["x", "y"]],
+    "grown": [1],
+    "strict": {"y": 0.3},
     "threshold": 0.9,
     "loss": "cosine_mse",
     "temperature": 0.1,
@@ -62,6 +64,8 @@ def test_an_option_is_taken_by_the_heads_that_read_it_alone(head, option):
     read = option in HEADS[head].options
     if head == "token_classification" and option == "scheme":
         options["labels"] = ["O", "B-x", "I-x"]
+    if read and option == "strict":  # of the labels that came last
+        options["grown"] = [1]
     if option in HEADS[head].only_with():
         other, values = HEADS[head].only_with()[option]
         options[other] = values[0]

@@ -100,6 +100,36 @@ def add_task(
         say("proven: the encoder and all other tasks are the same to the bit")
 
 
+@app.command("extend-task")
+def extend_task(
+    model: ModelPath,
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    keep: Annotated[
+        str, typer.Option(help="weights; or strict: old answers stay but where a new label is.")
+    ] = "weights",
+    overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give old tasks new labels, from rows that mark the new ones only."""
+    if keep not in ("weights", "strict"):
+        raise UserError("extend-task", [f"--keep: {keep!r}; allowed: weights, strict"])
+    run_code(allow_code, model, recipe)
+    from ..commands.extend_task import extend_task as run
+
+    scores = run(model, recipe, overrides, keep=keep, overwrite=overwrite)  # pyright: ignore
+    _show_run(scores, as_json=as_json)
+    if not is_first_rank() or as_json:
+        return
+    for task, changed in scores["extended"].items():
+        say(
+            f"{task}: of {changed['rows']:,} rows that did not train {changed['changed']:,} are "
+            f"answered otherwise, {changed['elsewhere']:,} elsewhere than where a new label is put"
+        )
+    say("listed in extension.json; proven: encoder and all other tasks are the same to the bit")
+
+
 @app.command("remove-task")
 def remove_task(
     model: ModelPath,

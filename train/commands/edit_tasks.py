@@ -4,6 +4,7 @@ The model is read from one folder and written to another, beside it and renamed 
 holds: neither a mistake nor a failed proof leaves anything at the place asked for.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ def add_task(
         UserError: faults of model, recipe or data; nothing has been written then.
         RuntimeError: another task changed; no model has been written.
     """
-    _check_folder(model_path)
+    check_folder(model_path)
     source = Path(model_path)
 
     def check(recipe: Recipe) -> list[str]:
-        fault = _touching_fault(source, Path(recipe.output_dir))
+        fault = touching_fault(source, Path(recipe.output_dir))
         return [fault] if fault else output_faults(recipe, overwrite=overwrite)
 
     run = prepare(recipe_path, overrides, onto=model_path, check=check)
@@ -64,7 +65,7 @@ def add_task(
     before = fresh_fingerprint(model_path)
     trainer, scores, reports = fit(run, overwrite=overwrite)
     if trainer.is_world_process_zero():
-        _save_proven(
+        save_proven(
             trainer.model_for_tasks,
             run.tokenizer,
             folder / MODEL,
@@ -95,7 +96,7 @@ def remove_task(
         UserError: a task is unknown, none would be left, or `output` is taken.
         RuntimeError: another task changed; no model has been written.
     """
-    _check_folder(model_path)
+    check_folder(model_path)
     fault = source_fault(model_path, Path(output))
     target = [fault] if fault else target_faults(Path(output), overwrite=overwrite)
     model, tokenizer = load_model(model_path)
@@ -114,7 +115,7 @@ def remove_task(
     before = fresh_fingerprint(model_path)
     for name in tasks:
         model.remove_task(name)
-    _save_proven(
+    save_proven(
         model,
         tokenizer,
         Path(output),
@@ -165,12 +166,13 @@ def _check_adapters(model_path: str | Path) -> None:
         )
 
 
-def _check_folder(model_path: str | Path) -> None:
+def check_folder(model_path: str | Path) -> None:
+    """Raise UserError unless the model is a folder."""
     if not Path(model_path).is_dir():
         raise UserError(str(model_path), ["is no folder; download a Hub model first"])
 
 
-def _touching_fault(model: Path, run: Path) -> str | None:
+def touching_fault(model: Path, run: Path) -> str | None:
     """What writing a run would do to the model that it starts from."""
     if fault := source_fault(model, run / MODEL, "output_dir"):
         return fault
@@ -182,7 +184,7 @@ def _touching_fault(model: Path, run: Path) -> str | None:
     return None
 
 
-def _save_proven(
+def save_proven(
     model: PolyheadModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
@@ -192,13 +194,35 @@ def _save_proven(
     change: tuple[str, list[str]],
     metrics: dict[str, Any],
     runs: list[dict[str, Any]],
+    older: Sequence[str] = (),
 ) -> None:
-    """Write the folder aside, prove it in a fresh process, then give it its name."""
+    """Write the folder aside, prove it in a fresh process, then give it its name.
+
+    Args:
+        model: the changed model.
+        tokenizer: its tokenizer.
+        folder: to write.
+        source: the model that it was made of.
+        before: fingerprint of that one.
+        change: what was done, and the tasks; they may differ where they were extended.
+        metrics: metrics by task, for the card.
+        runs: the trainings that made it.
+        older: extended tasks whose old labels must have the logits that they had.
+
+    Raises:
+        RuntimeError: something else changed; nothing has been written.
+    """
     with write_aside(folder) as aside:
         save_folder(model, tokenizer, aside, metrics=metrics, runs=runs)
         after = fresh_fingerprint(aside)
-        others = [name for name in before["tasks"] if name in after["tasks"]]
+        extended = change[1] if change[0] == "extended" else []
+        others = [n for n in before["tasks"] if n in after["tasks"] and n not in extended]
         faults = compare(before, after, others)
+        faults += [
+            f"task {name}: logits of its old labels changed"
+            for name in older
+            if before["tasks"][name]["logits"] != after["tasks"][name]["older_logits"]
+        ]
         if faults:
             raise RuntimeError(f"{'; '.join(faults)}; no model has been written")
         proof = {

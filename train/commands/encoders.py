@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -28,6 +28,7 @@ FLAGS = {flag: name for name, flag in POOLING_FLAGS.items()}  # sentence-transfo
 MODES = {**FLAGS, **{name.replace("_", ""): name for name in POOLING_FLAGS}}
 MOST_LAYERS = 1000
 LENGTH_FILE = "sentence_bert_config.json"
+Keep = Literal["weights", "strict"]
 DEFAULT_LENGTH = 512  # for an encoder and a tokenizer that both know no limit
 
 
@@ -104,6 +105,29 @@ def add_heads(model: PolyheadModel, tokenizer: Tokenizer, configs: dict[str, Tas
         model.add_task(name, task)
         for parameter in model.heads[name].parameters():
             parameter.requires_grad_(id(parameter) not in encoder)  # a masked_lm head ties one
+
+
+def extend_heads(model: PolyheadModel, configs: dict[str, TaskConfig], keep: Keep) -> None:
+    """Give tasks of a finished model more labels; their new layers alone train.
+
+    Args:
+        model: the model.
+        configs: the tasks with old and new labels, as found in the data.
+        keep: strict puts new labels by thresholds of their own.
+    """
+    for name, found in configs.items():
+        old = model.config.tasks[name]
+        new = (found.labels or [])[len(old.labels or []) :]
+        types = [label if old.scheme is None else label[2:] for label in new]
+        options: dict[str, Any] = {"partial": found.partial}
+        if keep == "strict":
+            options["strict"] = dict.fromkeys(types, 0.5)
+        elif old.signs is not None:
+            options["signs"] = sorted({*old.signs, *(found.signs or [])})
+        model.extend_task(name, new, **options)
+    model.requires_grad_(requires_grad=False)
+    for name in configs:
+        model.heads[name].more[-1].requires_grad_()  # pyright: ignore
 
 
 def origin_of(encoder: str | FinishedEncoder | ScratchEncoder) -> str:

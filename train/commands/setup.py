@@ -32,7 +32,7 @@ from ..recipe.reader import load_recipe
 from ..recipe.schema import Recipe
 from ..recipe.sections import MultiTaskArguments
 from ..trainer.checkpoints import is_intact
-from .encoders import add_heads, build_model, origin_of
+from .encoders import Keep, add_heads, build_model, extend_heads, origin_of
 from .teachers import teacher_faults
 
 
@@ -122,6 +122,7 @@ def prepare(
     overrides: list[str] | None = None,
     *,
     onto: str | Path | None = None,
+    keep: Keep | None = None,
     check: Callable[[Recipe], list[str]] = lambda recipe: [],
     args: TrainingArguments | None = None,
     hooks: Hooks | None = None,
@@ -132,6 +133,7 @@ def prepare(
         recipe: the recipe, or the name of its file.
         overrides: `key=value` with dotted keys.
         onto: a finished model that the recipe's tasks are added to; all else in it is frozen.
+        keep: the recipe's tasks are the model's own, which get more labels; see `extend_task.py`.
         check: further faults of the recipe, before its data are read.
         args: instead of those that the recipe's `training` makes.
         hooks: what a caller of Python adds to the trainer.
@@ -143,12 +145,12 @@ def prepare(
     finished = None if onto is None else load_model(onto)
     if not isinstance(recipe, Recipe):
         config = None if finished is None else finished[0].config
-        recipe = load_recipe(recipe, overrides, onto=config)
+        recipe = load_recipe(recipe, overrides, onto=config, extends=keep is not None)
     if faults := check(recipe):
         raise UserError(recipe.path, faults)
     sources = load_sources(recipe)
     set_seed(int(recipe.training.get("seed", 42)))
-    model, tokenizer = _with_heads(recipe, sources, finished)
+    model, tokenizer = _with_heads(recipe, sources, finished, keep)
     if faults := _teacher_faults(sources, model):
         raise UserError(recipe.path, faults)
     run = PreparedRun(
@@ -168,6 +170,7 @@ def _with_heads(
     recipe: Recipe,
     sources: list[Source],
     finished: tuple[PolyheadModel, PreTrainedTokenizerBase] | None,
+    keep: Keep | None,
 ) -> tuple[PolyheadModel, PreTrainedTokenizerBase]:
     """The recipe's encoder, or a finished model, with new heads and adapters."""
     configs = {name: source.configs[name] for source in sources for name in source.configs}
@@ -177,7 +180,10 @@ def _with_heads(
             model, tokenizer = build_model(recipe, configs, sources)
         else:
             model, tokenizer = finished
-            add_heads(model, tokenizer, configs)
+            if keep is None:
+                add_heads(model, tokenizer, configs)
+            else:
+                extend_heads(model, configs, keep)
         attach_adapters(model, {name: recipe.tasks[name].adapter for name in configs})
     except UserError:
         raise

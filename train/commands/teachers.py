@@ -65,7 +65,9 @@ def _misfit(config: PolyheadConfig, model: PolyheadModel, task: str, recipe: Rec
         theirs, ours = getattr(teacher, name), getattr(student, name)
         if theirs != ours:
             return f"its {name} is {theirs}, that of the task here {ours}"
-    if teacher.labels != student.labels:
+    grown = student.grown[-1] if student.grown else 0
+    older = (student.labels or [])[:-grown] if grown else student.labels
+    if teacher.labels not in (student.labels, older):
         return f"its labels are {_few(teacher.labels)}, those here {_few(student.labels)}"
     single = student.head == "embedding" and recipe.tasks[task].data.text_pair is None
     if single and _width(teacher, config) != _width(student, model.config):

@@ -252,7 +252,7 @@ def fit(
     except (Interrupted, UserError):  # close the bar and trackers, as HF does after a whole run
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         raise
-    return trainer, *_final_scores(trainer, run)
+    return trainer, *final_scores(trainer, run)
 
 
 def _train_splits(run: PreparedRun) -> dict[str, EvalSplit]:
@@ -349,7 +349,7 @@ def _remove_reports(folder: Path) -> None:
         path.unlink()
 
 
-def _final_scores(trainer: MultiTaskTrainer, run: PreparedRun) -> tuple[dict[str, Any], dict]:
+def final_scores(trainer: MultiTaskTrainer, run: PreparedRun) -> tuple[dict[str, Any], dict]:
     """Scores and reports on test, and on validation for the sources without test rows."""
     scores: dict[str, Any] = {}
     reports: dict[str, dict[str, Any]] = {}

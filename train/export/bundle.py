@@ -61,6 +61,9 @@ def bundle_faults(
             for option, usual in UNKNOWN.items()
             if (value := getattr(task, option)) not in usual
         ]
+        if task.strict:
+            labels = ", ".join(task.strict)
+            faults.append(f"{name}: {labels}: runner.py knows no thresholds of single labels")
         if task.scheme is not None and not _any_length(task.labels or [], task.scheme):
             faults.append(f"{name}: no tag may follow itself under scheme {task.scheme}")
     if not tokenizer.is_fast:

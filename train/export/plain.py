@@ -63,6 +63,9 @@ def export_hf(
     kind = kind_of(config)
     if kind.auto_class is None:
         raise UserError("export", [f"{task}: transformers has no class for head {config.head}"])
+    if config.strict:
+        fault = f"{task}: transformers knows no thresholds of {', '.join(config.strict)}"
+        raise UserError("export", [f"{fault}; export onnx or openvino"])
     bare = kind.auto_class == BARE
     if bare and config.projection:
         raise UserError("export", [f"{task}: a plain encoder has no place for its projection"])
@@ -127,10 +130,21 @@ def _with_head(encoder: PreTrainedModel, task: TaskConfig, head: nn.Module) -> P
         and (id(module.weight) not in base_ids - added or module is whole.get_output_embeddings())
     ]
     parts = [m for m in head.children() if isinstance(m, (nn.Linear, nn.LayerNorm))]
+    if task.grown:
+        parts[-1] = _one_layer([parts[-1], *head.more])  # pyright: ignore
     for layer, part in zip(layers, parts, strict=False):
         if layer.weight.shape == part.weight.shape:  # else the check of the logits tells
             layer.load_state_dict(part.state_dict(), strict=False)
     return whole.eval()
+
+
+def _one_layer(layers: list[nn.Linear]) -> nn.Linear:
+    """Output layers of a task that has grown as one."""
+    whole = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers))
+    weight = torch.cat([layer.weight for layer in layers]).detach()
+    bias = torch.cat([layer.bias for layer in layers]).detach()
+    whole.load_state_dict({"weight": weight, "bias": bias})
+    return whole
 
 
 @torch.no_grad()

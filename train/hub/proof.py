@@ -38,7 +38,8 @@ def fingerprint(model: PolyheadModel) -> dict[str, Any]:
     Returns:
         `{"encoder": ..., "tasks": {task: {"weights": ..., "logits": ...}}, "made_with": {...}}`;
         a task's weights are its head and its adapter, its logits those of the probe through it
-        alone (embeddings, for an embedding task).
+        alone (embeddings, for an embedding task). `older_logits` are those of the labels that it
+        had before it grew last.
     """
     model.eval()
     encoder = plain_state(model.encoder, model.encoder.state_dict())
@@ -53,6 +54,8 @@ def fingerprint(model: PolyheadModel) -> dict[str, Any]:
             output = model(**probe, tasks=[name])
         values = (output.logits or output.embeddings or {})[name]
         tasks[name] = {"weights": _hash(weights), "logits": _hash({"": values})}
+        if grown := model.config.tasks[name].grown:
+            tasks[name]["older_logits"] = _hash({"": values[..., : -grown[-1]]})
     made_with = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from sklearn.preprocessing import MultiLabelBinarizer
 from torch import Tensor
 
+from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.decoding import rank_strict
 from ...modeling.heads import IGNORE
 from ..recipe.schema import DataConfig
 from .base import Answers, LabelType, SplitRows, TaskKind
 from .counting import confusion, multi_label_confusion, reliability
 from .partial import allowed_id, shown_id
-from .values import labels_in, rows_named, soft_cross_entropy
+from .values import labels_in, rows_named, soft_cross_entropy, taught
 
 BLANK = "a label with letters is wanted (name a mark of a missing one in data.missing_label)"
 ANSWER = {"label": datasets.Value("string"), "score": datasets.Value("float64")}
@@ -94,11 +96,14 @@ class SingleLabel(Classes):
         return answers
 
     def teacher_loss(self, values: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of (N, L) logits to the teacher's probabilities."""
-        return (soft_cross_entropy(values, targets) * (labels != IGNORE)).sum()
+        """Cross-entropy of (N, L) logits to the teacher's probabilities; see `taught`."""
+        known = labels != IGNORE
+        return soft_cross_entropy(*taught(values[known], targets[known], labels[known])).sum()
 
     def read(self, values: Tensor) -> list[str]:
-        """(N, L) logits to the label of the largest."""
+        """(N, L) logits to the label of the largest, or as the task's own thresholds say."""
+        if isinstance(self.task, TaskConfig) and (strict := self.task.strict):
+            return [rank_strict(row, self.labels, strict)[0]["label"] for row in values]
         return [self.labels[i] for i in values.argmax(-1).tolist()]
 
     def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.decoding import (
     decode_entities,
+    decode_strict,
     even_scores,
     gold_entities,
     read_scores,
@@ -23,7 +24,7 @@ from ..recipe.schema import DataConfig, TaskRecipe
 from .base import Answers, BatchLayout, LabelType, SplitRows, TaskKind
 from .counting import confusion, reliability
 from .partial import allowed_id, row_marks, shown_id
-from .values import soft_cross_entropy
+from .values import soft_cross_entropy, taught
 
 NO_LABEL = (-1, -100)  # of class ids, as `datasets` and torch write it
 
@@ -129,8 +130,11 @@ class Tokens(TaskKind):
         return torch.tensor([tags + [IGNORE] * (layout.width - len(tags)) for tags in labels])
 
     def teacher_loss(self, values: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of (n, L) logits of labelled tokens to the teacher's probabilities."""
-        return soft_cross_entropy(values, targets).sum()
+        """Cross-entropy of (n, L) logits of labelled tokens to the teacher's probabilities.
+
+        A teacher of the first labels only teaches these, where the label is none of the others.
+        """
+        return soft_cross_entropy(*taught(values, targets, labels)).sum()
 
     def answers(self, rows: SplitRows, values: Tensor) -> Answers:
         """What the pipeline answers to the texts of a split, against the words of its rows.
@@ -140,7 +144,9 @@ class Tokens(TaskKind):
             values: (N, T, L) logits of the windows, in the order of `rows.tokenized`.
         """
         config, tokenized = self.task, rows.tokenized
-        signs = config.signs if isinstance(config, TaskConfig) else None
+        signs, strict, apart = None, None, 0
+        if isinstance(config, TaskConfig):
+            signs, strict, apart = config.signs, config.strict, config.strict_labels
         windows: dict[int, list[int]] = {}
         for i in np.argsort(tokenized["window"][:], kind="stable").tolist():
             windows.setdefault(tokenized["row"][i], []).append(i)
@@ -154,10 +160,11 @@ class Tokens(TaskKind):
                 continue
             first_tokens = [first_tokens_of(words[i], counts[i]) for i in windows[row]]
             units, reads = units_of(split_words(text), first_tokens)
-            scores = even_scores(len(units), len(self.labels))
+            scores = even_scores(len(units), len(self.labels), apart)
             for i, pairs in zip(windows[row], reads, strict=True):
-                read_scores(scores, values[i], pairs)
-            entities = decode_entities(text, units, scores, self.labels, config.scheme, signs)
+                read_scores(scores, values[i], pairs, apart)
+            of_task = (text, units, scores, self.labels, config.scheme, signs)
+            entities = decode_strict(*of_task, strict) if strict else decode_entities(*of_task)
             if marks is not None and (marked := marks[row]) is not None:
                 entities = [e for e in entities if e["entity_group"] in marked]
             answered = word_tags(entities, word_spans, rows.scheme)

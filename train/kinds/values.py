@@ -37,6 +37,22 @@ def soft_cross_entropy(values: Tensor, targets: Tensor) -> Tensor:
     return -(targets.softmax(-1) * values.log_softmax(-1)).sum(-1)
 
 
+def taught(values: Tensor, targets: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of the labels that a teacher knows, and the teacher's.
+
+    Args:
+        values: (n, L).
+        targets: (n, K), of the first K labels.
+        labels: (n,) ids; units with one of the other labels are left out.
+
+    Returns:
+        (m, K) each.
+    """
+    known, count = targets.shape[1], values.shape[1]
+    older = (labels < known) | (labels >= count)
+    return (values, targets) if known == count else (values[older, :known], targets[older])
+
+
 def is_missing(value: Any) -> bool:
     """None or NaN."""
     return value is None or value != value  # NaN is not equal to itself

@@ -26,6 +26,7 @@ from ..optimization.by_task import by_task_faults
 from .arguments import training_faults, whole_numbers
 from .checks import output_dir_faults, section_faults, task_faults
 from .code import with_names
+from .extension import extend_recipe
 from .retain import retain_faults
 from .schema import Recipe, RowsInMemory, TaskRecipe
 from .yaml_text import BYTES, read_yaml
@@ -37,6 +38,7 @@ def load_recipe(
     *,
     onto: PolyheadConfig | None = None,
     scored: PolyheadConfig | None = None,
+    extends: bool = False,
 ) -> Recipe:
     """Read and check a recipe.
 
@@ -46,6 +48,7 @@ def load_recipe(
         overrides: `key=value` with dotted keys, as `tasks.intent.loss_weight=2`.
         onto: the finished model that its tasks are added to; the recipe then names no encoder.
         scored: the finished model that is scored on its data; it may then name none.
+        extends: its tasks are those of `onto`, which are given more labels.
 
     Raises:
         UserError: with all faults found.
@@ -55,7 +58,7 @@ def load_recipe(
     for override in overrides or []:
         _override(raw, override, faults)
     raw = _expand(raw, "", {"RECIPE_DIR": str(Path(path).resolve().parent)}, faults)
-    return build_recipe(raw, source, faults, onto=onto, scored=scored)
+    return build_recipe(raw, source, faults, onto=onto, scored=scored, extends=extends)
 
 
 def parse_recipe(text: str) -> Recipe:
@@ -77,6 +80,7 @@ def build_recipe(
     rows: Mapping[str, RowsInMemory] | None = None,
     onto: PolyheadConfig | None = None,
     scored: PolyheadConfig | None = None,
+    extends: bool = False,
 ) -> Recipe:
     """The recipe that plain keys and values say, checked.
 
@@ -87,6 +91,7 @@ def build_recipe(
         rows: by task, rows that are in memory.
         onto: as of `load_recipe`.
         scored: as of `load_recipe`.
+        extends: as of `load_recipe`.
 
     Raises:
         UserError: with all faults found.
@@ -102,12 +107,14 @@ def build_recipe(
     recipe = _validated(with_names(raw, faults), source, faults)
     if scored is not None:
         _read_as_model(recipe, scored)
+    if extends and onto is not None:
+        faults += extend_recipe(recipe, onto)
     for name, task in recipe.tasks.items():
         task.data.rows = (rows or {}).get(name)
         faults += task_faults(name, task)
     taken = (onto.tasks or {}) if onto is not None else {}
     known = (onto.adapters or []) if onto is not None else []
-    for name in sorted(set(recipe.tasks) & set(taken)):
+    for name in sorted(set(recipe.tasks) & set(taken)) if not extends else ():
         faults.append(f"tasks.{name}: the model has this task; take another name")
     if scored is None:  # else the model has its adapters
         faults += adapter_faults({name: task.adapter for name, task in recipe.tasks.items()}, known)

@@ -88,7 +88,7 @@ def test_partial_loss_without_sets_is_cross_entropy_with_its_gradient():
 def test_partial_sets_name_labels_of_the_task():
     with pytest.raises(ValueError, match="partial has \\['z'\\]"):
         TaskConfig(head=TOKENS, labels=["a", "b"], partial=[["z"]])
-    with pytest.raises(ValueError, match="partial belongs to"):
+    with pytest.raises(ValueError, match="partial and grown and strict belong to"):
         TaskConfig(head=SEQUENCE, problem_type="regression", partial=[["z"]])
 
 

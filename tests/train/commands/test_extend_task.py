@@ -1,0 +1,262 @@
+"""Old tasks with new labels: what stays to the bit, what changes, and that it is told."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ENCODERS, shake_heads
+from polyhead.modeling import PolyheadModel, PolyheadPipeline, TaskConfig
+from polyhead.modeling.decoding import decode_entities, decode_strict, log_scores, rank_strict
+from polyhead.train.commands import edit_tasks, extend_task
+from polyhead.train.commands.extend_task import best_threshold, changes
+from polyhead.train.export.plain import export_hf
+from polyhead.train.hub import save_folder
+from polyhead.train.hub.proof import fingerprint
+from polyhead.train.inference.load import load_model
+from polyhead.train.kinds.values import taught
+from train_helpers import (
+    SEQUENCE,
+    TOKENS,
+    private_cache,  # noqa: F401
+    run_cli,
+    set_key,
+    write_recipe,
+    write_rows,
+)
+
+ROWS = [
+    {"tokens": ["book", "the", "train", "to", "Paris"], "tags": ["O", "O", "B-car", "O", "O"]},
+    {"tokens": ["cancel", "it"], "tags": ["O", "O"]},
+    {"tokens": ["the", "train", "now"], "tags": ["O", "B-car", "O"]},
+]
+MAIL = [
+    {"text": "book the train", "label": "else"},
+    {"text": "thanks a lot", "label": "thank"},
+    {"text": "cancel it", "label": "else"},
+]
+TRAINING = {
+    "num_train_epochs": 3,
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 4,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
+
+
+@pytest.fixture
+def finished(tmp_path: Path, make_model, tokenizer_of, monkeypatch) -> SimpleNamespace:
+    """A model of two tasks, and rows for new labels of them."""
+    for module in (edit_tasks, extend_task):
+        monkeypatch.setattr(
+            module, "fresh_fingerprint", lambda f: fingerprint(PolyheadModel.from_pretrained(f))
+        )
+    tasks = {
+        "slots": TaskConfig(head=TOKENS, labels=["O", "B-city", "I-city"], scheme="iob2"),
+        "intent": TaskConfig(head=SEQUENCE, labels=["book", "cancel"]),
+    }
+    model = make_model("bert", tasks)
+    shake_heads(model)
+    tokenizer = tokenizer_of(ENCODERS["bert"][0])
+    save_folder(model, tokenizer, tmp_path / "model")
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    write_rows(tmp_path / "mail.jsonl", MAIL)
+    return SimpleNamespace(folder=tmp_path, model=tmp_path / "model", tokenizer=tokenizer)
+
+
+def recipe_of(finished: SimpleNamespace, task: str, **changed: object) -> Path:
+    name = {"slots": "rows", "intent": "mail"}[task]
+    files = {s: f"${{RECIPE_DIR}}/{name}.jsonl" for s in ("train", "validation", "test")}
+    data = {"data_files": files}
+    if task == "slots":
+        options = {"head": TOKENS, "data": {**data, "tokens": "tokens", "label": "tags"}}
+        options["data"]["marks"] = ["car"]
+    else:
+        options = {"head": SEQUENCE, "data": {**data, "text": "text", "label": "label"}}
+        options["data"] |= {"marks": ["thank"], "unmarked": "else"}
+    recipe = {"tasks": {task: options}, "training": TRAINING, "output_dir": "${RECIPE_DIR}/out"}
+    for key, value in changed.items():
+        set_key(recipe, f"tasks.{task}.{key.replace('__', '.')}", value)
+    return write_recipe(finished.folder / "grow.yaml", recipe)
+
+
+def logits_of(folder: Path, task: str) -> torch.Tensor:
+    ids = torch.arange(5, 25).view(2, 10)
+    with torch.no_grad():
+        logits = PolyheadModel.from_pretrained(folder)(input_ids=ids, tasks=[task]).logits
+    return logits[task]
+
+
+@pytest.mark.parametrize("task", ["slots", "intent"])
+@pytest.mark.parametrize("keep", ["weights", "strict"])
+def test_logits_of_old_labels_and_other_tasks_stay_to_the_bit(finished, task, keep):
+    recipe = recipe_of(finished, task)
+    assert run_cli("extend-task", finished.model, recipe, "--keep", keep) == 0
+    grown = finished.folder / "out/model"
+    old, new = logits_of(finished.model, task), logits_of(grown, task)
+    assert torch.equal(old, new[..., : old.shape[-1]])
+    other = {"slots": "intent", "intent": "slots"}[task]
+    assert torch.equal(logits_of(finished.model, other), logits_of(grown, other))
+    config = PolyheadModel.from_pretrained(grown).config.tasks[task]
+    assert (
+        config.labels
+        == {
+            "slots": ["O", "B-city", "I-city", "B-car", "I-car"],
+            "intent": ["book", "cancel", "thank"],
+        }[task]
+    )
+    assert (config.strict is None) == (keep == "weights")
+    told = json.loads((finished.folder / "out/extension.json").read_text())[task]
+    assert told["rows"] == 6
+    assert told["changed"] == len(told["list"]) == told["where_put"] + told["elsewhere"]
+    if keep == "strict":
+        assert told["elsewhere"] == 0
+    proof = json.loads((grown / "proof.json").read_text())[-1]
+    assert (proof["change"], proof["changed"], list(proof["tasks"])) == (
+        "extended", [task], [other],
+    )  # fmt: skip
+
+
+def test_strict_answers_are_the_old_ones_with_their_scores_but_where_a_new_label_is(finished):
+    recipe = recipe_of(finished, "slots")
+    assert run_cli("extend-task", finished.model, recipe, "--keep=strict") == 0
+    texts = [" ".join(row["tokens"]) for row in ROWS] + ["Paris and Berlin, now!"]
+    old, new = (
+        PolyheadPipeline(model=load_model(folder)[0], tokenizer=finished.tokenizer)(texts)
+        for folder in (finished.model, finished.folder / "out/model")
+    )
+    for before, after in zip(old, new, strict=True):
+        put = [e for e in after["slots"] if e["entity_group"] == "car"]
+        kept = [
+            e
+            for e in before["slots"]
+            if not any(p["start"] < e["end"] and e["start"] < p["end"] for p in put)
+        ]
+        assert [e for e in after["slots"] if e["entity_group"] != "car"] == kept  # scores too
+        assert before["intent"] == after["intent"]
+
+
+def test_an_adapter_trains_the_tasks_states_with_the_old_model_as_teacher(finished):
+    recipe = recipe_of(finished, "slots", adapter={"r": 2})
+    assert run_cli("extend-task", finished.model, recipe) == 0
+    model = PolyheadModel.from_pretrained(finished.folder / "out/model")
+    assert [model.config.tasks[name].adapter for name in ("slots", "intent")] == ["slots", None]
+    before = PolyheadModel.from_pretrained(finished.model).heads["slots"].state_dict()
+    after = model.heads["slots"].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_grown_model_grows_again_and_exports_as_one_layer(finished):
+    first = recipe_of(finished, "slots")
+    assert run_cli("extend-task", finished.model, first) == 0
+    rows = [{**row, "tags": [tag.replace("car", "bus") for tag in row["tags"]]} for row in ROWS]
+    write_rows(finished.folder / "rows.jsonl", rows)
+    again = recipe_of(finished, "slots", data__marks=["bus"])
+    grown = finished.folder / "out/model"
+    output = f"output_dir={finished.folder}/more"
+    assert run_cli("extend-task", grown, again, output, "--keep=strict") == 0
+    more = finished.folder / "more/model"
+    config = PolyheadModel.from_pretrained(more).config.tasks["slots"]
+    assert config.grown == [2, 2]
+    assert set(config.strict) == {"bus"}
+    assert torch.equal(logits_of(grown, "slots"), logits_of(more, "slots")[..., :5])
+    model, tokenizer = load_model(grown)
+    plain = finished.folder / "plain"
+    assert export_hf(model, tokenizer, task="slots", folder=plain) == "BertForTokenClassification"
+    assert run_cli("export", more, "hf", "--task", "slots", "--output", plain, "--overwrite") == 2
+    with pytest.raises(ValueError, match="thresholds of its own"):
+        PolyheadModel.from_pretrained(more).view("slots")
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"data__marks": ["city"]}, "data.marks: the model has city already"),
+        ({"data__marks": None}, "data.marks: missing; list the labels"),
+        ({"scheme": "bioes"}, "scheme: it is the model's; take it out"),
+        ({"labels": ["O"]}, "labels: data.marks names the new ones"),
+        ({"head": SEQUENCE, "data__tokens": None, "data__text": "tokens"}, "the model's is token_"),
+        ({"adapter": "slots"}, "adapter: give its options"),
+    ],
+)
+def test_what_does_not_fit_the_task_is_told(finished, changed, says, capsys):
+    assert run_cli("extend-task", finished.model, recipe_of(finished, "slots", **changed)) == 2
+    assert says in capsys.readouterr().err
+    assert not (finished.folder / "out").exists()
+
+
+def test_strict_takes_no_adapter(finished, capsys):
+    recipe = recipe_of(finished, "slots", adapter={"r": 2})
+    assert run_cli("extend-task", finished.model, recipe, "--keep=strict") == 2
+    assert "would change what the old labels read" in capsys.readouterr().err
+
+
+# ---- parts ----
+
+
+def test_scores_of_old_labels_are_those_without_the_new_ones():
+    logits = torch.randn(7, 5)
+    scores = log_scores(logits, 2)
+    assert torch.equal(scores[:, :3], logits[:, :3].log_softmax(-1))
+    assert torch.equal(scores[:, 3:], logits.log_softmax(-1)[:, 3:])
+
+
+def test_a_new_class_wins_from_its_threshold_on_only():
+    logits = torch.tensor([1.0, 0.0, 2.0])
+    p = logits.softmax(-1)[2].item()
+    older = logits[:2].softmax(-1)[0].item()
+    ranked = rank_strict(logits, ["a", "b", "new"], {"new": p})
+    assert [(e["label"], e["score"]) for e in ranked[:2]] == [("new", p), ("a", older)]
+    ranked = rank_strict(logits, ["a", "b", "new"], {"new": p + 1e-4})
+    assert [e["label"] for e in ranked] == ["a", "b", "new"]
+    assert ranked[0]["score"] == older
+
+
+def test_a_new_entity_takes_the_place_of_the_old_ones_that_it_meets():
+    labels = ["O", "B-city", "I-city", "B-car", "I-car"]
+    logits = torch.zeros(3, 5)
+    logits[0, 1] = logits[1, 2] = logits[2, 1] = 5.0  # Rio Grande is a city, Rome another
+    logits[1, 3] = 8.0
+    units = [[(0, 3)], [(4, 10)], [(11, 15)]]
+    text, scores = "Rio Grande Rome", log_scores(logits, 2)
+    old = decode_entities(text, units, logits[:, :3].log_softmax(-1), labels[:3], "iob2")
+    assert [e["word"] for e in old] == ["Rio Grande", "Rome"]
+    new = decode_strict(text, units, scores, labels, "iob2", None, {"car": 0.5})
+    assert [(e["entity_group"], e["word"]) for e in new] == [("car", "Grande"), ("city", "Rome")]
+    assert new[1] == old[1]
+    assert decode_strict(text, units, scores, labels, "iob2", None, {"car": 0.99}) == old
+
+
+def test_best_threshold_has_the_largest_f1():
+    scored = [(0.9, True), (0.8, True), (0.7, False), (0.6, True), (0.5, False), (0.5, False)]
+    assert best_threshold(scored, 3) == 0.6  # F1 6/7; from 0.8 on 4/5
+    assert best_threshold(scored, 2) == 0.8
+    assert best_threshold([(0.9, False)], 2) == best_threshold([(0.9, True)], 0) == 0.5
+
+
+def test_changes_tell_those_beside_a_new_label_apart():
+    def entity(label, start, end):
+        return {"entity_group": label, "start": start, "end": end}
+
+    rows = [
+        ("same", [entity("city", 0, 4)], [entity("city", 0, 4)]),
+        ("put", [entity("city", 0, 4)], [entity("car", 2, 6)]),
+        ("gone", [entity("city", 0, 4)], []),
+        ("class", {"label": "a"}, {"label": "car"}),
+        ("other", {"label": "a"}, {"label": "b"}),
+    ]
+    told = changes(rows, {"B-car", "I-car", "car"})
+    counts = {key: value for key, value in told.items() if key != "list"}
+    assert counts == {"rows": 5, "changed": 4, "where_put": 2, "elsewhere": 2}
+    assert [row["text"] for row in told["list"] if row["elsewhere"]] == ["gone", "other"]
+
+
+def test_a_teacher_of_the_old_labels_says_nothing_of_units_with_a_new_one():
+    values, targets = torch.randn(4, 3), torch.randn(4, 2)
+    labels = torch.tensor([0, 2, 3, 1])  # old, new, either of the old ones, old
+    student, teacher = taught(values, targets, labels)
+    assert torch.equal(student, values[[0, 2, 3], :2])
+    assert torch.equal(teacher, targets[[0, 2, 3]])
