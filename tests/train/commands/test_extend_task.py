@@ -171,6 +171,18 @@ def test_a_grown_model_grows_again_and_exports_as_one_layer(finished):
         PolyheadModel.from_pretrained(more).view("slots")
 
 
+def test_a_proof_of_a_grown_task_made_elsewhere_compares_its_weights_alone(finished):
+    assert run_cli("extend-task", finished.model, recipe_of(finished, "slots")) == 0
+    grown, less = finished.folder / "out/model", finished.folder / "less"
+    assert run_cli("remove-task", grown, "intent", "--output", less) == 0
+    assert edit_tasks.verify(less) == {"tasks": ["slots"], "logits_compared": True}
+    proofs = json.loads((less / "proof.json").read_text())
+    proofs[-1]["made_with"]["threads"] = 99
+    proofs[-1]["tasks"]["slots"] |= {"logits": "other", "older_logits": "other"}
+    (less / "proof.json").write_text(json.dumps(proofs))
+    assert edit_tasks.verify(less) == {"tasks": ["slots"], "logits_compared": False}
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
