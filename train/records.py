@@ -121,8 +121,22 @@ class Numbers(TypedDict):
     residuals: NotRequired[Residuals]
 
 
+@with_config(STRICT)
+class RowMap(TypedDict):
+    """`map` of a report."""
+
+    title: str
+    column: str
+    split: str
+    points: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
+    labels: list[str | float | int | bool | None]
+
+
 def _shape(report: dict[str, Any]) -> dict[str, Any]:
     """What the sections of a report must have of each other."""
+    shown = report.get("map")
+    if shown and len(shown["points"]) != len(shown["labels"]):
+        raise ValueError("map has not as many labels as points")
     sections = [report[name] for name in ("confusion", "labels") if report.get(name)]
     drawn = [*sections, *(report.get(n) for n in ("reliability", "entities", "numbers"))]
     if any(drawn) and not {"labelled", "unit"} <= set(report):
@@ -163,6 +177,7 @@ class TaskReport(TypedDict):
     reliability: NotRequired[Reliability]
     entities: NotRequired[dict[str, ClassScores]]
     numbers: NotRequired[Numbers]
+    map: NotRequired[RowMap]
 
 
 @with_config(STRICT)

@@ -37,6 +37,7 @@ from ..records import RUN_SCORES, read_record
 from ..reports.curves import training_plots
 from ..reports.figures import SECTIONS
 from ..reports.page import PAGE
+from ..reports.row_maps import row_maps
 from ..reports.task_report import write_reports
 from ..trainer.checkpoints import is_intact, latest_intact, stays
 from ..trainer.fsdp import unsharded_class
@@ -364,7 +365,26 @@ def final_scores(trainer: MultiTaskTrainer, run: PreparedRun) -> tuple[dict[str,
         return {}, {}
     by_task = {task: splits[s.name] for s in run.sources if s.name in splits for task in s.tasks}
     whole = {"tasks": dict(sorted(scores.items())), "macro": macro(scores), "splits": by_task}
+    for task, section in _row_maps(trainer, run).items():
+        reports[task]["map"] = section
     return whole, reports
+
+
+def _row_maps(trainer: MultiTaskTrainer, run: PreparedRun) -> dict[str, dict[str, Any]]:
+    """Validation rows of each scored task on a plane, or test rows; none of weights in shards."""
+    if (
+        trainer.is_fsdp_enabled
+        or trainer.is_deepspeed_enabled
+        or not trainer.is_world_process_zero()
+    ):
+        return {}
+    splits: dict[str, EvalSplit] = {}
+    for split in ("validation", "test"):
+        chosen = [s for s in run.sources if split in s.splits and s.name not in splits]
+        splits |= eval_splits(chosen, split, run.tokenizer, run.configs)
+    model, prepare = trainer.model_for_tasks, trainer.prepare_inputs
+    collator = trainer.evaluation.collator
+    return row_maps(model, splits, collator, prepare, seed=run.args.seed)
 
 
 def _damaged(args: TrainingArguments, checkpoint: str | None) -> list[str]:

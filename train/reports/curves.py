@@ -217,7 +217,10 @@ def _scores(curves: dict[str, Any]) -> Figure:
         for metric, points in metrics.items():
             name, _, of_train = metric.partition(",")
             color = colours.setdefault(name, f"C{len(colours)}")
-            _line(axes, points, color, metric, marked=True, dashed=bool(of_train))
+            label = "" if of_train else metric
+            _line(axes, points, color, label, marked=True, dashed=bool(of_train))
+        if any(ON_TRAIN in metric for metric in metrics):
+            axes.plot([], [], color="grey", linestyle="--", linewidth=1.2, label=ON_TRAIN)
         axes.set(title=drawn(task), ylabel="score", xlabel="optimizer step")
         axes.legend(fontsize=7)
     return figure

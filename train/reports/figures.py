@@ -23,6 +23,8 @@ from scipy.stats import rankdata
 from ...modeling.checks import TASK_NAME
 from ..artifacts import write_aside
 from ..escape import drawn
+from .projection import Projection
+from .text_map import map_figure, marks_of
 
 Maker = Callable[[dict[str, Any]], Figure]
 
@@ -81,6 +83,8 @@ def check_task_file(task: str) -> None:
 
 def _can_be_drawn(report: dict[str, Any], name: str) -> bool:
     """There is such a section, and it has something to show."""
+    if name == "map":
+        return len(report.get(name, {}).get("points", [])) > 1
     if not report.get(name) or not report["labelled"]:
         return False
     needs = {"reliability": "count", "numbers": "points"}
@@ -271,6 +275,16 @@ def _numbers(report: dict[str, Any]) -> Figure:
     return figure
 
 
+def _map(report: dict[str, Any]) -> Figure:
+    section = report["map"]
+    points = np.array(section["points"], dtype=float)
+    labels = None if all(label is None for label in section["labels"]) else section["labels"]
+    marks = marks_of(labels, len(points), section["column"])
+    shown = Projection("pca", points, heading=_short(section["title"]))
+    title = f"{report['task']}: {section['split']} rows as the head sees them"
+    return map_figure([shown], marks, title)
+
+
 # The sections of a report that have a picture.
 SECTIONS: dict[str, Maker] = {
     "confusion": _confusion,
@@ -278,4 +292,5 @@ SECTIONS: dict[str, Maker] = {
     "reliability": _reliability,
     "entities": _entities,
     "numbers": _numbers,
+    "map": _map,
 }

@@ -255,7 +255,10 @@ def _section(
         (wide if is_wide else narrow).append(_picture(path, wide=is_wide))
         narrow += map(_boxed, left.pop(path.stem.removeprefix(prefix), []))
     narrow += map(_boxed, [table for rest in left.values() for table in rest])
-    columns = "\n".join(filter(None, narrow))
+    narrow = list(filter(None, narrow))
+    if len(narrow) == 1 and wide:  # it would stand beside nothing
+        narrow = [wide.pop(), *narrow]
+    columns = "\n".join(narrow)
     return "\n".join(
         [
             f'<h2 id="{in_html(anchor)}">{in_html(title)}</h2>',

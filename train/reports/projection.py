@@ -31,15 +31,19 @@ class Projection:
         method: a key of `METHODS`.
         points: (N, 2) float64.
         explained: of PCA, the share of the variance that the plane has; else None.
+        heading: a title of another's; default the method's name and what its plane shows.
     """
 
     method: str
     points: np.ndarray
     explained: float | None = None
+    heading: str | None = None
 
     @property
     def title(self) -> str:
-        """The method's name, and what its plane shows."""
+        """What stands over the picture."""
+        if self.heading is not None:
+            return self.heading
         if self.explained is None:
             return TITLES[self.method]
         return f"{TITLES[self.method]}, {self.explained:.0%} of the variance"

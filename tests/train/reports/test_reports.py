@@ -407,7 +407,7 @@ class TestCurves:
         }
         assert by_task["losses"] == {"a": {"train rows": [[1, 0.1]]}}
         lines = curves._scores(by_task).axes[0].get_lines()
-        assert [line.get_linestyle() for line in lines] == ["-", "--"]
+        assert [line.get_linestyle() for line in lines] == ["-", "--", "--"]  # the last: legend
         assert lines[0].get_color() == lines[1].get_color()
 
     def test_parts_with_the_same_learning_rate_share_a_line(self):
