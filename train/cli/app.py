@@ -21,6 +21,7 @@ from .console import (
     print_export,
     print_json,
     print_model,
+    print_plan,
     print_push,
     print_recipe,
     print_scores,
@@ -364,6 +365,26 @@ def affinity(
         print_json(result)
     else:
         print_affinity(result)
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    minutes: Annotated[float, typer.Option(help="That the trials may take, about.")] = 20,
+    overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose rate, rows of a step and who shares, by short runs; write the recipe."""
+    run_code(allow_code, recipe)
+    from ..commands.plan import plan as run
+
+    result = run(recipe, overrides, minutes=minutes, overwrite=overwrite)
+    if as_json:
+        print_json(result)
+    else:
+        print_plan(result)
 
 
 def _show_run(scores: dict[str, Any], *, as_json: bool) -> None:

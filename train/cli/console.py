@@ -158,6 +158,25 @@ def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
+def print_plan(result: dict[str, Any]) -> None:
+    """Print the trials of `polyhead plan` and what was chosen."""
+    tasks = list(result["tasks"])
+    columns = ("trial", "rows in a step", *tasks, "macro", "seconds")
+    rows = []
+    for trial in result["trials"]:
+        values = [*(trial["tasks"].get(name) for name in tasks), trial["macro"]]
+        cells = ["-" if value is None else f"{value:.4f}" for value in values]
+        rows.append(
+            (trial["trial"], str(trial["rows_per_step"]), *cells, f"{trial['seconds']:.0f}")
+        )
+    title = f"Trials on {result['share']:.2g} of the rows, scored on validation"
+    out.print(table_of(columns, rows, title=title))
+    for line in result["sentences"]:
+        say(f"  {line}")
+    for name in result["recipes"]:
+        say(f"polyhead train {os.path.join(result['folder'], name)}", "bold")
+
+
 def print_answer(text: Any, answer: dict[str, Any]) -> None:
     """Print what the tasks say of a text."""
     say(" | ".join(text) if isinstance(text, tuple) else text, "bold")
