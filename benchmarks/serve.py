@@ -2,15 +2,19 @@
 
 One MiniLM with eight tasks, four of them through adapters of their own; clients on the loopback ask
 as soon as they have an answer: `mixed`, one to four real texts of all lengths about one to eight
-tasks; `short`, one message about one task. Three servers of one process and one core answer the
-same requests in turns:
+tasks; `short`, one message about one task. Servers of one process and one core answer the same
+requests in turns:
 
 - `polyhead serve`;
 - (a) a FastAPI handler that calls `PolyheadPipeline` once a request;
 - (b) one that calls eight stock pipelines, each on a plain model of its task, adapter merged in.
 
-Every answer of ours and of (a) is compared with the offline pipeline's, to 1e-5. The clients have
-another core than the servers, where there are two. Needs `POLYHEAD_DATA`.
+`embed`, the vectors of one to four texts by OpenAI's route, goes to `polyhead serve` and to
+infinity-emb, whose executable `POLYHEAD_INFINITY` names: it needs an environment of its own.
+
+Every answer of ours and of (a) is compared with the offline pipeline's, to 1e-5, and infinity's
+vectors to 1e-4. The clients have another core than the servers, where there are two. Needs
+`POLYHEAD_DATA`.
 """
 
 import argparse
@@ -39,8 +43,11 @@ TOKEN = [f"token{number}" for number in range(3)]
 TASKS = [*SEQUENCE, *TOKEN]
 ADAPTED = [*SEQUENCE[:2], *TOKEN[:2]]
 OURS, PLAIN, STOCK = "polyhead serve", "a handler on the pipeline", "a handler on 8 pipelines"
+INFINITY = "infinity-emb"
 SIDES = {OURS: None, PLAIN: "plain", STOCK: "stock"}
-TOLERANCE = 1e-5
+TOLERANCE = {OURS: 1e-5, PLAIN: 1e-5, INFINITY: 1e-4}
+EMBEDDER = "embedder"  # task of a model of its own, and infinity's name for the encoder
+LONGEST = 250  # tokens of a text to embed; both read so many
 SAMPLES = 10  # of a server's memory in a run
 
 
@@ -61,10 +68,15 @@ def main() -> None:
         serve_peer(options.serve, options.folder, options.port)
         return
     requests = LOADS[options.load](options.requests)
+    embeds = options.load == "embed"
+    sides = [OURS, INFINITY] if embeds else list(SIDES)
+    if embeds and "POLYHEAD_INFINITY" not in os.environ:
+        sys.exit("POLYHEAD_INFINITY is not set: name the executable of infinity-emb")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        make_models(Path(folder))
-        answers = offline(Path(folder) / "model", requests)
-        servers = {name: Server(name, Path(folder)) for name in SIDES}
+        (make_embedder if embeds else make_models)(Path(folder))
+        answers = (offline_vectors if embeds else offline)(Path(folder) / "model", requests)
+        route = "/v1/embeddings" if embeds else "/predict"
+        servers = {name: Server(name, Path(folder), route) for name in sides}
         for server in servers.values():
             stack.callback(server.stop)
         give_cores(servers)
@@ -86,7 +98,8 @@ def main() -> None:
         row["ratio spread"] = [round(min(ratios), 2), round(max(ratios), 2)]
         shown = ", ".join(f"{key} {value}" for key, value in row.items() if key != "rates")
         print(f"{name}: {shown}", flush=True)
-    what = f"{options.clients} clients, 8 tasks of MiniLM, 4 with adapters, one core"
+    tasks = "vectors of MiniLM" if embeds else "8 tasks of MiniLM, 4 with adapters"
+    what = f"{options.clients} clients, {tasks}, one core"
     keep(f"serve_{options.load}", what, {"load": options.load, "servers": table})
 
 
@@ -109,7 +122,41 @@ def short_requests(count: int) -> list[dict[str, Any]]:
     ]
 
 
-LOADS = {"mixed": mixed_requests, "short": short_requests}
+def embed_requests(count: int) -> list[dict[str, Any]]:
+    """Mostly one text, up to four."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder())
+    chance, texts = random.Random(SEED), real_texts(400)
+    lengths = map(len, tokenizer(texts, truncation=True).input_ids)
+    texts = [text for text, length in zip(texts, lengths, strict=True) if length <= LONGEST]
+    return [
+        {"model": EMBEDDER, "input": chance.sample(texts, chance.choice((1, 1, 1, 1, 2, 4)))}
+        for _ in range(count)
+    ]
+
+
+LOADS = {"mixed": mixed_requests, "short": short_requests, "embed": embed_requests}
+
+
+def make_embedder(folder: Path) -> None:
+    """`model`, MiniLM with one embedding task."""
+    from polyhead.modeling import PolyheadModel, TaskConfig
+    from polyhead.train.hub import save_folder
+    from transformers import AutoTokenizer
+
+    task = TaskConfig(head="embedding", pooling="mean", normalize=True)
+    model = PolyheadModel.from_encoder(encoder_folder(), {EMBEDDER: task})
+    save_folder(model, AutoTokenizer.from_pretrained(encoder_folder()), folder / "model")
+
+
+def offline_vectors(folder: Path, requests: list[dict[str, Any]]) -> list[Any]:
+    """The vectors of each request, made without a server."""
+    from polyhead.train.inference.files import plain
+
+    texts = list(dict.fromkeys(text for request in requests for text in request["input"]))
+    known = dict(zip(texts, plain(load_pipe(folder)(texts)), strict=True))
+    return [[known[text][EMBEDDER] for text in request["input"]] for request in requests]
 
 
 def make_models(folder: Path) -> None:
@@ -213,12 +260,14 @@ class Server:
     """A server's process, and what its clients saw.
 
     Args:
-        name: a key of `SIDES`.
+        name: a key of `SIDES`, or infinity-emb.
         folder: with the models.
+        route: that is asked.
     """
 
     name: str
     folder: Path
+    route: str
     rates: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)  # MiB
@@ -226,10 +275,14 @@ class Server:
 
     def __post_init__(self) -> None:
         self.port = free_port()
-        side = SIDES[self.name]
+        side = SIDES.get(self.name)
         command = [sys.executable, "-m", "polyhead.train.cli", "serve", str(self.folder / "model")]
         if side is not None:
             command = [sys.executable, __file__, "--serve", side, "--folder", str(self.folder)]
+        if self.name == INFINITY:
+            command = [os.environ["POLYHEAD_INFINITY"], "v2", "--model-id", encoder_folder()]
+            command += ["--served-model-name", EMBEDDER, "--device", "cpu", "--engine", "torch"]
+            command += ["--url-prefix", "/v1", "--no-bettertransformer", "--dtype", "float32"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
             [*command, "--port", str(self.port)], env=environment, stderr=subprocess.DEVNULL
@@ -303,10 +356,10 @@ async def ask(
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         for request, expected in waiting:
             start = time.perf_counter()
-            answer = await post(reader, writer, request)
+            answer = await post(reader, writer, server.route, request)
             seconds.append(time.perf_counter() - start)
             if server.name != STOCK:
-                check(answer, expected)
+                check(vectors_of(answer), expected, TOLERANCE[server.name])
                 server.compared += counted
             if counted and len(seconds) % every == 1:
                 server.memory.append(process.memory_info().rss / 2**20)
@@ -320,11 +373,14 @@ async def ask(
 
 
 async def post(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: dict[str, Any]
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    route: str,
+    request: dict[str, Any],
 ) -> Any:
     """The answer to a request: HTTP by hand, so that the clients cost little."""
     body = json.dumps(request).encode()
-    head = "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    head = f"POST {route} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     status = await reader.readline()
     length = 0
@@ -337,18 +393,25 @@ async def post(
     return json.loads(answer)
 
 
-def check(answer: Any, expected: Any) -> None:
-    """The same answers, scores within `TOLERANCE`."""
+def vectors_of(answer: Any) -> Any:
+    """The vectors of OpenAI's answer, in the order of the texts; another answer as it is."""
+    if not isinstance(answer, dict):
+        return answer
+    return [row["embedding"] for row in sorted(answer["data"], key=lambda row: row["index"])]
+
+
+def check(answer: Any, expected: Any, tolerance: float) -> None:
+    """The same answers, scores within a tolerance."""
     if isinstance(expected, float):
-        assert abs(answer - expected) <= TOLERANCE, (answer, expected)
+        assert abs(answer - expected) <= tolerance, (answer, expected)
     elif isinstance(expected, dict):
         assert list(answer) == list(expected), (answer, expected)
         for key, value in expected.items():
-            check(answer[key], value)
+            check(answer[key], value, tolerance)
     elif isinstance(expected, list):
         assert len(answer) == len(expected), (answer, expected)
         for one, other in zip(answer, expected, strict=True):
-            check(one, other)
+            check(one, other, tolerance)
     else:
         assert answer == expected, (answer, expected)
 

@@ -42,7 +42,7 @@ RATES = (0.5, 1.0, 2.0)
 HIGHEST = 8.0  # times the recipe's rate
 ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05}
 ADAPTER_LR = 1e-3
-SCORED = 2_000  # validation rows of a task, at most
+SCORED = 1_000  # validation rows of a task, at most
 FIRST = 20  # optimizer steps that the time of a step is taken from
 FEWEST = 30  # optimizer steps of a trial
 UNTRIED = ("average", "distill", "stopping", "compare")
@@ -281,7 +281,7 @@ def _affordable_share(run: PreparedRun, minutes: float) -> float:
         times.append(time.perf_counter() - began)
     around = times[1]  # preparing and scoring
     by_row = max(times[2] - around, 1e-9) / max((more - few) * rows, 1.0)
-    count = len(RATES) + 4 + 2 * len(recipe.tasks)
+    count = len(RATES) + 6  # the tasks alone score as many rows as one joint trial
     affordable = (60 * minutes - sum(times) - count * around) / (JOINT * by_row)
     epochs = _epochs(recipe)
     if affordable < FEWEST * step and affordable < epochs * rows:
