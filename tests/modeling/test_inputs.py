@@ -394,7 +394,7 @@ def test_texts_that_are_cut_are_told_once(pipe, caplog):
     limit = pipe.model.usable_length
     assert said(pipe, caplog, [ONE, long], tasks=["slots"]) == []
     (line,) = said(pipe, caplog, [ONE, long, long], tasks=["intent"])
-    assert line.startswith(f"2 of the texts are longer than the {limit} tokens")
+    assert line.startswith(f"2 of 3 texts (66.7%) are longer than {limit} tokens")
     assert said(pipe, caplog, [long]) == []
 
 

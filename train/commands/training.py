@@ -302,13 +302,15 @@ def _make_trainer(run: PreparedRun) -> MultiTaskTrainer:
 def _cut_notes(trainer: MultiTaskTrainer, run: PreparedRun) -> list[str]:
     """Lines on texts of train and validation that are too long for what reads them."""
     dataset: Any = trainer.train_dataset
-    parts = [(name, "train", rows) for name, rows in dataset.parts.items()]
+    tasks = run.tasks_by_source
+    parts = [(tasks[name], "train", rows) for name, rows in dataset.parts.items()]
     splits: Any = trainer.eval_dataset or {}
-    parts += [(name, part.split, part.rows) for name, part in splits.items()]
-    configs = {source.name: {n: run.configs[n] for n in source.tasks} for source in run.sources}
+    parts += [(list(part.source.tasks), part.split, part.rows) for part in splits.values()]
     limit = run.tokenizer.model_max_length
     return [
-        line for name, split, rows in parts for line in cut_notes(rows, split, configs[name], limit)
+        line
+        for names, split, rows in parts
+        for line in cut_notes(rows, split, {name: run.configs[name] for name in names}, limit)
     ]
 
 
@@ -379,9 +381,8 @@ def _row_maps(trainer: MultiTaskTrainer, run: PreparedRun) -> dict[str, dict[str
     ):
         return {}
     splits: dict[str, EvalSplit] = {}
-    for split in ("validation", "test"):
-        chosen = [s for s in run.sources if split in s.splits and s.name not in splits]
-        splits |= eval_splits(chosen, split, run.tokenizer, run.configs)
+    for split in ("test", "validation"):  # the latter goes before
+        splits |= eval_splits(run.sources, split, run.tokenizer, run.configs)
     model, prepare = trainer.model_for_tasks, trainer.prepare_inputs
     collator = trainer.evaluation.collator
     return row_maps(model, splits, collator, prepare, seed=run.args.seed)

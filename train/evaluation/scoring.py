@@ -5,7 +5,8 @@ know counts as wrong instead of dropping out.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -58,6 +59,9 @@ def eval_splits(
 ) -> dict[str, EvalSplit]:
     """The sources that have `split`, tokenized, by source name.
 
+    A language model hides tokens of its rows: tasks that share them with it are a source of their
+    own here, so that they are scored on whole texts, as they answer in use.
+
     Args:
         sources: checked sources.
         split: train, validation or test.
@@ -65,12 +69,21 @@ def eval_splits(
         configs: the model's tasks.
     """
     splits = {}
-    for source in sources:
+    for source in chain.from_iterable(map(_with_whole_texts, sources)):
         if split in source.splits:
             of_source = {name: configs[name] for name in source.tasks}
             rows = tokenize(source, split, tokenizer, configs=of_source, longest_first=True)
             splits[source.name] = EvalSplit(source, split, rows)
     return splits
+
+
+def _with_whole_texts(source: Source) -> list[Source]:
+    """The source; or its tasks that read whole texts, and its language models."""
+    parts = [
+        {n: task for n, task in source.tasks.items() if kind_of(task).labels_from_tokens is hides}
+        for hides in (False, True)
+    ]
+    return [replace(source, tasks=tasks) for tasks in parts if tasks] if all(parts) else [source]
 
 
 def score(

@@ -259,7 +259,7 @@ for number, folder in enumerate(sys.argv[1:3]):
     def test_the_folder_is_as_it_was_but_for_the_new_adapter_and_the_proof(self, given, added):
         new = set(files(added.model)) - set(given.files)
         assert {name for name in new if name.startswith("plots/")} == {
-            f"plots/topics_{what}.png" for what in ("labels", "reliability")
+            f"plots/topics_{what}.png" for what in ("labels", "map", "reliability")
         }
         assert {name for name in new if not name.startswith("plots/")} == {
             "proof.json",

@@ -63,9 +63,9 @@ def device(monkeypatch):
     for module in (modeling_polyhead, packing, segments):
         monkeypatch.setattr(module, "moved_to", moved)
 
-    def by_rows(*args):
+    def by_rows(*args, causal):
         longest = int(args[-1].as_subclass(Tensor).diff().max())
-        return attention._by_rows(*args, longest)
+        return attention._by_rows(*args, longest, causal=causal)
 
     monkeypatch.setattr(attention, "_by_runs", by_rows)
 
