@@ -57,7 +57,7 @@ def typed(tmp_path, monkeypatch) -> Path:
     Path("configs").symlink_to(ROOT / "configs")
     for name, count, start in (("train", 24, 0), ("dev", 8, 24), ("test", 8, 32)):
         write(f"{name}.csv", messages(count, start), "text", "intent")
-    for name, start in (("ner.jsonl", 0), ("ner_test.jsonl", 32)):
+    for name, start in (("ner.jsonl", 0), ("ner_dev.jsonl", 20), ("ner_test.jsonl", 32)):
         write(name, messages(24 if start == 0 else 8, start), "tokens", "tags")
     write("texts.parquet", messages(6), "text")
     write("messages.csv", messages(6), "text", "intent")

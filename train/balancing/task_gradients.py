@@ -5,6 +5,7 @@ needs them whole, in a (K, P) buffer; to compare them a sketch of each will do.
 Shapes: `K` tasks, `P` shared weights, `W` numbers of a sketch.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
@@ -221,7 +222,9 @@ class GradientComparison:
             half: of the first half of the rows of one of them.
         """
         if half is not None:
-            self.halves[half.name] = half.cosine(gradients.total[gradients.names.index(half.name)])
+            cosine = half.cosine(gradients.total[gradients.names.index(half.name)])
+            if math.isfinite(cosine):  # else one half has no gradient
+                self.halves[half.name] = cosine
         size = sum(parameter.numel() for parameter in gradients.parameters)
         if size != self.size:
             self.rows, self.missing, self.size = {}, set(self.tasks), size

@@ -78,7 +78,10 @@ def _vectors(
     prepare: Callable[[dict[str, Any]], dict[str, Any]],
     tasks: list[str],
 ) -> dict[str, np.ndarray]:
-    """By task what its head reads, (rows, D), or, of embeddings, gives, (texts, D)."""
+    """By task what its head reads, (rows, D), or, of embeddings, gives, (texts, D).
+
+    Of a text in several windows it is their mean.
+    """
     parts: dict[str, list[Tensor]] = {task: [] for task in tasks}
 
     def note(task: str) -> Callable[..., None]:
@@ -98,12 +101,24 @@ def _vectors(
             inputs = {key: value for key, value in model_inputs(batch).items() if key != "labels"}
             with torch.no_grad():
                 model(**inputs, tasks=tasks)
+            if "window_counts" in batch:
+                for rows in parts.values():
+                    rows[-1] = _means(rows[-1], batch["window_counts"].cpu())
     finally:
         for hook in hooks:
             hook.remove()
         for module in training:
             module.training = True
     return {task: torch.cat(rows).numpy() for task, rows in parts.items() if rows}
+
+
+def _means(vectors: Tensor, counts: Tensor) -> Tensor:
+    """(N, D) vectors of windows to (M, D) of the texts that `counts`, (M,), puts them in."""
+    if len(vectors) == len(counts):  # the first window of each is read
+        return vectors
+    text = torch.arange(len(counts)).repeat_interleave(counts)
+    sums = torch.zeros(len(counts), vectors.shape[1]).index_add(0, text, vectors)
+    return sums / counts[:, None]
 
 
 def _section(

@@ -69,3 +69,9 @@ def test_many_rows_are_drawn_from_by_chance(build, monkeypatch):
     assert len(first["intent"]["points"]) == 3
     assert first == again
     assert first != other
+
+
+def test_a_text_in_several_windows_is_their_mean():
+    vectors = torch.tensor([[1.0], [3.0], [5.0], [4.0]])
+    assert maps._means(vectors, torch.tensor([2, 1, 1])).tolist() == [[2.0], [5.0], [4.0]]
+    assert maps._means(vectors, torch.tensor([1, 1, 1, 1])) is vectors
