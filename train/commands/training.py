@@ -26,12 +26,13 @@ from ..data.dataset import MultiTaskDataset
 from ..data.loading import unseen_labels
 from ..data.tokenization import cut_notes, tokenize
 from ..errors import Interrupted, UserError
-from ..evaluation.alone import alone, in_words, side_by_side
+from ..evaluation.alone import in_words, side_by_side
 from ..evaluation.scoring import EvalSplit, eval_splits, macro
 from ..hub.card import about_run
 from ..hub.folder import save_folder, write_card
 from ..hub.push import HUB_ERRORS
 from ..outputs import MODEL, begin_anew, checkpoints_in, run_faults
+from ..recipe.parts import alone
 from ..recipe.schema import Recipe
 from ..records import RUN_SCORES, read_record
 from ..reports.curves import training_plots

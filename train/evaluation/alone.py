@@ -1,44 +1,11 @@
-"""A task trained alone, and what it scores beside the joint training."""
+"""What a task scores alone and jointly."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
-from ..adapters import adapter_name
-from ..recipe.schema import Recipe
-from ..recipe.sections import Balancing, Sampling
 from .metrics import LOWER_IS_BETTER, main_metric
 
-BEST_MODEL = ("metric_for_best_model", "greater_is_better")
 CORRELATIONS = ("pearson", "spearman", "mcc")
-
-
-def alone(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with one of its tasks; what mixes and weighs tasks is left out."""
-    task, training = recipe.tasks[name], dict(recipe.training)
-    if isinstance(task.adapter, str):  # the name of one that another task defines
-        sections = {
-            adapter_name(t, other.adapter): other.adapter
-            for t, other in recipe.tasks.items()
-            if isinstance(other.adapter, dict)
-        }
-        task = replace(task, adapter={**sections[task.adapter], "name": task.adapter})
-    best = str(training.get("metric_for_best_model", "macro")).removeprefix("eval_")
-    if best not in ("macro", "loss"):  # a metric of one task; macro is the main one of the task
-        training = {k: v for k, v in training.items() if k not in BEST_MODEL}
-    return replace(
-        recipe,
-        tasks={name: task},
-        sampling=Sampling(packing=recipe.sampling.packing, order=recipe.sampling.order),
-        balancing=Balancing(),
-        optimizer=replace(recipe.optimizer, by_task=False),
-        retain=None,
-        average=None,
-        distill=None,
-        compare=None,
-        freeze=replace(recipe.freeze, heads=[head for head in recipe.freeze.heads if head == name]),
-        training=training,
-    )
 
 
 def side_by_side(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from polyhead.train.commands import plan as planning
+from polyhead.train.commands import trials
 from polyhead.train.commands.plan import plan
 from polyhead.train.errors import UserError
 from polyhead.train.recipe import load_recipe
@@ -56,9 +57,9 @@ def trained(monkeypatch):
             known = answers(recipe, share)
             return {name: known[name] for name in recipe.tasks}
 
-        monkeypatch.setattr(planning, "_scores_of", score)
-        monkeypatch.setattr(planning, "_affordable_share", lambda run, minutes: 0.5)
-        monkeypatch.setattr(planning, "_rows_scored", lambda run, name: 400)
+        monkeypatch.setattr(trials, "scores_of", score)
+        monkeypatch.setattr(planning, "affordable_share", lambda run, minutes, trials: 0.5)
+        monkeypatch.setattr(planning, "rows_scored", lambda run, name: 400)
         return asked
 
     return answer_by
@@ -190,7 +191,7 @@ class TestRuns:
 
         path = recipe("intent near")
         full = load_recipe(path)
-        found = planning._scores_of(full, 1.0)
+        found = trials.scores_of(full, 1.0)
         options = ["training.num_train_epochs=1", "training.eval_strategy=no"]
         one = train(path, [*options, "training.save_strategy=no", *without_test()])
         assert found == one["tasks"]
