@@ -93,7 +93,7 @@ def _same(model: Any, task: str, whole: PreTrainedModel) -> bool:
     """The task's logits of a few tokens are those of HF's class."""
     ids = torch.arange(PROBE)[None].to(model.encoder.device) % model.config.vocab_size
     training = model.training
-    found = model.eval()(ids, tasks=[task]).logits[task]
+    logits = model.eval()(ids, tasks=[task]).logits[task]
     model.train(training)
     expected = whole(input_ids=ids, use_cache=False, return_dict=True).logits
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= TOLERANCE)
+    return logits.shape == expected.shape and bool((logits - expected).abs().max() <= TOLERANCE)

@@ -155,22 +155,22 @@ def _by_scores(name: str, scores: dict[str, Any]) -> dict[str, str]:
 
 
 def _cautions(result: dict[str, Any], cosine: dict[Any, dict], gains: dict[Any, dict]) -> list[str]:
-    found = [_side(numbers) for numbers in cosine.values()]
-    found += [_sign(numbers) for (one, other), numbers in gains.items() if one != other]
+    signs = [_side(numbers) for numbers in cosine.values()]
+    signs += [_sign(numbers) for (one, other), numbers in gains.items() if one != other]
     lines = []
     if result["measurements"] < FEWEST:
         lines.append(
             f"{result['measurements']} measurements are too few for a finding on gains; {FEWEST} "
             "or more need more --steps."
         )
-    elif not any(found):
+    elif not any(signs):
         lines.append(
             "Nothing in the short run is beyond 2 standard errors: it gives no reason to part the "
             "tasks, and does not show that they help each other."
         )
     else:
         lines.append(
-            f"Of {len(found)} numbers about {math.ceil(0.05 * len(found))} may lie beyond 2 "
+            f"Of {len(signs)} numbers about {math.ceil(0.05 * len(signs))} may lie beyond 2 "
             "standard errors by chance alone."
         )
     weak = [one for one, other in gains if one == other and _sign(gains[one, one]) < 1]

@@ -129,12 +129,12 @@ class MultiTaskBatchSampler:
     def summary(self, epochs: float) -> list[str]:
         """How many rows of each source a training of so many epochs draws, a line for each."""
         whole = max(1, math.ceil(epochs))
-        share = [min(1.0, epochs - epoch) for epoch in range(whole)]
+        parts = [min(1.0, epochs - epoch) for epoch in range(whole)]  # of each epoch
         drawn = [self.draws(epoch) for epoch in range(whole)]
         lines = []
         for name, rows in self.ranges.items():
-            counts = [found.get(name, 0) for found in drawn]
-            total = sum(part * count for part, count in zip(share, counts, strict=True))
+            counts = [rows_of.get(name, 0) for rows_of in drawn]
+            total = sum(part * count for part, count in zip(parts, counts, strict=True))
             low, high = min(counts), max(counts)
             each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
             lines.append(
@@ -255,7 +255,7 @@ class MultiTaskBatchSampler:
         only where there are too few. One whose rows fit nowhere in such numbers is left out.
         """
         room = np.array(sizes)
-        found = {}
+        by_source = {}
         for name in sorted(self.together.keys() & drawn.keys()):
             rows = len(drawn[name])
             least = max(rows // self.together[name], math.ceil(rows / max(room.max(), 1)), 1)
@@ -271,19 +271,19 @@ class MultiTaskBatchSampler:
             counts = np.zeros(len(sizes), dtype=int)
             counts[chosen] = _even(rows, count)
             room -= counts
-            found[name] = counts.tolist()
-        return found
+            by_source[name] = counts.tolist()
+        return by_source
 
     def _split(self, rows: np.ndarray, sizes: list[int], least: int) -> list[np.ndarray]:
         """Parts of these sizes; with `batch_tokens` as many of equal tokens, `least` rows each."""
         if self.batch_tokens is None:
             return np.split(rows, np.cumsum(sizes)[:-1])
         tokens, parts = self.lengths[rows].cumsum(), len(sizes)
-        wanted = np.arange(1, parts) * tokens[-1] / parts
-        cuts = np.searchsorted(tokens, wanted, side="right")
-        place = least * np.arange(1, parts)  # each part has its least rows, and leaves room
-        cuts = np.maximum.accumulate(np.maximum(cuts - place, 0)) + place
-        return np.split(rows, np.minimum(cuts, len(rows) - place[::-1]))
+        even = np.arange(1, parts) * tokens[-1] / parts
+        cuts = np.searchsorted(tokens, even, side="right")
+        first = least * np.arange(1, parts)  # each part has its least rows, and leaves room
+        cuts = np.maximum.accumulate(np.maximum(cuts - first, 0)) + first
+        return np.split(rows, np.minimum(cuts, len(rows) - first[::-1]))
 
     def _in_turn(
         self, steps: dict[str, list[np.ndarray]], rng: np.random.Generator
@@ -295,7 +295,7 @@ class MultiTaskBatchSampler:
         if self.pure and self.sampling.strategy == "round_robin":
             turns = zip_longest(*steps.values())
             return [step for turn in turns for step in turn if step is not None]
-        every = [step for own in steps.values() for step in own]
+        every = [step for of_source in steps.values() for step in of_source]
         return [every[number] for number in rng.permutation(len(every))]
 
     def _rows_of_epoch(self) -> dict[str, np.ndarray]:

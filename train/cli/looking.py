@@ -82,11 +82,11 @@ def similarity(  # noqa: PLR0913 - each is an option of the command line
     run_code(allow_code, model)
     from ..commands import looking
 
-    given = list(texts or [])
-    if faults := looking.similarity_faults(given, source, target, plot, overwrite=overwrite):
+    typed = list(texts or [])
+    if faults := looking.similarity_faults(typed, source, target, plot, overwrite=overwrite):
         raise UserError("similarity", faults)
     if source is None:
-        compared = looking.similarity(pipeline_of(model, "auto"), given, task=task, plot=plot)
+        compared = looking.similarity(pipeline_of(model, "auto"), typed, task=task, plot=plot)
         rows = compared["similarity"]
     else:
         compared = looking.pair_similarity(

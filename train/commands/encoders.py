@@ -115,15 +115,15 @@ def extend_heads(model: PolyheadModel, configs: dict[str, TaskConfig], keep: Kee
         configs: the tasks with old and new labels, as found in the data.
         keep: strict puts new labels by thresholds of their own.
     """
-    for name, found in configs.items():
+    for name, config in configs.items():
         old = model.config.tasks[name]
-        new = (found.labels or [])[len(old.labels or []) :]
+        new = (config.labels or [])[len(old.labels or []) :]
         types = [label if old.scheme is None else label[2:] for label in new]
-        options: dict[str, Any] = {"partial": found.partial}
+        options: dict[str, Any] = {"partial": config.partial}
         if keep == "strict":
             options["strict"] = dict.fromkeys(types, 0.5)
         elif old.signs is not None:
-            options["signs"] = sorted({*old.signs, *(found.signs or [])})
+            options["signs"] = sorted({*old.signs, *(config.signs or [])})
         model.extend_task(name, new, **options)
     model.requires_grad_(requires_grad=False)
     for name in configs:

@@ -148,7 +148,7 @@ def _set_thresholds(
     thresholds = dict(task.strict)
     task.strict = dict.fromkeys(thresholds, 0.0)  # all answers, with their scores
     rows = source.splits["validation"][:]
-    found = answers(model, tokenizer, source, name, "validation", top_k=None)
+    answered = answers(model, tokenizer, source, name, "validation", top_k=None)
     if task.scheme is None and not source.tasks[name].data.tokens:
         labels = source.split_rows(name, rows).labels
         known = [number for number, label in enumerate(labels) if label is not None]
@@ -156,7 +156,7 @@ def _set_thresholds(
             scored = [
                 (answer["score"], labels[number] == new)
                 for number in known
-                for answer in found[number]
+                for answer in answered[number]
                 if answer["label"] == new
             ]
             thresholds[new] = best_threshold(scored, sum(labels[n] == new for n in known))
@@ -165,7 +165,7 @@ def _set_thresholds(
         for new in thresholds:
             scored = [
                 (e["score"], (new, e["start"], e["end"]) in expected)
-                for entities, expected in zip(found, true, strict=True)
+                for entities, expected in zip(answered, true, strict=True)
                 if expected is not None
                 for e in entities
                 if e["entity_group"] == new

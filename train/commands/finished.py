@@ -47,10 +47,10 @@ def take_finished(
     for name, task in configs.items():
         if name not in spec.keep_tasks:
             model.add_task(name, task)
-    kept = {name: model.config.tasks[name] for name in spec.keep_tasks}
+    old = {name: model.config.tasks[name] for name in spec.keep_tasks}
     for source in sources:
-        source.configs |= {name: task for name, task in kept.items() if name in source.configs}
-    for name in set(kept) - set(configs):
+        source.configs |= {name: task for name, task in old.items() if name in source.configs}
+    for name in set(old) - set(configs):
         _freeze(model, name)
     return model, tokenizer
 
@@ -98,8 +98,8 @@ def _faults(
             )
         if name in configs:
             faults += _changes(recipe, name, tasks[name], configs[name])
-    kept = {name: tasks[name] for name in spec.keep_tasks if name in tasks}
-    pooled = [name for name, task in kept.items() if task.pooling is None]
+    old = {name: tasks[name] for name in spec.keep_tasks if name in tasks}
+    pooled = [name for name, task in old.items() if task.pooling is None]
     if pooled and recipe.pooling not in (None, model.config.pooling):
         faults.append(
             f"pooling: {recipe.pooling}, but the head of {pooled[0]} was trained on "
@@ -108,16 +108,16 @@ def _faults(
     return faults
 
 
-def _changes(recipe: Recipe, name: str, kept: TaskConfig, wanted: TaskConfig) -> list[str]:
+def _changes(recipe: Recipe, name: str, old: TaskConfig, new: TaskConfig) -> list[str]:
     """Options of a task that goes on which are not those of its head."""
     key, faults = f"tasks.{name}", []
     if recipe.tasks[name].adapter is not None:
         faults.append(f"{key}.adapter: encoder.keep_tasks brings the model's along; take it out")
-    missing = sorted(set(wanted.labels or []) - set(kept.labels or []))
+    missing = sorted(set(new.labels or []) - set(old.labels or []))
     if missing:
         faults.append(f"{key}: its head knows no label {', '.join(missing)}")
     for option in fields(TaskConfig):
-        values: list[Any] = [getattr(task, option.name) for task in (kept, wanted)]
+        values: list[Any] = [getattr(task, option.name) for task in (old, new)]
         if option.name not in FOUND and values[0] != values[1]:
             faults.append(f"{key}.{option.name}: {values[1]!r}, but its head has {values[0]!r}")
     return faults

@@ -104,10 +104,10 @@ def partial_sets(
         if unknown := sorted(set(marked) - set(types)):
             known = ", ".join(map(repr, types))
             return None, [f"marks: row {row} names {unknown[0]!r}; those of train are: {known}"]
-        found = {type_of(label, scheme) for label in labels_in(value)} - {unmarked} - set(marked)
-        if found:
+        others = {type_of(label, scheme) for label in labels_in(value)} - {unmarked} - set(marked)
+        if others:
             says = ", ".join(map(repr, marked)) or "nothing"
-            fault = f"marks: row {row} has the label {min(found)!r}, but marks only {says}"
+            fault = f"marks: row {row} has the label {min(others)!r}, but marks only {says}"
             return None, [fault]
         sets.add(tuple(allowed_labels(labels, marked, unmarked, scheme)))
     if () in sets:

@@ -150,11 +150,13 @@ class SourceGradients:
             return
         slots = [(n, weight) for n in present for weight in [*self.shared, *self.alone[n]]]
         has = [weight in self.values[n] or weight.grad is not None for n, weight in slots]
-        found: Any = torch.tensor(has, dtype=torch.float32, device=accelerator.device)
-        found = (accelerator.reduce(found, "sum") > 0).tolist()
+        somewhere: Any = torch.tensor(has, dtype=torch.float32, device=accelerator.device)
+        somewhere = (accelerator.reduce(somewhere, "sum") > 0).tolist()
         for number in present:
             weights = [
-                w for (n, w), is_there in zip(slots, found, strict=True) if is_there and n == number
+                w
+                for (n, w), is_there in zip(slots, somewhere, strict=True)
+                if is_there and n == number
             ]
             self._reduce_source(accelerator, number, weights)
 

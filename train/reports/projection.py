@@ -88,8 +88,8 @@ def _pca(unit: np.ndarray, seed: int) -> Projection:
 
 def _reduced(unit: np.ndarray) -> np.ndarray:
     """(N, 50 or less) principal components: neighbours stay, and are found sooner."""
-    kept = min(KEPT, *unit.shape)
-    return PCA(kept, svd_solver="full").fit_transform(unit)
+    width = min(KEPT, *unit.shape)
+    return PCA(width, svd_solver="full").fit_transform(unit)
 
 
 def _tsne(unit: np.ndarray, seed: int) -> Projection:
