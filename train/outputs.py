@@ -27,6 +27,7 @@ MODEL_FILES = (
     "training.json",
     "scores.json",
     "proof.json",
+    "history.json",
     "export.json",
     "handler.py",
     "runner.py",
@@ -157,16 +158,33 @@ def foreign_fault(folder: Path, option: str) -> str | None:
     if not folder.is_dir() or folder.is_symlink():
         there = os.path.lexists(folder)
         return f"{option}: {folder} exists and is no folder; name another" if there else None
-    code = resources.files("polyhead.modeling")
-    known = [*MODEL_FILES, *(file.name for file in code.iterdir() if file.name.endswith(".py"))]
-    known += extensions_in(folder)
-    names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir()]
-    foreign = [name for name in names if not any(_matches(name, pattern) for pattern in known)]
+    foreign = foreign_files(folder)
     if not foreign:
         return None
     more = f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else ""
     listed = f"{', '.join(foreign[:SHOWN])}{more}"
     return f"{option}: {folder} holds {listed}, which no command of polyhead wrote; name another"
+
+
+def names_in(folder: Path) -> list[str]:
+    """All files in a folder, by their paths from there."""
+    return [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir()]
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Those of other names."""
+    known = set(model_files(folder))
+    return [name for name in names_in(folder) if name not in known]
+
+
+def model_files(folder: Path) -> list[str]:
+    """Those of the names that this package writes."""
+    code = resources.files("polyhead.modeling")
+    known = [*MODEL_FILES, *(file.name for file in code.iterdir() if file.name.endswith(".py"))]
+    known += extensions_in(folder)
+    return [
+        name for name in names_in(folder) if any(_matches(name, known_as) for known_as in known)
+    ]
 
 
 def _matches(name: str, pattern: str) -> bool:

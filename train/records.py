@@ -282,6 +282,32 @@ class Proof(TypedDict):
     made_with: dict[str, Any]
 
 
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@with_config(STRICT)
+class TaskVersion(TypedDict):
+    """Hashes of a task in a version."""
+
+    weights: Hash
+    options: Hash
+
+
+@with_config(STRICT)
+class Version(TypedDict):
+    """An entry of history.json."""
+
+    version: Hash
+    change: str
+    changed: list[TaskName]
+    time: str
+    encoder: Hash
+    tasks: dict[TaskName, TaskVersion]
+    scores: dict[TaskName, dict[str, float | None]]
+    files: dict[str, Hash]
+    folder: NotRequired[str]
+
+
 @with_config(STRICT)
 class Exported(TypedDict):
     """export.json, as `export_graph` makes it."""
@@ -321,6 +347,7 @@ RUN_SCORES: TypeAdapter = TypeAdapter(Annotated[RunScores, AfterValidator(_split
 TASK_REPORT: TypeAdapter = TypeAdapter(Annotated[TaskReport, AfterValidator(_shape)])
 TRAININGS = TypeAdapter(list[Training])
 PROOFS = TypeAdapter(list[Proof])
+VERSIONS = TypeAdapter(list[Version])
 MODULES = TypeAdapter(list[Module])
 EXPORTED = TypeAdapter(Exported)
 LOG = TypeAdapter(list[LogLine])

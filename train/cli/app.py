@@ -31,6 +31,7 @@ from .console import (
 from .looking import map_texts, similarity
 from .predict import AllowCode, AsJson, ModelPath, Overwrite, embed, predict, run_code
 from .serve import serve
+from .versions import diff, log, rollback
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -260,6 +261,9 @@ app.command()(embed)
 app.command()(serve)
 app.command("map")(map_texts)
 app.command()(similarity)
+app.command()(log)
+app.command()(diff)
+app.command()(rollback)
 
 
 @app.command()

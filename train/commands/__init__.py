@@ -6,15 +6,19 @@ from .inspection import inspect_model, inspect_recipe
 from .scoring import evaluate
 from .setup import prepare
 from .training import train
+from .versions import diff, log, rollback
 
 __all__ = [
     "add_task",
     "convert",
+    "diff",
     "evaluate",
     "inspect_model",
     "inspect_recipe",
+    "log",
     "prepare",
     "remove_task",
+    "rollback",
     "train",
     "verify",
 ]

@@ -17,6 +17,7 @@ from ..artifacts import REPORTS, SCORES, UNFINISHED, write_aside, write_json
 from ..errors import UserError
 from ..hub.card import pictures_of, read_runs, read_scores
 from ..hub.folder import save_folder, write_card
+from ..hub.history import Made, line_of, relocated, write_history
 from ..hub.proof import FILE, compare, fresh_fingerprint, read_proofs
 from ..inference.load import load_model
 from ..outputs import CHECKPOINT, MODEL, source_fault, target_faults
@@ -62,6 +63,7 @@ def add_task(
     run = prepare(recipe_path, overrides, onto=model_path, check=check)
     folder = Path(run.recipe.output_dir)
     metrics, runs, _ = read_scores(source), read_runs(source), read_proofs(source)
+    line = line_of(source)
     before = fresh_fingerprint(model_path)
     trainer, scores, reports = fit(run, overwrite=overwrite)
     if trainer.is_world_process_zero():
@@ -70,8 +72,9 @@ def add_task(
             run.tokenizer,
             folder / MODEL,
             source=source,
+            line=line,
             before=before,
-            change=("added", sorted(run.recipe.tasks)),
+            made=Made("added", sorted(run.recipe.tasks)),
             metrics={**metrics, **scores.get("tasks", {})},
             runs=[*runs, run_metadata(trainer, run, scores)],
         )
@@ -112,6 +115,7 @@ def remove_task(
         raise UserError("remove-task", faults)
     source = Path(model_path)
     metrics, runs, _ = read_scores(source), read_runs(source), read_proofs(source)
+    line = line_of(source)
     before = fresh_fingerprint(model_path)
     for name in tasks:
         model.remove_task(name)
@@ -120,8 +124,9 @@ def remove_task(
         tokenizer,
         Path(output),
         source=source,
+        line=line,
         before=before,
-        change=("removed", sorted(tasks)),
+        made=Made("removed", sorted(tasks)),
         metrics={k: v for k, v in metrics.items() if k not in tasks},
         runs=runs,
     )
@@ -191,8 +196,9 @@ def save_proven(
     folder: Path,
     *,
     source: Path,
+    line: Sequence[dict[str, Any]],
     before: dict[str, Any],
-    change: tuple[str, list[str]],
+    made: Made,
     metrics: dict[str, Any],
     runs: list[dict[str, Any]],
     older: Sequence[str] = (),
@@ -204,8 +210,9 @@ def save_proven(
         tokenizer: its tokenizer.
         folder: to write.
         source: the model that it was made of.
+        line: that one's versions.
         before: fingerprint of that one.
-        change: what was done, and the tasks; they may differ where they were extended.
+        made: what was done, and the tasks; they may differ where they were extended.
         metrics: metrics by task, for the card.
         runs: the trainings that made it.
         older: extended tasks whose old labels must have the logits that they had.
@@ -216,7 +223,7 @@ def save_proven(
     with write_aside(folder) as aside:
         save_folder(model, tokenizer, aside, metrics=metrics, runs=runs)
         after = fresh_fingerprint(aside)
-        extended = change[1] if change[0] == "extended" else []
+        extended = made.tasks if made.change == "extended" else []
         others = [n for n in before["tasks"] if n in after["tasks"] and n not in extended]
         faults = compare(before, after, others)
         faults += [
@@ -227,12 +234,13 @@ def save_proven(
         if faults:
             raise RuntimeError(f"{'; '.join(faults)}; no model has been written")
         proof = {
-            "change": change[0],
-            "changed": change[1],
+            "change": made.change,
+            "changed": list(made.tasks),
             "encoder": after["encoder"],
             "tasks": {name: after["tasks"][name] for name in others},
             "made_with": after["made_with"],
         }
         write_json(aside / FILE, [*read_proofs(source), proof])
+        write_history(aside, made, relocated(line, source, folder))
         pictures = [p for name in model.task_names for p in pictures_of(name, source)]
         write_card(model, aside, pictures)

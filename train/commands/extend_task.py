@@ -21,6 +21,7 @@ from ..artifacts import SCORES, write_json
 from ..data.loading import Source
 from ..hub.card import read_runs, read_scores
 from ..hub.folder import write_card
+from ..hub.history import Made, line_of
 from ..hub.proof import fresh_fingerprint
 from ..inference.load import load_model
 from ..kinds.tokens import row_words, tags_in
@@ -84,7 +85,7 @@ def extend_task(
         teachers = dict.fromkeys(moved, str(source))
         run.recipe.distill = Distill(teachers=teachers, anneal=False)
     folder = Path(run.recipe.output_dir)
-    metrics, runs = read_scores(source), read_runs(source)
+    metrics, runs, line = read_scores(source), read_runs(source), line_of(source)
     before = fresh_fingerprint(model_path)
     trainer, scores, reports = fit(run, overwrite=overwrite)
     if trainer.is_world_process_zero():
@@ -100,8 +101,9 @@ def extend_task(
             run.tokenizer,
             folder / MODEL,
             source=source,
+            line=line,
             before=before,
-            change=("extended", sorted(run.recipe.tasks)),
+            made=Made("extended", sorted(run.recipe.tasks)),
             metrics={**metrics, **scores.get("tasks", {})},
             runs=[*runs, run_metadata(trainer, run, scores)],
             older=[name for name in run.recipe.tasks if name not in moved],

@@ -30,10 +30,11 @@ from ..evaluation.alone import in_words, side_by_side
 from ..evaluation.scoring import EvalSplit, eval_splits, macro
 from ..hub.card import about_run
 from ..hub.folder import save_folder, write_card
+from ..hub.history import Made, line_of, relocated, write_history
 from ..hub.push import HUB_ERRORS
 from ..outputs import MODEL, begin_anew, checkpoints_in, run_faults
 from ..recipe.parts import alone
-from ..recipe.schema import Recipe
+from ..recipe.schema import FinishedEncoder, Recipe
 from ..records import RUN_SCORES, read_record
 from ..reports.curves import training_plots
 from ..reports.figures import SECTIONS
@@ -95,6 +96,7 @@ def train_run(
         UserError: see `fit`; or what keeps the model from being written or pushed.
     """
     folder = Path(run.recipe.output_dir)
+    older = _older_versions(run.recipe)
     singles = {} if run.recipe.compare is None else trained_alone(run.recipe, folder / ALONE)
     trainer, scores, reports = fit(run, overwrite=overwrite)
     state = trainer.gathered_state()  # by all ranks
@@ -105,12 +107,21 @@ def train_run(
         advice = partial(stays, folder)
         with write_aside(folder / MODEL, advice=advice) as aside, unsharded_class(model):
             save_folder(model, run.tokenizer, aside, metrics=metrics, runs=runs, state_dict=state)
+            write_history(aside, Made("trained", list(run.recipe.tasks)), older)
         with explained(folder, advice):
             write_json(folder / SCORES, scores)
             write_card(model, folder / MODEL, write_run_reports(trainer, reports, folder))
         if trainer.args.push_to_hub:
             _push(trainer, folder / MODEL)
     return trainer, scores
+
+
+def _older_versions(recipe: Recipe) -> list[dict[str, Any]]:
+    """Those of the finished model on disk that a recipe goes on from."""
+    spec, target = recipe.encoder, Path(recipe.output_dir) / MODEL
+    if not isinstance(spec, FinishedEncoder) or not Path(spec.model).is_dir():
+        return []
+    return relocated(line_of(Path(spec.model)), Path(spec.model), target)
 
 
 def trained_alone(recipe: Recipe, folder: Path) -> dict[str, tuple[dict[str, Any], float | None]]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import PLOTS, RUNS, SCORES, write_json, write_text
-from . import proof
+from . import history, proof
 from .card import render_card
 from .sentence_transformers import save_sentence_transformers
 
@@ -42,7 +42,7 @@ def save_folder(
     tokenizer.save_pretrained(folder)
     save_sentence_transformers(tokenizer, folder, tasks=model.config.tasks)
     shutil.rmtree(folder / PLOTS, ignore_errors=True)
-    for name, value in ((SCORES, metrics), (RUNS, runs), (proof.FILE, None)):
+    for name, value in ((SCORES, metrics), (RUNS, runs), (proof.FILE, None), (history.FILE, None)):
         (folder / name).unlink(missing_ok=True)  # of a model saved here before
         if value is not None:
             write_json(folder / name, value)

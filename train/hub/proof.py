@@ -53,9 +53,9 @@ def fingerprint(model: PolyheadModel) -> dict[str, Any]:
         with torch.no_grad():
             output = model(**probe, tasks=[name])
         values = (output.logits or output.embeddings or {})[name]
-        tasks[name] = {"weights": _hash(weights), "logits": _hash({"": values})}
+        tasks[name] = {"weights": tensor_hash(weights), "logits": tensor_hash({"": values})}
         if grown := model.config.tasks[name].grown:
-            tasks[name]["older_logits"] = _hash({"": values[..., : -grown[-1]]})
+            tasks[name]["older_logits"] = tensor_hash({"": values[..., : -grown[-1]]})
     made_with = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -63,7 +63,7 @@ def fingerprint(model: PolyheadModel) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
-    return {"encoder": _hash(encoder), "tasks": tasks, "made_with": made_with}
+    return {"encoder": tensor_hash(encoder), "tasks": tasks, "made_with": made_with}
 
 
 def probe_rows(model: PolyheadModel) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ def probe_rows(model: PolyheadModel) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask.long()}
 
 
-def _hash(tensors: dict[str, Tensor]) -> str:
+def tensor_hash(tensors: dict[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

@@ -14,6 +14,7 @@ from ..artifacts import read_json
 from ..errors import UserError
 from ..escape import visible
 from ..inference.load import load_model
+from . import history
 from .folder import CARD, THIS_FOLDER
 
 # What a trainer leaves beside a model in a checkpoint.
@@ -67,14 +68,16 @@ def push(
     report = {"repo": repo, "files": files, "commit": None}
     if dry_run:
         return report
+    written = {n: history.published(Path(folder) / n) for n in files if n == history.FILE}
     api = HfApi(token=token)
     made = api.create_repo(repo, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(made.repo_id, branch=revision, exist_ok=True)
     card = (Path(folder) / CARD).read_text(encoding="utf-8").replace(THIS_FOLDER, made.repo_id)
+    written[CARD] = card.encode()
     current = {*files, ".gitattributes"}  # the Hub's own
     gone = [n for n in api.list_repo_files(made.repo_id, revision=revision) if n not in current]
-    added = [(n, card.encode() if n == CARD else str(Path(folder) / n)) for n in files]
+    added = [(name, written.get(name, str(Path(folder) / name))) for name in files]
     commit = api.create_commit(
         made.repo_id,
         [

@@ -262,6 +262,7 @@ for number, folder in enumerate(sys.argv[1:3]):
             f"plots/topics_{what}.png" for what in ("labels", "map", "reliability")
         }
         assert {name for name in new if not name.startswith("plots/")} == {
+            "history.json",
             "proof.json",
             "training.json",
             *(f"adapters/topics/{n}" for n in ("adapter_config.json", "adapter_model.safetensors")),

@@ -45,6 +45,7 @@ FOLDER = CODE | {
     "config.json",
     "scores.json",
     "handler.py",
+    "history.json",
     "model.safetensors",
     "modules.json",
     "sentence_bert_config.json",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,14 @@ from polyhead.modeling import PolyheadModel, TaskConfig
 from polyhead.train.adapters import attach_adapters
 from polyhead.train.hub import save_folder
 from polyhead.train.hub.folder import CARD
+from polyhead.train.hub.history import (
+    Made,
+    file_hashes,
+    line_of,
+    read_history,
+    relocated,
+    write_history,
+)
 from safetensors.torch import load_file
 from train_helpers import messages, pairs, recipe_of, run_cli, write_recipe, write_splits
 
@@ -367,3 +376,28 @@ def test_a_training_pushes_its_saves_and_then_the_finished_model(hub, run, token
     assert "was not pushed" in refused.stderr + refused.stdout
     assert "the model is saved, type: polyhead push" in refused.stderr
     assert (tmp_path / "again/model/model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_version_on_the_hub_is_put_back(hub, run, saved, tmp_path):
+    _, folder = saved
+    write_history(folder, Made("trained", ["slots"]))
+    first = file_hashes(folder)
+    push(run, folder)
+    sha = pushed(hub)[0]
+    versions = relocated(line_of(folder), folder, folder)
+    model = PolyheadModel.from_pretrained(folder)
+    model.config.tasks["slots"].loss_weight = 2.0
+    model.save_pretrained(folder)
+    write_history(folder, Made("trained", ["slots"]), versions)
+    push(run, folder)
+    assert b'"folder"' not in pushed(hub)[1]["history.json"]
+    call = "import sys; from polyhead.train import cli; cli.main(sys.argv[1:])"
+    told = run("-c", call, "diff", REPO, folder, "--json")
+    assert json.loads(told.stdout)["files"] == []
+    shutil.rmtree(tmp_path / "cache")
+    options = ["--source", REPO, "--revision", sha, "--json"]
+    done = json.loads(run("-c", call, "rollback", folder, *options).stdout)
+    assert file_hashes(folder) == first
+    assert read_history(folder)[-1]["version"] == done["version"]
+    assert [v["change"] for v in read_history(folder)] == ["trained", "trained", "restored"]
