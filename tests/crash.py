@@ -278,6 +278,13 @@ TIMES = ("seconds", "resumed")  # in training.json
 TIMED = re.compile(r"[\d.]+ minutes( since it was resumed)?")  # in the card
 
 
+def untimed(record: Path, *, exact: bool) -> list[dict]:
+    """The entries of a file, less what tells the time, or what is the hash of that."""
+    left = [*TIMES, "time", "version", "files"]
+    left += [] if exact else ["encoder", "tasks"] * (record.name == "history.json")
+    return [{**entry, **dict.fromkeys(left)} for entry in json.loads(record.read_text())]
+
+
 def compare(whole: Path, killed: Path, tolerance: float) -> list[str]:
     """What differs between two runs: files of the model, tensors, scores, logs."""
     faults = []
@@ -293,9 +300,8 @@ def compare(whole: Path, killed: Path, tolerance: float) -> list[str]:
             for config in both:
                 config["target_modules"].sort()
             faults += compare_values(f"model/{name}", *both, tolerance)
-        elif name == "training.json":
-            both = [json.loads(path.read_text()) for path in (one, other)]
-            both = [[{**run, **dict.fromkeys(TIMES)} for run in runs] for runs in both]
+        elif name in ("training.json", "history.json"):
+            both = [untimed(path, exact=not tolerance) for path in (one, other)]
             faults += compare_values(f"model/{name}", *both, tolerance)
         elif name == "README.md" and not tolerance:
             texts = [TIMED.sub("", path.read_text()) for path in (one, other)]
