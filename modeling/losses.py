@@ -169,6 +169,7 @@ class EmbeddingLoss:
         reads_lengths: reads more than directions: embeddings of length 1 that are cut (matryoshka)
             are scaled to it again.
         halves: reads an embedding as two halves, so that its width is even.
+        score_range: of scores that the cosine is to equal; None where it learns their order alone.
         options: of the task, that it reads.
     """
 
@@ -178,6 +179,7 @@ class EmbeddingLoss:
     in_batch: bool = False
     reads_lengths: bool = False
     halves: bool = False
+    score_range: tuple[float, float] | None = None
     options: frozenset[str] = frozenset()
 
     @property
@@ -214,7 +216,7 @@ LOSSES: Table[EmbeddingLoss] = Table(
         ),
         "cosent": EmbeddingLoss(function=cosent, in_batch=True),
         "angle": EmbeddingLoss(function=angle, in_batch=True, halves=True),
-        "cosine_mse": EmbeddingLoss(function=cosine_mse),
+        "cosine_mse": EmbeddingLoss(function=cosine_mse, score_range=(-1.0, 1.0)),
         "margin_mse": EmbeddingLoss(function=margin_mse, group=(3, 3), reads_lengths=True),
         "mse": EmbeddingLoss(function=mse, group=(1, 1), label="vector"),
     },

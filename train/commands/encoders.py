@@ -14,6 +14,7 @@ from ...modeling.modeling_polyhead import PolyheadModel, usable_length
 from ..artifacts import read_json
 from ..data.loading import Source
 from ..hub.sentence_transformers import POOLING_FLAGS
+from ..kinds import kind_of
 from ..recipe.arguments import REFUSALS
 from ..recipe.packages import package_folder
 from ..recipe.schema import FinishedEncoder, Recipe, ScratchEncoder
@@ -214,8 +215,9 @@ def _sentence_transformer(folder: str) -> tuple[str, str | None, int | None]:
 
 
 def _check_mask(tokenizer: Tokenizer, tasks: dict[str, TaskConfig]) -> None:
-    if tokenizer.mask_token is None and any(t.head == "masked_lm" for t in tasks.values()):
-        raise ValueError("a masked_lm task needs a tokenizer with a mask token")
+    needing = [task.head for task in tasks.values() if kind_of(task).needs_mask_token]
+    if tokenizer.mask_token is None and needing:
+        raise ValueError(f"a {needing[0]} task needs a tokenizer with a mask token")
 
 
 def _fit_tokenizer(

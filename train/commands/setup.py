@@ -206,7 +206,7 @@ def _teacher_faults(sources: list[Source], model: PolyheadModel) -> list[str]:
     faults = []
     for source in sources:
         for name, config in source.configs.items():
-            if config.loss == "mse":
+            if kind_of(config).label_type == "vector":
                 column, head = source.tasks[name].data.label, model.heads[name]
                 teacher = len(source.splits["train"][0][column])
                 width: int = head.widths[0]  # pyright: ignore

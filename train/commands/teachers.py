@@ -69,10 +69,13 @@ def _misfit(config: PolyheadConfig, model: PolyheadModel, task: str, recipe: Rec
     older = (student.labels or [])[:-grown] if grown else student.labels
     if teacher.labels not in (student.labels, older):
         return f"its labels are {_few(teacher.labels)}, those here {_few(student.labels)}"
-    single = student.head == "embedding" and recipe.tasks[task].data.text_pair is None
-    if single and _width(teacher, config) != _width(student, model.config):
-        widths = f"{_width(teacher, config)} numbers, those here {_width(student, model.config)}"
-        return f"its vectors have {widths}; write tasks.{task}.projection, or give pairs of texts"
+    of_single_texts = recipe.tasks[task].data.text_pair is None
+    if student.head_class.output == "embeddings" and of_single_texts:
+        theirs, ours = _width(teacher, config), _width(student, model.config)
+        if theirs != ours:
+            widths = f"{theirs} numbers, those here {ours}"
+            advice = f"write tasks.{task}.projection, or give pairs of texts"
+            return f"its vectors have {widths}; {advice}"
     return None
 
 
@@ -106,10 +109,10 @@ def distil(trainer: MultiTaskTrainer, recipe: Recipe, sources: list[Source]) -> 
             if task in recipe.distill.teachers:
                 teacher, tokenizer = load_model(recipe.distill.teachers[task])
                 targets = _targets(trainer, source, task, teacher, tokenizer, distillation)
-                distillation.targets[task] = targets
+                distillation.set_targets(task, targets)
                 size = targets.nbytes / 1e6
                 logger.info(f"distill: {task}: {len(targets):,} targets, {size:,.1f} MB")
-    trainer.optimizer_step.distillation = distillation
+    trainer.optimizer_step.losses.learn_from(distillation)
 
 
 def _targets(

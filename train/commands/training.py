@@ -290,7 +290,7 @@ def _make_trainer(run: PreparedRun) -> MultiTaskTrainer:
     if run.evaluates:
         evaluation = eval_splits(run.sources, "validation", run.tokenizer, run.configs)
     try:
-        trainer = MultiTaskTrainer(
+        return MultiTaskTrainer(
             model=run.model,
             args=run.args,
             processing_class=run.tokenizer,
@@ -302,9 +302,8 @@ def _make_trainer(run: PreparedRun) -> MultiTaskTrainer:
             optimizers=_optimizers(run),
             multitask=run.multitask,
             origin=run.origin,
+            train_splits=_train_splits(run),
         )
-        trainer.train_splits = _train_splits(run)
-        return trainer
     except UserError:
         raise
     except (ValueError, ImportError, RuntimeError) as error:

@@ -67,7 +67,7 @@ def save_sentence_transformers(
 
 def _prompts(tasks: dict[str, TaskConfig]) -> dict[str, Any]:
     """Prompts by the task's name; of an only embedding task also for queries and documents."""
-    embeds = {name: task for name, task in tasks.items() if task.head == "embedding"}
+    embeds = {n: task for n, task in tasks.items() if task.head_class.output == "embeddings"}
     prompts = {name: task.prompt() for name, task in embeds.items() if task.prompts and name}
     default = None
     if len(embeds) == 1 and (task := next(iter(embeds.values()))).prompts:

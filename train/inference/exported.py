@@ -208,7 +208,7 @@ class ExportedModel(nn.Module):
             target = read.labels(name, labels)
             losses[name] = shell._head(name).loss(outputs[name], target)  # pyright: ignore
         weights = self.config.tasks
-        embeds = [name for name in outputs if self.config.tasks[name].head == "embedding"]
+        embeds = [name for name in outputs if name in self.config.embedding_tasks]
         return PolyheadOutput(
             loss=sum(weights[n].loss_weight * x for n, x in losses.items()) if losses else None,  # pyright: ignore
             logits={name: outputs[name] for name in outputs if name not in embeds} or None,

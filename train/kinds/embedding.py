@@ -70,8 +70,9 @@ class ScoredPairs(Embedding, Numbers):
 
     def __init__(self, task: TaskConfig | TaskRecipe) -> None:
         super().__init__(task)
-        if task.loss == "cosine_mse":
-            self.allowed_range = (-1.0, 1.0)  # that of a cosine
+        self.learns_values = False  # else their order alone
+        if task.loss is not None and LOSSES[task.loss].score_range is not None:
+            self.allowed_range, self.learns_values = LOSSES[task.loss].score_range, True
 
     def read(self, values: Tensor) -> list[float]:
         """(N, 2, D) embeddings to the cosines of the pairs."""
@@ -79,9 +80,8 @@ class ScoredPairs(Embedding, Numbers):
 
     def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
         """Cosines against scores, of which some losses learn the order only."""
-        exact = self.task.loss == "cosine_mse"
-        numbers = compare_numbers(answers.predictions, answers.references, same_scale=exact)
-        return {"numbers": numbers}
+        compared = answers.predictions, answers.references
+        return {"numbers": compare_numbers(*compared, same_scale=self.learns_values)}
 
 
 class TeacherMargins(Embedding, Numbers):

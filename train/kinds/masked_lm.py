@@ -16,6 +16,7 @@ class MaskedLM(LanguageModel):
 
     pipeline_tag = "fill-mask"
     auto_class = "AutoModelForMaskedLM"
+    needs_mask_token = True
 
     @property
     def reads_words(self) -> bool:

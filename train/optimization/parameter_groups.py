@@ -7,7 +7,15 @@ from transformers import Trainer, TrainingArguments
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..recipe.sections import Freeze, OptimizerOptions
-from .freezing import EPSILON, checked_schedule, layer_count, misfits, schedule_of, trained_weights
+from .freezing import (
+    EPSILON,
+    Unfreezing,
+    checked_schedule,
+    layer_count,
+    misfits,
+    schedule_of,
+    trained_weights,
+)
 from .model_parts import Part, model_parts, own_adapters
 
 # ---- learning rates ----
@@ -104,6 +112,26 @@ def optimizer_groups(
             group = {"name": title, "params": weights, "lr": rate, "weight_decay": value}
             groups += [group] if weights else []
     return groups
+
+
+def logged_rates(groups: list[dict[str, Any]], unfreezing: Unfreezing) -> dict[str, float]:
+    """`lr_<part>` of each part of the model, 0 while it waits; none where all have one rate.
+
+    Args:
+        groups: of the optimizer, as `optimizer_groups` made them; those of others have no names.
+        unfreezing: knows the layers that wait.
+    """
+    if not all("name" in group for group in groups):  # a caller's optimizer
+        return {}
+    waiting = {id(weight) for weight in unfreezing.frozen_weights}
+    rates = {
+        f"lr_{group['name'].removesuffix(', no decay').replace(' ', '_')}": (
+            0.0 if id(group["params"][0]) in waiting else float(group["lr"])
+        )
+        for group in groups
+    }
+    started = {group.get("initial_lr", group["lr"]) for group in groups}
+    return rates if len(started) > 1 or unfreezing.starts else {}
 
 
 def parameter_table(

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 from ...modeling.configuration_polyhead import PolyheadConfig, TaskConfig
 from ...modeling.options import TaskOptions
+from ..kinds import kind_of
 from .schema import Recipe, TaskRecipe
 
 OF_RECIPE = ("head", "labels", "problem_type", "loss_weight")  # options that it may name
@@ -59,8 +60,7 @@ def _misfits(task: TaskRecipe, old: TaskConfig) -> list[str]:
     """Why a task cannot grow as the recipe says."""
     if task.head != old.head:
         return [f"head: {task.head}; the model's is {old.head}"]
-    single = old.problem_type in (None, "single_label_classification")
-    if task.head not in HEADS or not single:
+    if task.head not in HEADS or kind_of(old).label_type not in ("class", "tags"):
         return ["head: only tasks with one label for each text or word grow"]
     faults = [
         f"{option.name}: it is the model's; take it out"

@@ -116,6 +116,10 @@ class Distillation:
             if task in options.teachers
         }
 
+    def set_targets(self, task: str, targets: Tensor) -> None:
+        """The teacher's answers to the units of a task: (E, L) or (E, D)."""
+        self.targets[task] = targets
+
     def _per_token(self, task: str) -> bool:
         return HEADS[self.model.config.tasks[task].head].per_token
 

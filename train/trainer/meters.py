@@ -30,6 +30,23 @@ class LossMeter:
         return {n: s / c for n, (s, c) in zip(self.names, totals, strict=True) if c}
 
 
+class GroupSizes:
+    """How many groups of texts the losses of embeddings compare at a time, on average."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}  # groups that were compared, and how often
+
+    def add(self, name: str, groups: Tensor) -> None:
+        """Add what a loss has just compared, a scalar; the host does not wait for it."""
+        new = torch.stack([groups, groups > 0]).float()
+        self._sums[name] = self._sums[name] + new if name in self._sums else new
+
+    def means(self) -> dict[str, int]:
+        """By task, so far; without those that have compared none."""
+        counts = {name: count.tolist() for name, count in self._sums.items()}
+        return {name: round(total / times) for name, (total, times) in counts.items() if times}
+
+
 class TaskCounters:
     """Rows and tokens seen by task since training began, and losses skipped.
 

@@ -1,5 +1,6 @@
 """Rows by task, as a caller of the plain Trainer has them, to the checked and tokenized ones."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,6 +22,7 @@ from ..kinds import kind_of
 from ..recipe.checks import task_faults
 from ..recipe.schema import TEXT_COLUMNS, DataConfig, Recipe, RowsInMemory, TaskRecipe
 
+logger = logging.getLogger(__name__)
 CALLER = "MultiTaskTrainer"
 Columns = Mapping[str, Mapping[str, Any]]  # task -> keys of a recipe's `data` -> names of columns
 
@@ -33,13 +35,11 @@ class TaskRows:
         train: all rows to train on; None where there are none.
         evaluation: by source.
         tasks: source to its tasks.
-        notes: what a user should know of how labels were read.
     """
 
     train: MultiTaskDataset | None
     evaluation: dict[str, EvalSplit]
     tasks: dict[str, list[str]]
-    notes: list[str]
 
 
 def read_task_rows(
@@ -50,7 +50,7 @@ def read_task_rows(
     evaluation: Mapping[str, Any] | None,
     columns: Columns | None = None,
 ) -> TaskRows:
-    """Check rows against the tasks of a model, and tokenize them.
+    """Check rows against the tasks of a model, and tokenize them; labels unseen are logged.
 
     Args:
         configs: the model's tasks.
@@ -86,22 +86,22 @@ def read_task_rows(
     if faults:
         raise UserError(CALLER, faults)
     tasks = {source.name: list(source.tasks) for source in sources}
-    dataset = None
-    if train is not None:
-        dataset = MultiTaskDataset(
-            {
-                source.name: tokenize(
-                    source,
-                    "train",
-                    tokenizer,
-                    configs={name: configs[name] for name in source.tasks},
-                )
-                for source in sources
-            }
-        )
+    dataset = None if train is None else _tokenized(sources, tokenizer, configs)
     evaluated = eval_splits(sources, "validation", tokenizer, configs)
-    notes = unseen_labels(sources, configs, "validation")
-    return TaskRows(train=dataset, evaluation=evaluated, tasks=tasks, notes=notes)
+    for line in unseen_labels(sources, configs, "validation"):
+        logger.warning(line)
+    return TaskRows(train=dataset, evaluation=evaluated, tasks=tasks)
+
+
+def _tokenized(
+    sources: list[Source], tokenizer: PreTrainedTokenizerBase, configs: dict[str, TaskConfig]
+) -> MultiTaskDataset:
+    """The rows to train on, with the labels of the model's tasks."""
+    rows = {}
+    for source in sources:
+        of_source = {name: configs[name] for name in source.tasks}
+        rows[source.name] = tokenize(source, "train", tokenizer, configs=of_source)
+    return MultiTaskDataset(rows)
 
 
 def misfit(task: TaskConfig, config: TaskConfig) -> str | None:

@@ -1,18 +1,15 @@
 """The Trainer for several tasks: exact loss normalisers, balancing, losses and gradients by task.
 
-What it overrides and why; the work is done by parts, plain objects that it makes:
+What it overrides and why; the work is done by parts, plain objects that `trainer_parts.py` makes:
 - an optimizer step (`OptimizerStep`): exact normalisers by task, balancing;
-- evaluation (`EvaluationLoop`): one pass per source, predictions kept by task;
 - the train dataloader: rows come from `MultiTaskBatchSampler`;
 - the optimizer: learning rates by layer, head and adapter;
+- evaluation (`evaluating.py`): one pass per source, predictions kept by task;
 - saving (`saving.py`, `checkpoints.py`): a checkpoint is the folder that users load, and never half
   of one.
 """
 
-import logging
-import os
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -26,21 +23,14 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import HubStrategy, PredictionOutput
-from transformers.utils.generic import strtobool
 
 from ...modeling.modeling_polyhead import PolyheadModel
-from ..balancing.methods import COMPILED, make_balancer, reads_tasks_apart
-from ..balancing.task_gradients import GradientComparison, shared_parameters
 from ..batches.by_source import SourceCollator, passes_of
-from ..batches.collator import FOR_TRAINER, MultiTaskCollator, model_inputs
-from ..batches.sampler import make_sampler
-from ..batches.strategies import together_by_source
+from ..batches.collator import MultiTaskCollator, model_inputs
 from ..data.dataset import MultiTaskDataset
 from ..evaluation.scoring import EvalSplit, MetricFunction
-from ..optimization.by_task import make_source_gradients, rates_of_sources
-from ..optimization.freezing import Unfreezing, apply_freeze
-from ..optimization.parameter_groups import optimizer_groups
+from ..optimization.by_task import rates_of_sources
+from ..optimization.parameter_groups import logged_rates, optimizer_groups
 from ..optimization.task_adamw import TaskAdamW
 from ..recipe.sections import MultiTaskArguments
 from .average import StartAverage
@@ -52,25 +42,15 @@ from .callbacks import (
     TrainingState,
     stopping_callbacks,
 )
-from .evaluation_loop import EvaluationLoop, metrics_of
-from .fsdp import ShardedTasks, check_deepspeed, prepare_sharding
+from .evaluating import EvaluatingTrainer
 from .identity import check_resume, identity_of
-from .layer_norms import EVERY, LayerNorms
-from .meters import TaskCounters
 from .optimizer_step import OptimizerStep
-from .retain import Retention
-from .rows import Columns, TaskRows, answers_of, read_task_rows
-from .saving import FolderCheckpoints
+from .rows import Columns, read_task_rows
 from .sigterm import SigtermCallback, outlive_sigterm
-
-logger = logging.getLogger(__name__)
-ON_TRAIN = "on_train"  # begins the names of scores of training rows
-COMPARE_EVERY = 48  # optimizer steps per task between two comparisons of gradients: 2 % time
-# of a batch: read by the host, which would wait for the device to have done all before
-HOST = ("task_ids", "cu_seq_lens_q", "window_counts", *FOR_TRAINER)
+from .trainer_parts import TrainerParts, fitting_arguments
 
 
-class MultiTaskTrainer(FolderCheckpoints):
+class MultiTaskTrainer(EvaluatingTrainer):
     """Trains a `PolyheadModel` on the rows of several tasks.
 
     Rows are given as one has them, `{task: rows}`: lists of dicts, `datasets`, pandas, torch; see
@@ -92,12 +72,12 @@ class MultiTaskTrainer(FolderCheckpoints):
         sources: source name to its tasks, where the datasets are prepared.
         multitask: sampling, balancing, what trains, when to stop.
         origin: what tells the encoder's first weights from others; a checkpoint keeps it.
+        train_splits: training rows that are scored beside those of `eval_dataset`.
 
     Attributes:
         sampler: draws the rows; None without a train dataset, as `optimizer_step`.
         optimizer_step: the losses of a step, their weights, and what is known of each task.
         evaluation: the passes over the rows of each source.
-        train_splits: training rows that are scored beside those of `eval_dataset`; none at first.
         average: what is averaged with the start's weights; None where nothing is.
         sigterm: within `with trainer.sigterm:` a SIGTERM saves a checkpoint and ends the training.
 
@@ -107,7 +87,6 @@ class MultiTaskTrainer(FolderCheckpoints):
     """
 
     loss_is_scaled_for_ga = True  # `num_items` counts the whole optimizer step
-    model: PolyheadModel
     optimizer_step: OptimizerStep
 
     def __init__(
@@ -125,67 +104,66 @@ class MultiTaskTrainer(FolderCheckpoints):
         sources: dict[str, list[str]] | None = None,
         multitask: MultiTaskArguments | None = None,
         origin: str | None = None,
+        train_splits: dict[str, EvalSplit] | None = None,
     ) -> None:
-        if faults := argument_faults(args):
-            raise ValueError(f"TrainingArguments: {'; '.join(faults)}")
-        args = copy(args)
-        args.remove_unused_columns = False  # the collator needs all
-        args.ddp_find_unused_parameters = True  # a head or adapter may have no rows on a rank
-        self.columns = columns
+        args = fitting_arguments(args)
+        tasks, options = model.config.tasks, multitask or MultiTaskArguments()
         if sources is None:
-            rows = _task_rows(model, processing_class, train_dataset, eval_dataset, columns)
-            sources, train_dataset, eval_dataset = rows.tasks, rows.train, rows.evaluation or None
-        self.multitask = multitask or MultiTaskArguments()
-        self.origin = origin
-        self._optim = None if optimizers[0] is None else type(optimizers[0]).__name__
-        self.sources = sources
-        options = (processing_class, model.config.tasks, model.task_names, sources)
-        packed = train_dataset is not None and self.multitask.sampling.packing and model.can_pack
-        collator = MultiTaskCollator(*options, packed=packed, mask_seed=args.seed)
-        if self.multitask.optimizer.by_task and optimizers[0] is not None:
+            rows: dict[str, Any] = {"train": train_dataset, "evaluation": eval_dataset}
+            read = read_task_rows(tasks, processing_class, **rows, columns=columns)
+            sources, train_dataset, eval_dataset = read.tasks, read.train, read.evaluation or None
+        if options.optimizer.by_task and optimizers[0] is not None:
             raise ValueError("optimizer.by_task: an optimizer is given too; take one of them out")
+        packed = train_dataset is not None and options.sampling.packing and model.can_pack
+        collate = partial(
+            MultiTaskCollator, processing_class, tasks, model.task_names, mask_seed=args.seed
+        )
+        collator = collate(sources, packed=packed)
         super().__init__(
             model=model,
             args=args,
             processing_class=processing_class,
             data_collator=collator,
-            train_dataset=train_dataset,  # pyright: ignore[reportArgumentType]
-            eval_dataset=eval_dataset,  # pyright: ignore[reportArgumentType]
+            eval_collator=collate(sources),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            train_splits=train_splits,
+            columns=columns,
             callbacks=callbacks,
+            compute_metrics=compute_metrics,
             optimizers=optimizers,
         )
-        self.evaluation = EvaluationLoop(
-            model,
-            MultiTaskCollator(*options, mask_seed=args.seed),
-            args=args,
-            accelerator=self.accelerator,
-            compute_metrics=compute_metrics,
-            loop=self.evaluation_loop,
-        )
+        self.multitask = options
+        self.origin = origin
+        self.sources = sources
         self.sampler = None
-        self.train_splits: dict[str, EvalSplit] = {}
         self.average: StartAverage | None = None
         self.sigterm = SigtermCallback()
+        self._optim = None if optimizers[0] is None else type(optimizers[0]).__name__
         if isinstance(train_dataset, MultiTaskDataset):
             self._set_up_training(train_dataset, collator)
-            self._set_up_average()
-            self._set_up_sharding()
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TaskProgress())
 
     def _set_up_training(self, dataset: MultiTaskDataset, collator: MultiTaskCollator) -> None:
-        args, sampling = self.args, self.multitask.sampling
-        by_length = sampling.order == "length" or sampling.batch_tokens is not None
-        self.sampler = make_sampler(
-            dataset.ranges,
-            self.sources,
-            self.multitask,
-            args,
-            lengths=dataset.lengths if by_length else None,
-            texts=dataset.texts if sampling.order == "no_duplicates" else None,
-            together=together_by_source(sampling, self.sources, self.model.config.tasks),
+        parts = TrainerParts(
+            model=self.model,
+            args=self.args,
+            accelerator=self.accelerator,
+            multitask=self.multitask,
+            sources=self.sources,
+            fsdp_plugin=self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None,
+            uses_deepspeed=self.is_deepspeed_enabled,
         )
-        step = self.optimizer_step = self._make_optimizer_step(dataset)
+        self.sampler = parts.sampler(dataset)
+        step = self.optimizer_step = parts.optimizer_step(
+            dataset,
+            sigterm=self.sigterm,
+            prepare=self._prepare_inputs,
+            autocast=self.compute_loss_context_manager,
+        )
+        splits: Any = self.eval_dataset or {}
+        stopping = self.multitask.stopping
         callbacks: list[TrainerCallback] = [
             SetEpoch(self.sampler, collator),
             step.unfreezing,
@@ -193,87 +171,11 @@ class MultiTaskTrainer(FolderCheckpoints):
             TrainingState(step.counters, step.balancer),
             RunIdentity(lambda: self.identity),
             AfterStep(step.end_step),
+            *stopping_callbacks(stopping, splits, self.sampler, collator),
         ]
-        splits: Any = self.eval_dataset or {}
-        callbacks += stopping_callbacks(self.multitask.stopping, splits, self.sampler, collator)
-        for callback in callbacks:
+        self.average = parts.average(evaluates=bool(splits))
+        for callback in [*callbacks, *parts.sharding(step)]:
             self.add_callback(callback)
-
-    def _make_optimizer_step(self, dataset: MultiTaskDataset) -> OptimizerStep:
-        model, balancing = self.model, self.multitask.balancing
-        sizes = {name: len(rows) for name, rows in dataset.ranges.items()}
-        rows = {task: sizes[name] for name, tasks in self.sources.items() for task in tasks}
-        configs = {name: model.config.tasks[name] for name in rows}
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        plain = sharded or bool(self.args.torch_compile)
-        balancer = make_balancer(balancing, configs, rows, self.args.seed, plain=plain)
-        apply_freeze(model, self.multitask.freeze)
-        by_task = reads_tasks_apart(balancer)
-        if by_task and not shared_parameters(model):
-            raise ValueError(
-                f"balancing.method: {balancing.method} needs weights that tasks share "
-                "and that train; there are none"
-            )
-        apart = by_task or balancer.reads_output or balancing.gradient_steps
-        if self.args.torch_compile and apart:
-            raise ValueError(f"balancing: {COMPILED}")
-        retain = self.multitask.retain
-        if retain is not None and sharded:
-            raise ValueError("retain: does not go with FSDP or DeepSpeed; take it out")
-        return OptimizerStep(
-            model=model,
-            accelerator=self.accelerator,
-            balancer=balancer,
-            comparison=GradientComparison(self._compare_every(len(rows)), sorted(rows)),
-            layers=LayerNorms(model, self._layers_every()),
-            unfreezing=Unfreezing(model, self.multitask.freeze),
-            counters=TaskCounters(model.task_names),
-            sigterm=self.sigterm,
-            multitask=self.multitask,
-            sources=self.sources,
-            gradients=make_source_gradients(model, self.multitask, self.args, self.sources),
-            prepare=self._prepare_inputs,
-            autocast=self.compute_loss_context_manager,
-            retention=None if retain is None else Retention(model, retain, dataset, self.sources),
-        )
-
-    def _set_up_average(self) -> None:
-        """What is averaged with the start's weights after training."""
-        options = self.multitask.average
-        if options is None:
-            return
-        if options.start == "auto" and not self.eval_dataset:
-            raise ValueError("average.start: auto needs rows to evaluate; write a number, as 0.2")
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("average: does not go with FSDP or DeepSpeed; take it out")
-        self.average = StartAverage(self.model, options)
-
-    def _compare_every(self, tasks: int) -> int:
-        """0 for never: one task, nothing shared that trains, weights in shards, or compiled."""
-        apart = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
-        if tasks < 2 or apart or not shared_parameters(self.model):
-            return 0
-        steps = self.multitask.balancing.gradient_steps
-        return COMPARE_EVERY * tasks if steps is None else steps
-
-    def _layers_every(self) -> int:
-        """0 for never: weights in shards, or each source's gradients in a place of their own."""
-        apart = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if apart or self.multitask.optimizer.by_task:
-            return 0
-        steps = self.multitask.balancing.gradient_steps
-        return EVERY if steps is None else steps
-
-    def _set_up_sharding(self) -> None:
-        """FSDP and DeepSpeed, where they were asked for."""
-        if strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")) and not self.is_fsdp_enabled:
-            raise ValueError("FSDP needs accelerators; on CPUs take configs/accelerate/cpu.yaml")
-        if self.is_deepspeed_enabled:
-            check_deepspeed(self.multitask, self.args)
-        if self.is_fsdp_enabled:
-            plugin = self.accelerator.state.fsdp_plugin
-            prepare_sharding(self.model, plugin, self.multitask, self.args)
-            self.add_callback(ShardedTasks(self.optimizer_step.idle_tasks))
 
     # ---- batches ----
 
@@ -291,21 +193,6 @@ class MultiTaskTrainer(FolderCheckpoints):
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare_data_loader(loader, device_placement=False)
-
-    def _prepare_input(self, data: Any) -> Any:
-        """As HF's; nothing waits for a tensor in pinned memory."""
-        if isinstance(data, Tensor) and not self.is_deepspeed_enabled:
-            return data.to(self.args.device, non_blocking=True)
-        return super()._prepare_input(data)
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Moves to the device what it computes with; what the host decides by stays there."""
-        moved = {key: value for key, value in inputs.items() if key not in HOST}
-        return {**inputs, **super()._prepare_inputs(moved)}
-
-    def prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A batch as a step gets it, on the device."""
-        return self._prepare_inputs(inputs)
 
     # ---- a step ----
 
@@ -351,7 +238,7 @@ class MultiTaskTrainer(FolderCheckpoints):
     def _compute_targets(self) -> None:
         """What rows are to keep of the model as it is before it trains, or is resumed."""
         dataset = self.train_dataset
-        if self.multitask.distill is not None and self.optimizer_step.distillation is None:
+        if self.multitask.distill is not None and self.optimizer_step.losses.distillation is None:
             raise ValueError("distill: the teachers have not been asked; train by a recipe")
         if isinstance(dataset, MultiTaskDataset) and self.optimizer_step.retention is not None:
             self.optimizer_step.retention.compute(
@@ -418,23 +305,10 @@ class MultiTaskTrainer(FolderCheckpoints):
         differ; `norm_<source>` with `optimizer.by_task`; `skipped_` losses that were not finite.
         """
         if "loss" in logs:
-            logs |= self.optimizer_step.log() | self._rates()
+            groups = getattr(self.optimizer, "param_groups", [])  # DeepSpeed has its own
+            unfreezing = self.optimizer_step.unfreezing
+            logs |= self.optimizer_step.log() | logged_rates(groups, unfreezing)
         super().log(logs, start_time)
-
-    def _rates(self) -> dict[str, float]:
-        """`lr_<part>` of each part of the model, 0 while it waits; none where all have one rate."""
-        groups = getattr(self.optimizer, "param_groups", [])  # DeepSpeed has its own
-        if not all("name" in group for group in groups):  # a caller's optimizer
-            return {}
-        waiting = {id(weight) for weight in self.optimizer_step.unfreezing.frozen_weights}
-        rates = {
-            f"lr_{group['name'].removesuffix(', no decay').replace(' ', '_')}": (
-                0.0 if id(group["params"][0]) in waiting else float(group["lr"])
-            )
-            for group in groups
-        }
-        started = {group.get("initial_lr", group["lr"]) for group in groups}
-        return rates if len(started) > 1 or self.optimizer_step.unfreezing.starts else {}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As HF's, with the parameter groups of `optimization`."""
@@ -463,132 +337,6 @@ class MultiTaskTrainer(FolderCheckpoints):
 
     # ---- evaluation ----
 
-    def prediction_step(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, Any, Any]:
-        """Loss and predictions by task: one entry per example, in the batch's order."""
-        batch = self._prepare_inputs(inputs)
-        inputs = self.evaluation.inputs_of(batch)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs)
-        return self.evaluation.predictions(outputs, inputs, batch["rows"])
-
-    def predict(
-        self,
-        test_dataset: Any,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "test",
-    ) -> Any:
-        """Answers and scores of rows.
-
-        Args:
-            test_dataset: rows by task, with their labels.
-            ignore_keys: not used.
-            metric_key_prefix: begins the name of each metric.
-
-        Returns:
-            HF's PredictionOutput: `predictions`, by task one answer of `PolyheadPipeline` for each
-            row; `label_ids`, by task the labels of the rows; `metrics`, as `evaluate` gives them.
-
-        Raises:
-            TypeError: it is no dict; it says what to call.
-            UserError: rows that do not fit their tasks.
-        """
-        if not isinstance(test_dataset, Mapping):
-            raise TypeError(
-                "predict takes {task: rows}; for answers to texts call PolyheadPipeline("
-                "model=trainer.model, tokenizer=trainer.processing_class)(texts)"
-            )
-        splits = self._splits(test_dataset)
-        scores, losses = self.evaluate_tasks(splits, metric_key_prefix)
-        metrics = metrics_of(scores, losses, metric_key_prefix)
-        model, tokenizer = self.model_for_tasks, self.processing_class
-        predictions, labels = answers_of(model, tokenizer, splits)  # pyright: ignore
-        return PredictionOutput(predictions, labels, metrics)  # pyright: ignore
-
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Metrics of all tasks, one pass per source.
-
-        Args:
-            eval_dataset: rows by task, or `EvalSplit` by source name; default the trainer's.
-            ignore_keys: not used.
-            metric_key_prefix: begins every key.
-
-        Returns:
-            `<prefix>_<task>_<metric>`, `<prefix>_<task>_loss` and `<prefix>_macro`, the mean of the
-            tasks' main metrics; `evaluate_tasks` gives the rows by entity type too.
-        """
-        splits: Any = self.eval_dataset if eval_dataset is None else self._splits(eval_dataset)
-        if not splits:
-            raise ValueError("there are no rows to evaluate; give eval_dataset")
-        metrics = metrics_of(*self.evaluate_tasks(splits, metric_key_prefix), metric_key_prefix)
-        self.log(metrics)
-        if eval_dataset is None and self.train_splits:
-            scored = self.evaluate_tasks(self.train_splits, ON_TRAIN)
-            self.log(metrics_of(*scored, ON_TRAIN))
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
-
-    def _splits(self, rows: Mapping[str, Any]) -> dict[str, EvalSplit]:
-        """Rows to evaluate, prepared where they are not."""
-        if all(isinstance(part, EvalSplit) for part in rows.values()):
-            return dict(rows)
-        tokenizer: Any = self.processing_class
-        return _task_rows(self.model_for_tasks, tokenizer, None, rows, self.columns).evaluation
-
-    def evaluate_tasks(
-        self,
-        splits: dict[str, EvalSplit],
-        prefix: str = "eval",
-        *,
-        reports: dict[str, dict[str, Any]] | None = None,
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
-        """Metrics by task (`entity_f1` with its rows by type), and loss by task.
-
-        Args:
-            splits: what to evaluate.
-            prefix: names the split in progress bars.
-            reports: is given a report of each task (`reports/task_report.py`).
-        """
-        sizes = {} if self.sampler is None else self.optimizer_step.compared()
-        return self.evaluation.run(splits, prefix, sizes=sizes, reports=reports)
-
-
-def _task_rows(
-    model: PolyheadModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Any,
-    evaluation: Any,
-    columns: Columns | None,
-) -> TaskRows:
-    """Rows by task, checked and tokenized; what is to be said of them is logged."""
-    rows = read_task_rows(
-        model.config.tasks, tokenizer, train=train, evaluation=evaluation, columns=columns
-    )
-    for line in rows.notes:
-        logger.warning(line)
-    return rows
-
-
-def argument_faults(args: TrainingArguments) -> list[str]:
-    """What of TrainingArguments does not fit several tasks."""
-    faults = []
-    if args.label_smoothing_factor:
-        faults.append("label_smoothing_factor does not fit several tasks")
-    if args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
-        faults.append("hub_strategy is end or every_save here")
-    checkpointing: Any = args.activation_checkpointing_kwargs or {}
-    if args.world_size > 1 and checkpointing.get("use_reentrant"):
-        faults.append("several ranks need use_reentrant=False")
-    return faults
+    def groups_compared(self) -> dict[str, int]:
+        """Of tasks whose loss compares groups of texts, how many it has on average in training."""
+        return {} if self.sampler is None else self.optimizer_step.compared()

@@ -80,7 +80,7 @@ def asked(recipe, teacher):
     run = prepare(recipe, options)
     trainer = _make_trainer(run)
     distil(trainer, run.recipe, run.sources)
-    return run, trainer, trainer.optimizer_step.distillation
+    return run, trainer, trainer.optimizer_step.losses.distillation
 
 
 def encoded(tokenizer, *texts):
@@ -182,12 +182,12 @@ class TestLoss:
         step, model = trainer.optimizer_step, trainer.model.eval()
         first = trainer.train_dataset.ranges["same"].start
         batch = trainer.data_collator([trainer.train_dataset[first + n] for n in range(8)])
-        step.begin([batch], 0, 0.0, 0.25)
+        num_items = step.begin([batch], 0, 0.0, 0.25)
         inputs = {
             k: v for k, v in batch.items() if k not in ("rows", "windows", "sources", "counts")
         }
-        outputs = model(**inputs, num_items=step._state.num_items)
-        found = step._task_losses(outputs, batch)["same"]
+        outputs = model(**inputs, num_items=num_items)
+        found = step.losses.of(outputs, batch)["same"]
         logits = outputs.logits["same"]
         targets = distillation.targets["same"][batch["rows"]].float().softmax(-1)
         expected = 0.25 * F.cross_entropy(logits, batch["labels"]["same"])

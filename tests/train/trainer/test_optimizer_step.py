@@ -216,7 +216,7 @@ class TestComparison:
             trainer.train()
             results.append(weights(trainer))
         assert_close(results[1], results[0], rtol=0, atol=2e-5)
-        assert trainer.optimizer_step.comparison.every == 0
+        assert trainer.optimizer_step.shared.comparison.every == 0
 
     @pytest.mark.parametrize(("method", "steps"), [("none", 8), ("gradnorm", None), ("mgda", 0)])
     def test_gradients_by_task_are_refused_for_a_compiled_model(self, build, method, steps):
@@ -239,7 +239,7 @@ class TestComparison:
         assert not comparison.is_due(2, ["a", "b"])
 
     def test_the_usual_distance_is_48_steps_for_each_task(self, build):
-        assert build().optimizer_step.comparison.every == 48 * len(NAMES)
+        assert build().optimizer_step.shared.comparison.every == 48 * len(NAMES)
 
 
 class TestAccounts:

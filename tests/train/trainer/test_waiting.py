@@ -103,7 +103,7 @@ def test_a_micro_batch_waits_for_its_losses_and_a_step_for_the_gradients(
     options |= {"logging_strategy": "no", "logging_nan_inf_filter": False}  # as recipes have it
     trainers = [build(**options), device(build(**options, output="other"))]
     for trainer in trainers:
-        trainer.optimizer_step.comparison.every = 0  # it reads what it finds
+        trainer.optimizer_step.shared.comparison.every = 0  # it reads what it finds
         if adapters:
             torch.manual_seed(1)
             names = [n for n in trainer.model.task_names if n != "near"]
@@ -114,7 +114,7 @@ def test_a_micro_batch_waits_for_its_losses_and_a_step_for_the_gradients(
         torch.testing.assert_close(placed[name], value, atol=1e-6, rtol=1e-5)
     waits = Counter(OnDevice.waits)
     assert waits.pop("train") == 1  # HF's mean loss, at the end
-    assert waits.pop("_finite") == MICRO_BATCHES
+    assert waits.pop("finite") == MICRO_BATCHES
     assert waits.pop("_totals_and_gradients") == MICRO_BATCHES / 2  # lengths, for `equal_norms`
     assert waits.pop("loss_sum", 0) <= 2 * MICRO_BATCHES  # near: which of its pairs have a score
     if not packing:
