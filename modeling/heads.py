@@ -26,7 +26,7 @@ from .checks import check_choice
 from .losses import LOSSES
 from .options import SCHEMES, HeadTask, check_grown, check_option_names, scheme_of
 from .problem_types import IGNORE as IGNORE
-from .problem_types import PROBLEM_TYPES
+from .problem_types import PROBLEM_TYPES, ordinal_logits
 from .tables import Table
 from .vocabulary_heads import CausalLMHead, MaskedLMHead
 
@@ -34,10 +34,13 @@ OUTPUTS = ("logits", "embeddings")
 
 
 def output_layers(task: HeadTask, size: int) -> tuple[nn.Linear, nn.ModuleList]:
-    """The layer of a task's first labels, and one for those of each time that it has grown."""
-    grown = task.grown or []
+    """The layer of a task's first labels, and one for those of each time that it has grown.
+
+    Between labels in order are steps, one less.
+    """
+    grown, ordinal = task.grown or [], task.problem_type == "ordinal"
     more = nn.ModuleList(nn.Linear(size, count) for count in grown)
-    return nn.Linear(size, task.num_labels - sum(grown)), more
+    return nn.Linear(size, task.num_labels - sum(grown) - ordinal), more
 
 
 def joined_logits(x: Tensor, out: nn.Linear, more: nn.ModuleList) -> Tensor:
@@ -68,10 +71,11 @@ class SequenceClassificationHead(Head):
         self.out, self.more = output_layers(task, self.pooled_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, pooled_size) -> (N, L); L = 1 for regression."""
+        """(N, pooled_size) -> (N, L); L = 1 for regression, log-probabilities for ordinal."""
         if self.dense is not None and self.act is not None:
             x = self.act(self.dense(self.dropout(x)))
-        return joined_logits(self.dropout(x), self.out, self.more)
+        logits = joined_logits(self.dropout(x), self.out, self.more)
+        return ordinal_logits(logits) if self.task.problem_type == "ordinal" else logits
 
     def count(self, labels: Tensor) -> Tensor:
         """Rows with a label: not -100 (single-label) or not NaN (multi-label, regression)."""

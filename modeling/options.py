@@ -39,7 +39,8 @@ class TaskOptions:
         head: the kind of its head: a name in `HEADS`.
         labels: label strings in id order; for classification heads.
         problem_type: one of `PROBLEM_TYPES`, for `sequence_classification`; with labels the default
-            is `single_label_classification`.
+            is `single_label_classification`. The labels of `ordinal` are in order, the lowest
+            first.
         pooling: one of `POOLINGS`, for heads over one vector per text; None takes the model's.
         activation: adds a dense layer with this activation before the output, as BERT's pooler
             (tanh) or DistilBERT's pre-classifier (relu) do; None is one linear layer.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
-"""What differs between classes, several labels and numbers: `PROBLEM_TYPES`, by HF's names.
+"""What differs between classes, their order, several labels and numbers: `PROBLEM_TYPES`.
+
+The names are HF's, and `ordinal`.
 
 Shapes: `N` rows, `L` labels.
 """
@@ -88,6 +90,49 @@ def marginal_loss_sum(logits: Tensor, labels: Tensor, partial: list[list[int]]) 
     return (logits.logsumexp(-1) - inside).sum()
 
 
+def ordinal_logits(steps: Tensor) -> Tensor:
+    """Log-probabilities of L classes in order, from L - 1 steps up.
+
+        P(y > k | y >= k) = sigmoid(s_k)
+        log P(y = k) = sum_{j<k} log sigmoid(s_j) + log sigmoid(-s_k)
+
+    CORN (arXiv:2111.08851): P(y > k) is a product, so that it never rises with k; cross-entropy
+    over these is the sum of its losses of the conditional steps.
+
+    Args:
+        steps: (..., L - 1).
+
+    Returns:
+        (..., L).
+    """
+    up, stay = F.logsigmoid(steps), F.logsigmoid(-steps)
+    none = torch.zeros_like(steps[..., :1])
+    return torch.cat([none, up.cumsum(-1)], -1) + torch.cat([stay, none], -1)
+
+
+def middle_class(logits: Tensor) -> Tensor:
+    """(..., L) logits of classes in order -> (...) the median class, whose absolute error is least.
+
+    It is the number of classes k with P(y > k) > 1/2.
+    """
+    below = logits.float().softmax(-1).cumsum(-1)[..., :-1]
+    return (below < 0.5).sum(-1)
+
+
+class Ordinal(SingleLabel):
+    """One of several classes in order, the lowest first; trained as CORN says."""
+
+    def answer(
+        self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
+    ) -> Any:
+        """(L,) -> the class in the middle and its probability; a list by probability unless 1."""
+        ranked: Any = super().answer(task, values, top_k=None, threshold=threshold)
+        if top_k != 1:
+            return ranked[:top_k]
+        label = (task.labels or [])[int(middle_class(values))]
+        return next(answer for answer in ranked if answer["label"] == label)
+
+
 class MultiLabel:
     """Any number of labels for each row: binary cross-entropy over (N, L) of 0, 1 or NaN."""
 
@@ -144,6 +189,7 @@ def _rows_known(labels: Tensor) -> Tensor:
 
 PROBLEM_TYPES: dict[str, ProblemType] = {
     "single_label_classification": SingleLabel(),
+    "ordinal": Ordinal(),
     "multi_label_classification": MultiLabel(),
     "regression": Regression(),
 }

@@ -71,6 +71,11 @@ class _View(PolyheadModel):
                 f"task {task!r} puts {', '.join(chosen.strict)} by thresholds of its own, which "
                 "no class of transformers knows; ask PolyheadPipeline"
             )
+        if chosen.problem_type == "ordinal":
+            raise ValueError(
+                f"task {task!r} answers the middle of its classes in order, transformers' pipeline "
+                "the likeliest; ask PolyheadPipeline"
+            )
         self.task = task
         self.config.id2label = dict(enumerate(chosen.labels or ["LABEL_0"]))
         self.config.label2id = {label: i for i, label in enumerate(chosen.labels or ["LABEL_0"])}

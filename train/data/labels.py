@@ -1,6 +1,7 @@
 """Labels of a task from its data; those of token tasks are read by `tags.py`."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 
 import datasets
@@ -46,6 +47,7 @@ def find_labels(
         counts.pop(task.data.unmarked or "", None)
         labels, more = _agree(name, task, _order(set(counts)), tags.renamed)
         faults += more
+        faults += _unordered(name, task, labels)
         faults += _unlabelled(name, task, splits)
         if tags.scheme is None and "entity_f1" in (task.metrics or []):
             faults.append(
@@ -97,7 +99,21 @@ def _agree(
     return listed, []
 
 
+def _unordered(name: str, task: TaskRecipe, labels: list[str]) -> list[str]:
+    """Labels whose order the data does not tell, of a task that needs one."""
+    if not kind_of(task).ordered or task.labels is not None or _are_numbers(labels):
+        return []
+    return [
+        f"tasks.{name}.labels: missing; name the labels in their order, the lowest first: train "
+        f"has {', '.join(map(repr, labels[:5]))}"
+    ]
+
+
 def _order(labels: set[str]) -> list[str]:
     """O first, then by number where all are numbers, else by name."""
-    numbers = all(INTEGER.fullmatch(label) for label in labels)
+    numbers = _are_numbers(labels)
     return sorted(labels, key=lambda x: (x != "O", int(x) if numbers else 0, x))
+
+
+def _are_numbers(labels: Collection[str]) -> bool:
+    return all(INTEGER.fullmatch(label) for label in labels)

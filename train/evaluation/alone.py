@@ -5,7 +5,7 @@ from typing import Any
 
 from .metrics import LOWER_IS_BETTER, main_metric
 
-CORRELATIONS = ("pearson", "spearman", "mcc")
+CORRELATIONS = ("pearson", "spearman", "mcc", "quadratic_kappa")
 
 
 def side_by_side(

@@ -145,6 +145,55 @@ class MSE(_Metric):
         return {"mse": float(sklearn_metrics.mean_squared_error(references, predictions))}
 
 
+class _Ordered(_Metric):
+    """A metric of classes in order; one that the model does not know is as far off as can be.
+
+    Args:
+        labels: in their order; default one to five stars.
+        kwargs: of `evaluate.Metric`.
+    """
+
+    def __init__(self, labels: Sequence[str] = ("1", "2", "3", "4", "5"), **kwargs: Any) -> None:
+        self.labels = list(labels)
+        super().__init__(**kwargs)
+
+    def _ranks(self, predictions: list[str], references: list[str]) -> tuple[list, list]:
+        """Predictions and references as ranks from 0."""
+        rank = {label: number for number, label in enumerate(self.labels)}
+        last = len(rank) - 1
+        ranks = [rank[label] for label in predictions]
+        true = [
+            rank.get(label, 0 if answer > last / 2 else last)
+            for answer, label in zip(ranks, references, strict=True)
+        ]
+        return ranks, true
+
+
+class MAE(_Ordered):
+    """Mean distance of classes in order."""
+
+    about = "Mean number of classes between prediction and reference."
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        ranks, true = self._ranks(predictions, references)
+        return {"mae": float(sklearn_metrics.mean_absolute_error(true, ranks))}
+
+
+class QuadraticKappa(_Ordered):
+    """Cohen's kappa with squared distances, 0 when all rows hold one class (Cohen 1968)."""
+
+    about = "Cohen's kappa, weighted by squared distances; 0 when all rows hold one class."
+    source = "scikit-learn, cohen_kappa_score"
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        ranks, true = self._ranks(predictions, references)
+        if len({*ranks, *true}) < 2:
+            return {"quadratic_kappa": 0.0}
+        known = list(range(len(self.labels)))
+        kappa = sklearn_metrics.cohen_kappa_score(true, ranks, labels=known, weights="quadratic")
+        return {"quadratic_kappa": float(kappa)}
+
+
 class TokenAccuracy(_Metric):
     """Share of words with the right tag, over all words of all rows."""
 
@@ -214,6 +263,8 @@ METRICS: Table[Callable[[], Any]] = Table(
         "f1_macro": F1Macro,
         "f1_micro": F1Micro,
         "mcc": MCC,
+        "mae": MAE,
+        "quadratic_kappa": QuadraticKappa,
         "pearson": Pearson,
         "spearman": Spearman,
         "mse": MSE,
@@ -221,7 +272,7 @@ METRICS: Table[Callable[[], Any]] = Table(
         "token_accuracy": TokenAccuracy,
     },
 )
-LOWER_IS_BETTER = {"mse", "perplexity"}
+LOWER_IS_BETTER = {"mae", "mse", "perplexity"}
 FOR_LABELS: dict[str, frozenset[str]] = {}  # users' metrics, and the types of labels they read
 Function = Callable[[list, list], float]
 
@@ -316,9 +367,17 @@ def compute(
         if name == "entity_f1" and entities is not None:
             values.update(entity_scores(*entities))
             continue
-        metric = EntityF1(str(task.scheme)) if name == "entity_f1" else METRICS[name]()
+        metric = _metric(name, task)
         sides = {"predictions": predictions, "references": references}
         if single and isinstance(metric, _F1):  # which counts lists of labels
             sides = {side: [[label] for label in labels] for side, labels in sides.items()}
         values.update(metric.compute(**sides) or {})
     return values
+
+
+def _metric(name: str, task: TaskConfig) -> Any:
+    """A metric, told of the task what it needs to know."""
+    if name == "entity_f1":
+        return EntityF1(str(task.scheme))
+    made = METRICS[name]
+    return made(task.labels or []) if made in (MAE, QuadraticKappa) else made()

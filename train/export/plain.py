@@ -66,6 +66,9 @@ def export_hf(
     if config.strict:
         fault = f"{task}: transformers knows no thresholds of {', '.join(config.strict)}"
         raise UserError("export", [f"{fault}; export onnx or openvino"])
+    if config.problem_type == "ordinal":
+        fault = f"{task}: transformers has no head for classes in order"
+        raise UserError("export", [f"{fault}; export onnx or openvino"])
     bare = kind.auto_class == BARE
     if bare and config.projection:
         raise UserError("export", [f"{task}: a plain encoder has no place for its projection"])

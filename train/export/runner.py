@@ -206,6 +206,11 @@ class Runner:
         label = task["labels"].__getitem__
         if task["problem_type"] == "single_label_classification":
             return _ranked(_softmax(values), label, top_k)
+        if task["problem_type"] == "ordinal":
+            scores = _softmax(values)
+            middle = int((scores.cumsum()[:-1] < 0.5).sum())
+            one = {"label": label(middle), "score": float(scores[middle])}
+            return one if top_k == 1 else _ranked(scores, label, top_k)
         if threshold is None:
             threshold = 0 if top_k is None else task["threshold"]
         labels = _ranked(1 / (1 + np.exp(-values)), label, None)

@@ -12,7 +12,7 @@ from ...modeling.tables import Table
 from ..recipe.schema import TaskRecipe
 from .base import CLOSED, Answers, BatchLayout, SplitRows, TaskKind
 from .causal_lm import CausalLM
-from .classification import MultiLabel, SingleLabel
+from .classification import MultiLabel, Ordinal, SingleLabel
 from .embedding import embedding_kind
 from .language_model import LanguageModel
 from .masked_lm import MaskedLM
@@ -22,6 +22,7 @@ from .tokens import Tokens
 
 BY_PROBLEM: dict[str | None, type[TaskKind]] = {
     "multi_label_classification": MultiLabel,
+    "ordinal": Ordinal,
     "regression": Regression,
 }
 

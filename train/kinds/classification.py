@@ -11,6 +11,7 @@ from torch import Tensor
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.decoding import rank_strict
 from ...modeling.heads import IGNORE
+from ...modeling.problem_types import middle_class
 from ..recipe.schema import DataConfig
 from .base import Answers, LabelType, SplitRows, TaskKind
 from .counting import confusion, multi_label_confusion, reliability
@@ -119,6 +120,18 @@ class SingleLabel(Classes):
     def feature(self) -> Any:
         """Label and score."""
         return ANSWER
+
+
+class Ordinal(SingleLabel):
+    """One of several classes in order, the lowest first."""
+
+    metrics = ("quadratic_kappa", "mae", "accuracy", "f1_macro", "f1_micro", "mcc")
+    usual_metrics = ("quadratic_kappa", "mae", "accuracy")
+    ordered = True
+
+    def read(self, values: Tensor) -> list[str]:
+        """(N, L) logits to the class in the middle of the distribution."""
+        return [self.labels[i] for i in middle_class(values).tolist()]
 
 
 class MultiLabel(Classes):

@@ -208,7 +208,10 @@ class TaskRecipe(TaskOptions):
     data: DataConfig
     labels: list[Label] | None = None
     problem_type: (
-        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+        Literal[
+            "single_label_classification", "multi_label_classification", "ordinal", "regression"
+        ]
+        | None
     ) = None
     scheme: Annotated[str | None, BeforeValidator(_scheme)] = None
     dropout: Number = Field(default=0.1, ge=0, lt=1)

@@ -7,6 +7,7 @@ import datasets
 import pytest
 from polyhead.modeling import TaskConfig
 from polyhead.train.data.loading import unseen_labels
+from polyhead.train.errors import UserError
 from train_helpers import (
     messages,
     pairs,
@@ -41,6 +42,25 @@ def labels_of(files, **options):
     """Labels found for a task over one column `label` of single-label classes."""
     (source,) = sources_of(one=classes(files, label="label", **options))
     return source.configs["one"].labels
+
+
+@pytest.mark.parametrize(
+    ("values", "listed", "expected"),
+    [
+        ([2, 10, 1], None, ["1", "2", "10"]),
+        (["low", "high", "mid"], ["low", "mid", "high"], ["low", "mid", "high"]),
+        (["low", "high", "mid"], None, "name the labels in their order, the lowest first"),
+    ],
+)
+def test_the_order_of_labels_is_that_of_numbers_or_named(values, listed, expected, tmp_path):
+    rows = [{"text": f"text {n}", "label": value} for n, value in enumerate(values)]
+    file = str(write_rows(tmp_path / "rows.jsonl", rows))
+    options = {"problem_type": "ordinal", "labels": listed}
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            labels_of(file, **options)
+    else:
+        assert labels_of(file, **options) == expected
 
 
 # ---- which tasks share their rows ----

@@ -38,6 +38,7 @@ settings.load_profile("metrics")
 SEQUENCE = {"head": "sequence_classification"}
 SINGLE = TaskConfig(**SEQUENCE, labels=["a", "b", "c"])
 MULTI = TaskConfig(**SEQUENCE, labels=["a", "b", "c"], problem_type="multi_label_classification")
+ORDERED = TaskConfig(**SEQUENCE, labels=["a", "b", "c", "d"], problem_type="ordinal")
 NUMBER = TaskConfig(**SEQUENCE, problem_type="regression")
 TAGGED = TaskConfig(head="token_classification", labels=["O", "B-x", "I-x"])
 PLAIN = TaskConfig(head="token_classification", labels=["NOUN", "VERB"])
@@ -160,6 +161,21 @@ class TestClassification:
         found = compute(["accuracy", "f1_micro"], SINGLE, ["a", "b"], ["a", "new"])
         assert found == {"accuracy": 0.5, "f1_micro": 0.5}
 
+    @given(st.lists(st.tuples(*[st.sampled_from("abcd")] * 2), min_size=1, max_size=12))
+    def test_of_labels_in_order_equal_scikit_learn(self, pairs):
+        predictions, references = map(list, zip(*pairs, strict=True))
+        ranks, true = (["abcd".index(x) for x in side] for side in (predictions, references))
+        scores = compute(["mae", "quadratic_kappa"], ORDERED, predictions, references)
+        assert scores["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(true, ranks))
+        kappa: float = 0.0
+        if len({*ranks, *true}) > 1:
+            options = {"labels": [0, 1, 2, 3], "weights": "quadratic"}
+            kappa = sklearn_metrics.cohen_kappa_score(true, ranks, **options)
+        assert scores["quadratic_kappa"] == pytest.approx(kappa)
+
+    def test_a_label_in_order_that_is_not_known_is_as_far_as_can_be(self):
+        assert compute(["mae"], ORDERED, ["a", "d", "c"], ["a", "new", "new"]) == {"mae": 5 / 3}
+
     def test_token_accuracy_counts_words_of_all_rows(self):
         found = compute(["token_accuracy"], PLAIN, [["N", "V", "V"], ["N"]], [["N"] * 3, ["N"]])
         assert found == {"token_accuracy": 0.5}
@@ -202,6 +218,11 @@ class TestChoice:
         [
             (SINGLE, "accuracy f1_macro f1_micro mcc", "accuracy f1_macro"),
             (MULTI, "f1_micro f1_macro", "f1_micro f1_macro"),
+            (
+                ORDERED,
+                "quadratic_kappa mae accuracy f1_macro f1_micro mcc",
+                "quadratic_kappa mae accuracy",
+            ),
             (NUMBER, "pearson spearman mse", "pearson spearman mse"),
             (TAGGED, "entity_f1 token_accuracy", "entity_f1"),
             (PLAIN, "token_accuracy", "token_accuracy"),
@@ -218,8 +239,9 @@ class TestChoice:
     @pytest.mark.parametrize("name", METRICS)
     def test_a_metric_stands_under_its_name_and_tells_what_it_is(self, name):
         metric = METRICS[name]()
-        numbers, words = ["pearson", "spearman", "mse"], ["accuracy", "mcc"]
-        values = [1.0, 2.0] if name in numbers else ["a", "b"] if name in words else [["a"], ["b"]]
+        numbers = ["pearson", "spearman", "mse"]
+        words = ["accuracy", "mcc", "mae", "quadratic_kappa"]
+        values = [1.0, 2.0] if name in numbers else ["1", "2"] if name in words else [["a"], ["b"]]
         assert name in metric.compute(predictions=values, references=values)
         assert metric.description
 

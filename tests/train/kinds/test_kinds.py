@@ -17,6 +17,7 @@ TASKS = {
     "multi": TaskConfig(
         head="sequence_classification", labels=LABELS, problem_type="multi_label_classification"
     ),
+    "ordered": TaskConfig(head="sequence_classification", labels=LABELS, problem_type="ordinal"),
     "number": TaskConfig(head="sequence_classification", problem_type="regression"),
     "tags": TaskConfig(head="token_classification", labels=["O", "B-x", "I-x"]),
     "words": TaskConfig(head="masked_lm"),
