@@ -16,6 +16,18 @@ HALF = re.compile(r"[\ud800-\udfff]")  # of a surrogate pair: no character, no e
 REPLACEMENT = "\ufffd"
 ROW_KEYS = ("text", "text_pair")
 MISSING = ("NoneType", "NAType", "NaTType")
+FORMS = {
+    "text": "single texts",
+    "pair": "pairs, as (text, text)",
+    "choices": "a text and others to choose from, as (text, [text, text])",
+}
+
+
+def form_of(text: TextOrPair) -> str:
+    """A key of `FORMS`: what a task must read to read this."""
+    if isinstance(text, str):
+        return "text"
+    return "pair" if isinstance(text[1], str) else "choices"
 
 
 def read_inputs(texts: Any) -> tuple[list[TextOrPair], bool]:

@@ -30,7 +30,7 @@ from .calls import Call, Entry, Part
 from .checks import check_tokenizer
 from .compute import Mode, check_mode
 from .first_use import FIRST_USE
-from .inputs import TextOrPair, read_inputs, read_items, tokenizable
+from .inputs import FORMS, TextOrPair, form_of, read_inputs, read_items, tokenizable
 from .packing import cumulative
 from .rows import check_tasks
 from .windows import (
@@ -50,11 +50,6 @@ CALL_OPTIONS = ("tasks", "top_k", "threshold", "batch_tokens", "batch_size", "do
 CALL_IT = "this pipeline has no single steps; call it: pipe(texts)"
 NOT_OURS = ("batch_size", "num_workers", "binary_output")  # HF's constructor would take them
 MIXED = "texts and pairs of texts are mixed; give them in separate calls"
-FORMS = {
-    "text": "single texts",
-    "pair": "pairs, as (text, text)",
-    "choices": "a text and others to choose from, as (text, [text, text])",
-}
 WAYS = {  # to cut: single texts in windows, pairs at their end, pairs not at all
     "windows": lambda tokenizer, limit: encode_windows(tokenizer, ["a"], [[]], limit),
     "cut": lambda tokenizer, limit: tokenizer(["a"], ["a"], truncation=True, max_length=limit),
@@ -231,12 +226,12 @@ class PolyheadPipeline(Pipeline):
         configs = self.model.config.tasks
         asked = {name: options[name] for name in ("top_k", "threshold")}
         asked["tokenizer"] = self.tokenizer
-        chooses = _form_of(texts[0]) == "choices"
+        chooses = form_of(texts[0]) == "choices"
         pairs: list[TextOrPair] = (
             [(one, other) for one, others in texts for other in others] if (chooses) else texts
         )
         parts = []
-        for prompt, names in self._groups(tasks, int(options["document"]), _form_of(texts[0])):
+        for prompt, names in self._groups(tasks, int(options["document"]), form_of(texts[0])):
             read = [prompt + text for text in pairs] if prompt else pairs  # pyright: ignore
             units, windows = self._windows(read, names)
             part = Part(read, names, configs, asked, units)
@@ -265,7 +260,7 @@ class PolyheadPipeline(Pipeline):
         first, forms = 0, set()
         while stretch := read_items(islice(texts, STRETCH), first):
             first += len(stretch)
-            forms |= set(map(_form_of, stretch))
+            forms |= set(map(form_of, stretch))
             if len(forms) > 1:
                 raise ValueError(MIXED)
             yield from self(stretch, tasks, **options)  # pyright: ignore[reportReturnType]
@@ -278,7 +273,7 @@ class PolyheadPipeline(Pipeline):
         Raises:
             ValueError: a task is unknown, or does not read what is given (texts or pairs).
         """
-        forms = set(map(_form_of, texts))
+        forms = set(map(form_of, texts))
         if len(forms) > 1:
             raise ValueError(MIXED)
         (form,) = forms
@@ -467,13 +462,6 @@ def _rows_of_tasks(entries: list[Entry]) -> dict[str, list[int]]:
         for name in entry.tasks:
             rows.setdefault(name, []).append(row)
     return rows
-
-
-def _form_of(text: TextOrPair) -> str:
-    """A key of `FORMS`."""
-    if isinstance(text, str):
-        return "text"
-    return "pair" if isinstance(text[1], str) else "choices"
 
 
 def _check_model(model: Any) -> None:

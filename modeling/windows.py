@@ -67,6 +67,7 @@ class Window:
         cut: tokens of the text are in no window; said by its first one.
         first_tokens: (word, token) for every word that is read in this window.
         masks: its mask tokens that no other window shows more of the surroundings of.
+        span: of a single text, the characters from its first token to the end of its last.
     """
 
     input_ids: list[int]
@@ -75,6 +76,7 @@ class Window:
     cut: bool = False
     first_tokens: Reads = field(default_factory=list)
     masks: list[int] = field(default_factory=list)
+    span: Span = (0, 0)
 
     @property
     def first(self) -> bool:
@@ -145,8 +147,10 @@ def encode_windows(
     windows: list[list[Window]] = [[] for _ in texts]
     numbers: list[list[int]] = [[] for _ in texts]  # which of the encodings are a text's windows
     for number, row in enumerate(encoding["overflow_to_sample_mapping"]):
-        ids = encoding["input_ids"][number]
-        windows[row].append(Window(ids, types[number] if types else None, len(windows[row])))
+        ids, special = (encoding[key][number] for key in ("input_ids", "special_tokens_mask"))
+        window = Window(ids, types[number] if types else None, len(windows[row]))
+        window.span = _span_of(encoding["offset_mapping"][number], special)
+        windows[row].append(window)
         numbers[row].append(number)
     for row, text in enumerate(texts):
         special = [encoding["special_tokens_mask"][number] for number in numbers[row]]
@@ -244,6 +248,15 @@ def _best_windows(reads: list[Reads], special: list[list[int]]) -> list[tuple[in
             if unit not in best or candidate[0] > best[unit][0]:
                 best[unit] = candidate
     return [(unit, number, token) for unit, (_, number, token) in sorted(best.items())]
+
+
+def _span_of(offsets: list[Span], special: list[int]) -> Span:
+    """The characters of a window's tokens; special tokens have none."""
+    first = next((k for k, skip in enumerate(special) if not skip), None)
+    if first is None:
+        return (0, 0)
+    last = next(k for k in reversed(range(len(special))) if not special[k])
+    return (offsets[first][0], offsets[last][1])
 
 
 def _trim(text: str, offsets: list[Span], special: list[int]) -> list[Span]:

@@ -3,8 +3,8 @@
 It happens in the working folder, which holds the files and models that the page names. Commands run
 in this process, those of several ranks in their own. What is changed: a small encoder stands for
 the page's, `affinity` takes few steps, ranks train on CPUs. What needs GPUs or several machines is
-parsed by accelerate, and targets of `make` by make; neither is run. `serve` opens no port; `curl`
-asks its application.
+parsed by accelerate, and targets of `make` by make; neither is run. `serve` and `demo` open no port;
+`curl` asks the former's application.
 """
 
 import os
@@ -21,6 +21,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from polyhead.modeling import PolyheadConfig
 from polyhead.train.commands.setup import prepare
 from polyhead.train.commands.training import fit
+from polyhead.train.inference.pipeline import load_pipeline
+from polyhead.train.page import create_page
 from starlette.testclient import TestClient
 from train_helpers import run_cli, write_recipe
 
@@ -94,7 +96,16 @@ def polyhead(arguments: list[str], encoder: Path) -> None:
         with patch("uvicorn.run", lambda app, **_: SERVED.append(app)), patch.dict(os.environ):
             assert run_cli(*arguments, "--compute", "exact") == 0, arguments
         return
+    if arguments[0] == "demo":
+        with patch("polyhead.train.page.open_page", made_page):
+            assert run_cli(*arguments, "--compute", "exact") == 0, arguments
+        return
     assert run_cli(*arguments) == 0, arguments
+
+
+def made_page(model: str, *, compute: str, **_: Any) -> None:
+    """Stands for a page that waits for Ctrl+C."""
+    create_page(load_pipeline(model, compute), model, model)
 
 
 def curl(arguments: list[str], encoder: Path) -> None:

@@ -143,6 +143,11 @@ def test_every_way_to_use_a_model(quickstart, encoder_folder):
 
 
 @pytest.mark.slow
+def test_a_page_without_its_port(quickstart, encoder_folder):
+    run_page("docs/page.md", encoder_folder("bert"))
+
+
+@pytest.mark.slow
 def test_a_server_without_its_port(quickstart, encoder_folder):
     run_page("docs/serve.md", encoder_folder("bert"))
 

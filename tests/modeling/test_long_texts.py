@@ -127,6 +127,15 @@ def test_masks_are_read_once_where_most_is_seen_around_them(tokenizer_of):
     assert places == list(range(1, 80, 2))
 
 
+def test_windows_say_which_characters_they_show(tokenizer_of):
+    tokenizer = tokenizer_of("wordpiece")
+    text = " " + "ab " * 12  # two tokens a word
+    texts = [text, "", "a b"]
+    windows, empty, short = encode_windows(tokenizer, texts, [[]] * 3, 10)  # 8 tokens, 2 in common
+    assert [window.span for window in windows] == [(1, 12), (10, 21), (19, 30), (28, 36)]
+    assert [window.span for window in [*empty, *short]] == [(0, 0), (0, 3)]
+
+
 # ---- pooling ----
 
 

@@ -6,7 +6,7 @@ from house import arrows_of, circles_of, modules_here, room_of
 # Highest floor first. A module may import its own floor and all below.
 FLOORS = [
     ["cli", "__main__", "__init__"],
-    ["serving"],
+    ["serving", "page"],
     ["commands"],
     ["affinity", "export", "inference", "hub", "reports", "trainer", "mteb"],
     ["recipe"],

@@ -28,6 +28,7 @@ from .console import (
     say,
     show_fault,
 )
+from .demo import demo
 from .looking import map_texts, similarity
 from .predict import AllowCode, AsJson, ModelPath, Overwrite, embed, predict, run_code
 from .serve import serve
@@ -259,6 +260,7 @@ def evaluate(
 app.command()(predict)
 app.command()(embed)
 app.command()(serve)
+app.command()(demo)
 app.command("map")(map_texts)
 app.command()(similarity)
 app.command()(log)

@@ -155,30 +155,10 @@ def _sizes(command: str, batch_tokens: int | None, batch_size: int | None) -> di
 
 
 def pipeline_of(model: str, compute: str, device: Any = None) -> "PolyheadPipeline":
-    """A saved or exported model as a pipeline.
+    """See `inference.pipeline.load_pipeline`, which is loaded when it is needed."""
+    from ..inference.pipeline import load_pipeline
 
-    Args:
-        model: folder or Hub id.
-        compute: how to compute.
-        device: where; None for the pipeline's own choice.
-
-    Raises:
-        UserError: there is no such model, or it cannot compute so.
-    """
-    from ...modeling.pipeline_polyhead import PolyheadPipeline
-    from ..inference.exported import ExportedModel, load_any
-
-    loaded, tokenizer = load_any(model)
-    parts: Any = {"model": loaded, "tokenizer": tokenizer}
-    try:
-        loaded.set_compute(compute)  # pyright: ignore[reportArgumentType]
-    except ValueError as error:
-        raise UserError("--compute", [str(error)]) from error
-    if isinstance(loaded, ExportedModel):
-        device = -1  # its engine knows where it runs
-    elif device is not None:
-        loaded.to(device)  # beside other processes a Pipeline takes the model's device
-    return PolyheadPipeline(**parts, device=device, compute=compute)  # pyright: ignore
+    return load_pipeline(model, compute, device)
 
 
 def _predict_rows(

@@ -69,6 +69,7 @@ class Task(TaskOptions):
         epochs: passes over its rows in an epoch of the run.
         learning_rate: of its own head and adapter; with `optimizer.by_task` of all its updates.
         cached: compare texts over all micro-batches of a step (GradCache).
+        examples: texts or pairs that the page of `polyhead demo` offers to try.
 
     The other options are those of `TaskOptions`.
     """
@@ -93,6 +94,7 @@ class Task(TaskOptions):
     epochs: float | None = None
     learning_rate: float | None = None
     cached: bool = False
+    examples: list[Any] | None = None
 
     def keys(self) -> dict[str, Any]:
         """What a recipe says of this task; rows in memory are left out."""

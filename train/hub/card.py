@@ -6,7 +6,7 @@ template. The metadata is what the Hub reads (`model-index` holds every task's s
 """
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib import metadata, resources
 from pathlib import Path
@@ -33,6 +33,7 @@ from .proof import read_proofs
 
 LOCAL = ("parquet", "csv", "json", "jsonl", "text", "arrow")  # `path` of data that is no Hub id
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
+TASKS_HEAD = "| task | kind | reads | adapter | scores |\n|---|---|---|---|---|\n"
 EXAMPLES = {
     "text": '"some text"',
     "pair": '("some text", "another")',
@@ -200,9 +201,8 @@ def render_card(model: PolyheadModel, folder: str | Path) -> str:
         count=len(model.task_names),
         first=first,
         text=text,
-        tasks="".join(
-            _task_row(name, model.config.tasks[name], scores) for name in model.task_names
-        ),
+        tasks=TASKS_HEAD
+        + "".join(_task_row(name, model.config.tasks[name], scores) for name in model.task_names),
         labels="".join(_labels(name, model.config.tasks[name]) for name in model.task_names),
         data=_data(data),
         results=_results(model, scores, data, folder),
@@ -211,6 +211,26 @@ def render_card(model: PolyheadModel, folder: str | Path) -> str:
         limits=_limits(model, runs),
         proofs="".join(map(_proof, read_proofs(folder))),
     )
+
+
+def summary_of(tasks: Mapping[str, TaskConfig], folder: str | Path) -> str:
+    """Of the card the scores, each task beside itself alone, and how the tasks relate.
+
+    Args:
+        tasks: the model's.
+        folder: where it is saved; scores and trainings may be missing.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        UserError: one of these files holds something else.
+    """
+    scores, runs = read_scores(Path(folder)), read_runs(Path(folder))
+    rows = "".join(_task_row(name, task, scores) for name, task in tasks.items())
+    alone = "\n".join(line for run in runs for line in _compared(run.get("alone", {})))
+    relations = _relations(runs) or "Whether the tasks pull apart was not measured.\n"
+    return f"## Scores\n\n{TASKS_HEAD}{rows}\n{alone}\n{relations}"
 
 
 def _metadata(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...modeling.checks import check_task_name
 from ...modeling.configuration_polyhead import mask_fault
+from ...modeling.inputs import FORMS, form_of
 from ...modeling.unread_options import options_without_effect
 from ..data.document_pairs import with_columns
 from ..data.formats import FORMATS, named_columns
@@ -48,6 +49,11 @@ def task_faults(name: str, task: TaskRecipe) -> list[str]:
             faults.append(f"{key}.metrics: {metric!r} is unknown; allowed: {', '.join(METRICS)}")
         elif metric not in allowed and not (metric == "entity_f1" and not task.labels):
             faults.append(f"{key}.metrics: {metric} does not fit; allowed: {', '.join(allowed)}")
+    faults += [
+        f"{key}.examples.{number}: the task reads {FORMS[config.reads]}"
+        for number, example in enumerate(task.examples or [])
+        if form_of(example) != config.reads  # pyright: ignore[reportArgumentType]
+    ]
     return faults
 
 

@@ -179,6 +179,9 @@ class DataConfig:
     rows: Annotated[Any, Field(exclude=True)] = field(default=None, init=False, repr=False)
 
 
+Example = str | tuple[str, str | list[str]]
+
+
 @dataclass(config=STRICT, kw_only=True)
 class TaskRecipe(TaskOptions):
     """One task of a recipe: `TaskOptions`, its data and its metrics.
@@ -200,6 +203,8 @@ class TaskRecipe(TaskOptions):
         cached: an embedding loss that compares texts (contrastive, cosent, angle) does so over all
             micro-batches of an optimizer step (GradCache, arXiv:2101.06983): 32 x 32 is then one
             batch of 1,024 in the memory of 32, for one more forward pass.
+        examples: what the page of `polyhead demo` offers to try: texts; of a pair task [text,
+            other], of one that chooses [text, [one, other]].
 
     The other options are those of `TaskOptions`; named here again are those with bounds.
     """
@@ -232,6 +237,7 @@ class TaskRecipe(TaskOptions):
     max_rows: Whole | None = Field(default=None, gt=0)
     epochs: Number | None = Field(default=None, gt=0, le=1000)
     learning_rate: Number | None = Field(default=None, gt=0)
+    examples: list[Example] | None = None
 
     def task_config(
         self,

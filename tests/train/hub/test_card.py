@@ -11,7 +11,7 @@ from polyhead.modeling import TaskConfig
 from polyhead.train.commands import training as run
 from polyhead.train.errors import UserError
 from polyhead.train.hub import save_folder
-from polyhead.train.hub.card import render_card
+from polyhead.train.hub.card import read_runs, render_card
 from train_helpers import files_of, messages, pairs, recipe_of, write_recipe, write_splits
 
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -28,6 +28,7 @@ def folder(tmp_path_factory, tokenizer_of):
     recipe = recipe_of(root / "tokenizer")
     recipe["card"] = {"language": ["en"], "license": "apache-2.0", "limits": LIMITS}
     recipe["tasks"]["intent"]["data"] |= {"license": "cc0-1.0", "data_files": files_of("messages")}
+    recipe["tasks"]["intent"]["examples"] = ["Book a table", "1e5"]
     recipe["balancing"] = {"gradient_steps": 1}
     run.train(write_recipe(root / "recipe.yaml", recipe))
     return root / "out" / "model"
@@ -56,6 +57,11 @@ def test_metadata_is_what_the_run_says(card, folder):
     results = {(r.task_name, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert results == expected
     assert {r.dataset_split for r in card.data.eval_results} == {"test"}
+
+
+def test_examples_travel_with_the_recipe(folder):
+    (run,) = read_runs(folder)
+    assert run["recipe"]["tasks"]["intent"]["examples"] == ["Book a table", "1e5"]
 
 
 def test_text_names_tasks_scores_labels_data_and_limits(card, folder):

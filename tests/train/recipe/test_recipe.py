@@ -255,6 +255,9 @@ BROKEN = {
         "tasks.similar.cached": True, "tasks.similar.loss": "cosine_mse"}),
     "cached-and-losses-of-micro-batches": fault("tasks.similar.cached", "famo reads", keys={
         "tasks.similar.cached": True, "balancing": {"method": "famo"}}),
+    "examples-of-another-form": Broken(
+        [[f"{INTENT}.examples.1", "single texts"], [f"{SLOTS}.examples.0", "single texts"]],
+        keys={f"{INTENT}.examples": ["a", ["a", "b"]], f"{SLOTS}.examples": [["a", ["b", "c"]]]}),
     "retain-beside-what-it-needs": Broken(
         [["retain: without effect", "freeze.encoder"], ["retain: loss_retain", "rename the task"],
          ["retain: the texts of intent+slots", "one adapter"], ["training.fsdp", "retain"]],
