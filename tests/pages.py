@@ -3,8 +3,8 @@
 It happens in the working folder, which holds the files and models that the page names. Commands run
 in this process, those of several ranks in their own. What is changed: a small encoder stands for
 the page's, `affinity` takes few steps, ranks train on CPUs. What needs GPUs or several machines is
-parsed by accelerate, and targets of `make` by make; neither is run. `serve` and `demo` open no port;
-`curl` asks the former's application.
+parsed by accelerate, and targets of `make` by make; neither is run. `serve` and `demo` open no
+port; `curl` asks the former's application.
 """
 
 import os

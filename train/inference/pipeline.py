@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.hub import cached_file
+from huggingface_hub import snapshot_download
 
 from ...modeling.pipeline_polyhead import PolyheadPipeline
 from ..artifacts import RUNS, SCORES
@@ -39,6 +39,4 @@ def folder_of(model: str) -> Path:
     """The folder with a model's scores and trainings: itself, or where its Hub files are cached."""
     if Path(model).is_dir():
         return Path(model)
-    names = ("config.json", SCORES, RUNS)
-    files = [cached_file(model, n, _raise_exceptions_for_missing_entries=False) for n in names]
-    return Path(str(files[0])).parent
+    return Path(snapshot_download(model, allow_patterns=["config.json", SCORES, RUNS]))

@@ -119,7 +119,8 @@ def _windows(call: Call, text: TextOrPair, tasks: list[str]) -> str:
         left, width = (100 * place / len(text) for place in (first, last - first))
         ruler = f'<div class="ruler"><i style="left:{left:.1f}%;width:{width:.1f}%"></i></div>'
         cells = [str(entry.window.number + 1), f"{first:,}-{last:,}"]
-        cells += [ruler, escaped(shown), escaped(", ".join(entry.tasks))]
+        snippet = f'<span class="snippet">{escaped(shown)}</span>'
+        cells += [ruler, snippet, escaped(", ".join(entry.tasks))]
         rows.append(cells)
     said = ""
     if unread:

@@ -23,7 +23,7 @@ from ..hub.card import summary_of
 from ..inference.pipeline import folder_of, load_pipeline
 from ..reports.projection import FEWEST, METHODS, TITLES
 from .answers import read, tasks_that_read
-from .examples import OURS, examples_of, usual_examples
+from .examples import OURS, by_tasks, examples_of, usual_examples
 from .looking import MOST_COMPARED, MOST_ON_A_MAP, compare, draw_map, texts_of
 from .markup import escaped, refused
 
@@ -64,7 +64,7 @@ def create_page(pipe: PolyheadPipeline, folder: str | Path, title: str) -> gr.Bl
     if pipe.model.config.embedding_tasks:
         tabs["Similarity"] = partial(_similarity_tab, pipe, examples)
     tabs["Map"] = partial(_map_tab, pipe, examples)
-    tabs["Scores"] = partial(gr.Markdown, summary)
+    tabs["Scores"] = partial(gr.Markdown, summary, elem_classes="scores")
     page = gr.Blocks(title=f"{title}: Polyhead", analytics_enabled=False, delete_cache=(3600, 3600))
     with page:
         count = len(pipe.model.task_names)
@@ -136,7 +136,7 @@ def launch(page: gr.Blocks, host: str, port: int | None) -> None:
         quiet=True,
         prevent_thread_lock=True,
         max_file_size=LARGEST_FILE,
-        theme=Base(font=FONTS, font_mono=MONO),
+        theme=Base(font=FONTS, font_mono=MONO).set(body_text_color_subdued="*neutral_500"),
         css=resources.files("polyhead.train.page").joinpath("page.css").read_text("utf-8"),
     )
 
@@ -159,12 +159,12 @@ def _reading_tab(pipe: PolyheadPipeline, form: str, examples: dict[str, list[Tex
     ]
     chosen = gr.CheckboxGroup(names, value=names, label="Tasks")
     button = gr.Button("Read", variant="primary")
-    listed = {name: examples[name] for name in names if name in examples}
+    listed = by_tasks({name: examples[name] for name in names if name in examples})
     listed = listed or {OURS: usual_examples(pipe, form)}
     shown = gr.HTML()
     with gr.Column(elem_classes="examples"):
-        for name, texts in listed.items():
-            _examples(name, texts, boxes)
+        for about, texts in listed.items():
+            _examples(about, texts, boxes)
 
     def answer(*values: Any) -> str:
         return read(pipe, _joined(form, list(values[:-1])), values[-1])
@@ -172,9 +172,9 @@ def _reading_tab(pipe: PolyheadPipeline, form: str, examples: dict[str, list[Tex
     _on([button.click, *(box.submit for box in boxes)], answer, [*boxes, chosen], shown)
 
 
-def _examples(name: str, texts: list[TextOrPair], boxes: list[gr.Textbox]) -> None:
-    """A button for each example of a task, which puts it into the boxes."""
-    gr.Markdown(f"**Examples: {in_markdown(name)}**")
+def _examples(about: str, texts: list[TextOrPair], boxes: list[gr.Textbox]) -> None:
+    """A button for each example, which puts it into the boxes."""
+    gr.Markdown(f"**Examples: {in_markdown(about)}**")
     for text in texts:
         values = _parts(text)
         label = " | ".join(" ".join(value.split()) for value in values)

@@ -34,6 +34,18 @@ def examples_of(pipe: PolyheadPipeline, folder: str | Path) -> dict[str, list[Te
     return examples
 
 
+def by_tasks(examples: dict[str, list[TextOrPair]]) -> dict[str, list[TextOrPair]]:
+    """Tasks with the same examples under one heading, their names."""
+    groups: list[tuple[list[str], list[TextOrPair]]] = []
+    for name, texts in examples.items():
+        names = next((names for names, same in groups if same == texts), None)
+        if names is None:
+            groups.append(([name], texts))
+        else:
+            names.append(name)
+    return {", ".join(names): texts for names, texts in groups}
+
+
 def usual_examples(pipe: PolyheadPipeline, form: str) -> list[TextOrPair]:
     """Ours, for models without: of texts one with a mask too, where a task fills it."""
     configs, mask = pipe.model.config.tasks, pipe.tokenizer.mask_token

@@ -10,7 +10,7 @@ from conftest import CORPUS
 from polyhead.train.errors import UserError
 from polyhead.train.hub.card import summary_of
 from polyhead.train.page.app import create_page, launch
-from polyhead.train.page.examples import examples_of, usual_examples
+from polyhead.train.page.examples import by_tasks, examples_of, usual_examples
 from serving_fixtures import TASKS, make_pipe, make_served  # noqa: F401
 from train_helpers import run_cli
 
@@ -68,6 +68,11 @@ def test_examples_are_those_of_the_recipe(pipe, served, trained, tmp_path):
     (tmp_path / "training.json").write_text("[3]", encoding="utf-8")
     with pytest.raises(UserError, match="training.json"):
         create_page(pipe, tmp_path, "m")
+
+
+def test_tasks_with_the_same_examples_share_a_heading():
+    examples = {"one": ["a"], "two": ["b"], "three": ["a"]}
+    assert by_tasks(examples) == {"one, three": ["a"], "two": ["b"]}
 
 
 def test_models_without_get_examples_of_ours(pipe):
