@@ -71,8 +71,9 @@ class ScoredPairs(Embedding, Numbers):
     def __init__(self, task: TaskConfig | TaskRecipe) -> None:
         super().__init__(task)
         self.learns_values = False  # else their order alone
-        if task.loss is not None and LOSSES[task.loss].score_range is not None:
-            self.allowed_range, self.learns_values = LOSSES[task.loss].score_range, True
+        loss = LOSSES.get(task.loss or "")  # of a recipe that is still to be checked: none
+        if loss is not None and loss.score_range is not None:
+            self.allowed_range, self.learns_values = loss.score_range, True
 
     def read(self, values: Tensor) -> list[float]:
         """(N, 2, D) embeddings to the cosines of the pairs."""

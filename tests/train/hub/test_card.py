@@ -93,6 +93,7 @@ def test_recipe_holds_what_was_set_and_no_place_of_this_machine(card, folder):
         "head": "sequence_classification",
         "data": {"text": "text", "label": "intent", "license": "cc0-1.0"},
         "metrics": ["mcc", "accuracy"],
+        "examples": ["Book a table", "1e5"],
     }
     for name in ("README.md", "training.json", "config.json"):
         assert str(folder.parents[1]) not in (folder / name).read_text()
