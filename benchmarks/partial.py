@@ -52,8 +52,8 @@ def place(name: str) -> dict[str, Any]:
 
 def trained(data: Any, rows: int, epochs: int) -> dict[str, float]:
     """F1 of all entities and of each type, on test."""
+    from polyhead.train.commands.fitting import fit
     from polyhead.train.commands.setup import prepare
-    from polyhead.train.commands.training import fit
     from polyhead.train.recipe.reader import build_recipe
 
     with tempfile.TemporaryDirectory() as folder:

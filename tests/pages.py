@@ -19,8 +19,8 @@ from unittest.mock import patch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from polyhead.modeling import PolyheadConfig
+from polyhead.train.commands.fitting import fit
 from polyhead.train.commands.setup import prepare
-from polyhead.train.commands.training import fit
 from polyhead.train.inference.pipeline import load_pipeline
 from polyhead.train.page import create_page
 from starlette.testclient import TestClient

@@ -27,8 +27,10 @@ from .console import (
     print_scores,
     say,
     show_fault,
+    show_run,
 )
 from .demo import demo
+from .edit import Overrides, RecipePath, add_task, extend_task, remove_task
 from .looking import map_texts, similarity
 from .predict import AllowCode, AsJson, ModelPath, Overwrite, embed, predict, run_code
 from .serve import serve
@@ -39,11 +41,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-RecipePath = Annotated[Path, typer.Argument(help="Recipe, a YAML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key=value, as tasks.intent.loss_weight=2")
-]
 
 
 def _show_version(show: bool) -> None:
@@ -80,74 +77,13 @@ def train(
     from ..commands.training import train as run
 
     scores = run(recipe, overrides, overwrite=overwrite)
-    _show_run(scores, as_json=as_json)
+    show_run(scores, as_json=as_json)
     _leave_ranks()
 
 
-@app.command("add-task")
-def add_task(
-    model: ModelPath,
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    overwrite: Overwrite = False,
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
-) -> None:
-    """Train new tasks onto a finished model; prove that the others stay the same."""
-    run_code(allow_code, model, recipe)
-    from ..commands.edit_tasks import add_task as run
-
-    scores = run(model, recipe, overrides, overwrite=overwrite)
-    _show_run(scores, as_json=as_json)
-    if is_first_rank() and not as_json:
-        say("proven: the encoder and all other tasks are the same to the bit")
-
-
-@app.command("extend-task")
-def extend_task(
-    model: ModelPath,
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    keep: Annotated[
-        str, typer.Option(help="weights; or strict: old answers stay but where a new label is.")
-    ] = "weights",
-    overwrite: Overwrite = False,
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
-) -> None:
-    """Give old tasks new labels, from rows that mark the new ones only."""
-    if keep not in ("weights", "strict"):
-        raise UserError("extend-task", [f"--keep: {keep!r}; allowed: weights, strict"])
-    run_code(allow_code, model, recipe)
-    from ..commands.extend_task import extend_task as run
-
-    scores = run(model, recipe, overrides, keep=keep, overwrite=overwrite)  # pyright: ignore
-    _show_run(scores, as_json=as_json)
-    if not is_first_rank() or as_json:
-        return
-    for task, changed in scores["extended"].items():
-        say(
-            f"{task}: of {changed['rows']:,} rows that did not train {changed['changed']:,} are "
-            f"answered otherwise, {changed['elsewhere']:,} elsewhere than where a new label is put"
-        )
-    say("listed in extension.json; proven: encoder and all other tasks are the same to the bit")
-
-
-@app.command("remove-task")
-def remove_task(
-    model: ModelPath,
-    tasks: Annotated[list[str], typer.Argument(help="Tasks to remove.")],
-    output: Annotated[Path, typer.Option(help="Folder to write.")],
-    overwrite: Overwrite = False,
-    allow_code: AllowCode = False,
-) -> None:
-    """Save a model without some tasks; prove that the others are the same."""
-    run_code(allow_code, model)
-    from ..commands.edit_tasks import remove_task as run
-
-    run(model, tasks, output, overwrite=overwrite)
-    line = f"{output}: proven, the encoder and all other tasks are the same to the bit"
-    say(line, console=err)
+app.command("add-task")(add_task)
+app.command("extend-task")(extend_task)
+app.command("remove-task")(remove_task)
 
 
 @app.command()
@@ -391,16 +327,6 @@ def plan(
         print_json(result)
     else:
         print_plan(result)
-
-
-def _show_run(scores: dict[str, Any], *, as_json: bool) -> None:
-    """The scores of a training, once; none where no task has rows to score."""
-    if not is_first_rank():
-        return
-    if as_json:
-        print_json(scores)
-    elif scores:
-        print_scores(scores, f"Scores ({', '.join(sorted(set(scores['splits'].values())))})")
 
 
 def _leave_ranks() -> None:

@@ -89,6 +89,16 @@ def print_json(value: Any) -> None:
     sys.stdout.write(in_json(json.dumps(value, indent=2, ensure_ascii=not unicode)) + "\n")
 
 
+def show_run(scores: dict[str, Any], *, as_json: bool) -> None:
+    """The scores of a training, once; none where no task has rows to score."""
+    if not is_first_rank():
+        return
+    if as_json:
+        print_json(scores)
+    elif scores:
+        print_scores(scores, f"Scores ({', '.join(sorted(set(scores['splits'].values())))})")
+
+
 def print_scores(scores: dict[str, Any], title: str) -> None:
     """Print a table of scores, and one by entity type."""
     rows = [

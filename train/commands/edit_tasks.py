@@ -22,8 +22,9 @@ from ..hub.proof import FILE, compare, fresh_fingerprint, read_proofs
 from ..inference.load import load_model
 from ..outputs import CHECKPOINT, MODEL, source_fault, target_faults
 from ..recipe.schema import Recipe
+from .fitting import fit
 from .setup import prepare
-from .training import fit, output_faults, run_metadata, write_run_reports
+from .training import output_faults, run_metadata, write_run_reports
 
 RUN_FOLDERS = (MODEL, REPORTS, UNFINISHED)  # of `output_dir`; all in them may be replaced
 

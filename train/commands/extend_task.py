@@ -9,6 +9,7 @@ the rows that do not train.
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from ..recipe.schema import Recipe
 from ..recipe.sections import Distill
 from .edit_tasks import check_folder, save_proven, touching_fault
 from .encoders import Keep
+from .fitting import final_scores, fit
 from .setup import PreparedRun, prepare
-from .training import final_scores, fit, output_faults, run_metadata, write_run_reports
+from .training import output_faults, run_metadata, write_run_reports
 
 logger = logging.getLogger(__name__)
 EXTENSION = "extension.json"  # of a run: which old answers changed
@@ -69,21 +71,9 @@ def extend_task(
     """
     check_folder(model_path)
     source = Path(model_path)
-
-    def check(recipe: Recipe) -> list[str]:
-        fault = touching_fault(source, Path(recipe.output_dir))
-        faults = [fault] if fault else output_faults(recipe, overwrite=overwrite)
-        adapters = [name for name, task in recipe.tasks.items() if task.adapter is not None]
-        if keep == "strict":
-            why = "would change what the old labels read; take it out, or --keep weights"
-            faults += [f"tasks.{name}.adapter: {why}" for name in adapters]
-        return faults
-
+    check = partial(_recipe_faults, source=source, keep=keep, overwrite=overwrite)
     run = prepare(recipe_path, overrides, onto=model_path, keep=keep, check=check)
-    moved = [name for name, task in run.recipe.tasks.items() if task.adapter is not None]
-    if moved:
-        teachers = dict.fromkeys(moved, str(source))
-        run.recipe.distill = Distill(teachers=teachers, anneal=False)
+    moved = _taught_by(source, run.recipe)
     folder = Path(run.recipe.output_dir)
     metrics, runs, line = read_scores(source), read_runs(source), line_of(source)
     before = fresh_fingerprint(model_path)
@@ -91,9 +81,7 @@ def extend_task(
     if trainer.is_world_process_zero():
         model = trainer.model_for_tasks
         if keep == "strict":
-            for part in run.sources:
-                for name in part.tasks:
-                    _set_thresholds(model, run.tokenizer, part, name)
+            _set_thresholds(model, run)
             scores, reports = final_scores(trainer, run)
         scores["extended"] = _compare(load_model(source)[0], model, run)
         save_proven(
@@ -112,6 +100,29 @@ def extend_task(
         write_json(folder / SCORES, {k: v for k, v in scores.items() if k != "extended"})
         write_card(model, folder / MODEL, write_run_reports(trainer, reports, folder))
     return scores
+
+
+def _recipe_faults(recipe: Recipe, *, source: Path, keep: Keep, overwrite: bool) -> list[str]:
+    """What keeps a recipe from extending the model in `source`, or its run from being written."""
+    fault = touching_fault(source, Path(recipe.output_dir))
+    faults = [fault] if fault else output_faults(recipe, overwrite=overwrite)
+    if keep == "strict":
+        why = "would change what the old labels read; take it out, or --keep weights"
+        faults += [f"tasks.{name}.adapter: {why}" for name in _with_adapter(recipe)]
+    return faults
+
+
+def _with_adapter(recipe: Recipe) -> list[str]:
+    """The tasks that get an adapter, which changes what their old labels read."""
+    return [name for name, task in recipe.tasks.items() if task.adapter is not None]
+
+
+def _taught_by(source: Path, recipe: Recipe) -> list[str]:
+    """The tasks with an adapter, whose teacher the old model becomes."""
+    tasks = _with_adapter(recipe)
+    if tasks:
+        recipe.distill = Distill(teachers=dict.fromkeys(tasks, str(source)), anneal=False)
+    return tasks
 
 
 # ---- thresholds ----
@@ -138,7 +149,14 @@ def best_threshold(scored: Iterable[tuple[float, bool]], total: int) -> float:
     return threshold
 
 
-def _set_thresholds(
+def _set_thresholds(model: PolyheadModel, run: PreparedRun) -> None:
+    """The thresholds of all new labels."""
+    for source in run.sources:
+        for name in source.tasks:
+            _set_thresholds_of(model, run.tokenizer, source, name)
+
+
+def _set_thresholds_of(
     model: PolyheadModel, tokenizer: PreTrainedTokenizerBase, source: Source, name: str
 ) -> None:
     """The thresholds of a task's new labels, by its validation rows."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
@@ -134,40 +135,11 @@ class TrainResult:
     trainer: MultiTaskTrainer
 
 
-def train(  # noqa: PLR0913 - the sections of a recipe
-    *,
-    tasks: Mapping[str, Task],
-    encoder: str | Path | ScratchEncoder | dict[str, Any],
-    output_dir: str | Path | None = None,
-    pooling: str | None = None,
-    max_length: int | None = None,
-    sampling: Sampling | dict[str, Any] | None = None,
-    balancing: Balancing | dict[str, Any] | None = None,
-    freeze: Freeze | dict[str, Any] | None = None,
-    optimizer: OptimizerOptions | dict[str, Any] | None = None,
-    stopping: Stopping | dict[str, Any] | None = None,
-    retain: Retain | dict[str, Any] | None = None,
-    average: Average | dict[str, Any] | None = None,
-    distill: Distill | dict[str, Any] | None = None,
-    compare: str | None = None,
-    nan_loss: str = "stop",
-    compute: str = "exact",
-    card: Card | dict[str, Any] | None = None,
-    training: dict[str, Any] | None = None,
-    args: TrainingArguments | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    compute_metrics: MetricFunction | None = None,
-    optimizers: Callable[[PolyheadModel], tuple[Any, Any]] | None = None,
-    overwrite: bool = False,
-) -> TrainResult:
-    """Train tasks on rows in memory: prepare, fit, save, as `polyhead train` does with a recipe.
+class Sections(TypedDict, total=False):
+    """Sections of a recipe, as dicts or as the dataclasses of the schema; all may be left out.
 
     Args:
-        tasks: by name.
-        encoder: as in a recipe: Hub id, folder, or config and tokenizer of one with random weights.
-        output_dir: checkpoints go here, the finished model to `output_dir/model`; default that of
-            `args`.
-        pooling: as in a recipe; so are the next ones, dicts or the dataclasses of the schema.
+        pooling: how a text's states become its vector.
         max_length: tokens in a text.
         sampling: how rows of the tasks are mixed.
         balancing: how the tasks are weighed against each other.
@@ -179,9 +151,47 @@ def train(  # noqa: PLR0913 - the sections of a recipe
         distill: what tasks learn from other models.
         compare: single trains each task alone too; without `args`, `callbacks`, `compute_metrics`
             and `optimizers`.
-        nan_loss: stop, or skip.
-        compute: exact, auto or bf16.
+        nan_loss: stop, or skip; default stop.
+        compute: exact, auto or bf16; default exact.
         card: for the model card.
+    """
+
+    pooling: str | None
+    max_length: int | None
+    sampling: Sampling | dict[str, Any] | None
+    balancing: Balancing | dict[str, Any] | None
+    freeze: Freeze | dict[str, Any] | None
+    optimizer: OptimizerOptions | dict[str, Any] | None
+    stopping: Stopping | dict[str, Any] | None
+    retain: Retain | dict[str, Any] | None
+    average: Average | dict[str, Any] | None
+    distill: Distill | dict[str, Any] | None
+    compare: str | None
+    nan_loss: str
+    compute: str
+    card: Card | dict[str, Any] | None
+
+
+def train(
+    *,
+    tasks: Mapping[str, Task],
+    encoder: str | Path | ScratchEncoder | dict[str, Any],
+    output_dir: str | Path | None = None,
+    training: dict[str, Any] | None = None,
+    args: TrainingArguments | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    compute_metrics: MetricFunction | None = None,
+    optimizers: Callable[[PolyheadModel], tuple[Any, Any]] | None = None,
+    overwrite: bool = False,
+    **sections: Unpack[Sections],
+) -> TrainResult:
+    """Train tasks on rows in memory: prepare, fit, save, as `polyhead train` does with a recipe.
+
+    Args:
+        tasks: by name.
+        encoder: as in a recipe: Hub id, folder, or config and tokenizer of one with random weights.
+        output_dir: checkpoints go here, the finished model to `output_dir/model`; default that of
+            `args`.
         training: fields of TrainingArguments, over this project's defaults.
         args: TrainingArguments, instead of `training`; nothing is added to them.
         callbacks: of the Trainer.
@@ -192,49 +202,19 @@ def train(  # noqa: PLR0913 - the sections of a recipe
         optimizers: a function of the model, which is made here, that gives an optimizer over its
             parameters and a scheduler, or None for the one that the arguments name.
         overwrite: replace the run that stands in `output_dir`.
+        sections: those of a recipe, see `Sections`.
 
     Raises:
         UserError: faults of the options, the rows or the encoder, each with its key; nothing has
             been written then.
     """
-    sections = {
-        "pooling": pooling,
-        "max_length": max_length,
-        "sampling": sampling,
-        "balancing": balancing,
-        "freeze": freeze,
-        "optimizer": optimizer,
-        "stopping": stopping,
-        "retain": retain,
-        "average": average,
-        "distill": distill,
-        "compare": compare,
-        "nan_loss": nan_loss,
-        "compute": compute,
-        "card": card,
-    }
-    faults = _conflicts(training, args, output_dir, optimizer, optimizers)
-    hooks = {"args": args, "compute_metrics": compute_metrics, "optimizers": optimizers}
-    if compare is not None:
-        named = [key for key, value in (hooks | {"callbacks": callbacks or None}).items() if value]
-        faults += [f"compare: the tasks alone are trained without {key}" for key in named]
-    faults += _task_faults(tasks)
-    if faults:
+    hooks = Hooks(callbacks=callbacks, compute_metrics=compute_metrics, optimizers=optimizers)
+    faults = _unknown(sections) + _conflicts(training, args, output_dir, sections, hooks)
+    if faults := faults + _task_faults(tasks):
         raise UserError(CALLER, faults)
-    settings = training_of(args) if args is not None else training or {}
-    raw = {key: value for key, value in sections.items() if value is not None}
-    raw["encoder"] = str(encoder) if isinstance(encoder, Path) else encoder
-    raw["tasks"] = {name: task.keys() for name, task in tasks.items()}
-    raw["training"] = dict(settings)
-    raw["output_dir"] = str(output_dir if args is None else args.output_dir)
-    rows = {n: RowsInMemory(task.data) for n, task in tasks.items() if not task.names_files}
-    recipe = build_recipe(raw, CALLER, _unused(settings, tasks, optimizers), rows=rows)
-    run = prepare(
-        recipe,
-        check=partial(_output_faults, overwrite=overwrite),
-        args=_copied(args, recipe),
-        hooks=Hooks(callbacks=callbacks, compute_metrics=compute_metrics, optimizers=optimizers),
-    )
+    recipe = _recipe_of(tasks, encoder, output_dir, training, args, optimizers, sections)
+    check = partial(_output_faults, overwrite=overwrite)
+    run = prepare(recipe, check=check, args=_copied(args, recipe), hooks=hooks)
     trainer, scores = train_run(run, overwrite=overwrite)
     return TrainResult(
         model=trainer.model_for_tasks,
@@ -243,6 +223,26 @@ def train(  # noqa: PLR0913 - the sections of a recipe
         folder=Path(recipe.output_dir) / MODEL,
         trainer=trainer,
     )
+
+
+def _recipe_of(
+    tasks: Mapping[str, Task],
+    encoder: Any,
+    output_dir: Any,
+    training: dict[str, Any] | None,
+    args: TrainingArguments | None,
+    optimizers: Any,
+    sections: Sections,
+) -> Recipe:
+    """What a recipe would say; its rows are in memory. See `train`."""
+    settings = training_of(args) if args is not None else training or {}
+    raw: dict[str, Any] = {key: value for key, value in sections.items() if value is not None}
+    raw["encoder"] = str(encoder) if isinstance(encoder, Path) else encoder
+    raw["tasks"] = {name: task.keys() for name, task in tasks.items()}
+    raw["training"] = dict(settings)
+    raw["output_dir"] = str(output_dir if args is None else args.output_dir)
+    rows = {n: RowsInMemory(task.data) for n, task in tasks.items() if not task.names_files}
+    return build_recipe(raw, CALLER, _unused(settings, tasks, optimizers), rows=rows)
 
 
 def _as_text(names: Any) -> Any:
@@ -273,11 +273,21 @@ def _task_faults(tasks: Any) -> list[str]:
     ]
 
 
+def _unknown(sections: Sections) -> list[str]:
+    """Keywords that are none."""
+    known = [*signature(train).parameters][:-1] + [*Sections.__annotations__]
+    return [
+        f"{key}: unknown keyword; allowed: {', '.join(known)}"
+        for key in sections
+        if key not in Sections.__annotations__
+    ]
+
+
 def _conflicts(
-    training: Any, args: Any, output_dir: Any, optimizer: Any, optimizers: Any
+    training: Any, args: Any, output_dir: Any, sections: Sections, hooks: Hooks
 ) -> list[str]:
     """What is given twice, or not at all."""
-    faults = []
+    faults, optimizers = [], hooks.optimizers
     if args is not None and training is not None:
         faults.append("training: args are given too; write all in one of them")
     if args is not None and not isinstance(args, TrainingArguments):
@@ -295,8 +305,13 @@ def _conflicts(
         )
     elif optimizers is not None and not callable(optimizers):
         faults.append(f"optimizers: {optimizers!r:.60}; give a function of the model")
-    if optimizer is not None and optimizers is not None:
+    if sections.get("optimizer") is not None and optimizers is not None:
         faults.append("optimizer: optimizers are given too, which set the learning rates")
+    if sections.get("compare") is not None:
+        given = {"args": args, **vars(hooks)}
+        order = ("args", "compute_metrics", "optimizers", "callbacks")
+        named = [key for key in order if given[key]]
+        faults += [f"compare: the tasks alone are trained without {key}" for key in named]
     return faults
 
 

@@ -15,8 +15,8 @@ from ..evaluation.metrics import main_metric
 from ..evaluation.scoring import macro
 from ..recipe.parts import epochs_of, rate_of, rows_per_step
 from ..recipe.schema import Recipe
+from .fitting import fit
 from .setup import PreparedRun, prepare
-from .training import fit
 
 logger = logging.getLogger(__name__)
 SCORED = 1_000  # validation rows of a task, at most

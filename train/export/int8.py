@@ -26,6 +26,7 @@ from ..data.tokenization import tokenize
 from ..errors import UserError
 from ..inference.exported import FILE, ExportedModel, missing_packages
 from ..recipe.reader import load_recipe
+from ..recipe.schema import Recipe
 from .graph import export_graph
 from .plain import output_faults
 
@@ -66,15 +67,8 @@ def export_int8(
         UserError: as `export_graph`, faults of the recipe, or it has a task that is not exported.
     """
     folder = Path(folder)
-    faults = missing_packages("int8")
     loaded_recipe = load_recipe(recipe, overrides)
-    faults += [
-        f"tasks.{name}: is not exported; exported are: {', '.join(tasks)}"
-        for name in loaded_recipe.tasks
-        if name not in tasks
-    ]
-    faults += output_faults(model, folder, overwrite=overwrite)
-    if faults:
+    if faults := _faults(loaded_recipe, tasks) + output_faults(model, folder, overwrite=overwrite):
         raise UserError("export", faults)
     sources = load_sources(loaded_recipe)
     split = "validation" if all("validation" in s.splits for s in sources) else "test"
@@ -95,6 +89,18 @@ def export_int8(
         }
         write_json(small / FILE, about)
     return about
+
+
+def _faults(recipe: Recipe, tasks: list[str]) -> list[str]:
+    """What is missing, or asked for and not exported."""
+    return [
+        *missing_packages("int8"),
+        *(
+            f"tasks.{name}: is not exported; exported are: {', '.join(tasks)}"
+            for name in recipe.tasks
+            if name not in tasks
+        ),
+    ]
 
 
 def _cost(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -61,14 +61,6 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
         series = {name: _series(log_history, f"{prefix}_{name}") for name in names}
         return {name: points for name, points in series.items() if points}
 
-    keys = (*METRICS, "precision", "recall")
-    scores: dict[str, dict[str, list]] = {name: {} for name in names}
-    for prefix, suffix in (("eval", ""), ("on_train", f", {ON_TRAIN}")):
-        for name in names:
-            series = {f"{m}{suffix}": _series(log_history, f"{prefix}_{name}_{m}") for m in keys}
-            scores[name] |= series
-        macro = _series(log_history, f"{prefix}_macro")
-        scores.setdefault("macro", {})[f"macro{suffix}"] = macro
     losses = {"train": by_task("loss")}
     losses[ON_TRAIN] = {
         name: points for name in names if (points := _series(log_history, f"on_train_{name}_loss"))
@@ -82,11 +74,7 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
             for name in names
             if any(name in lines for lines in losses.values())
         },
-        "scores": {
-            name: {metric: points for metric, points in metrics.items() if points}
-            for name, metrics in scores.items()
-            if any(metrics.values())
-        },
+        "scores": _score_series(log_history, names),
         "weights": by_task("weight"),
         "rows": by_task("rows"),
         "tokens": by_task("tokens"),
@@ -95,6 +83,25 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
         "cosines": _cosines(log_history, names),
         "layers": _by_part(log_history, "gradient_"),
         "rates": _by_part(log_history, "lr_") or _one_rate(log_history),
+    }
+
+
+def _score_series(
+    log_history: list[dict[str, Any]], names: list[str]
+) -> dict[str, dict[str, list]]:
+    """Series by task and metric, `macro` among the tasks; without those that have no points."""
+    keys = (*METRICS, "precision", "recall")
+    scores: dict[str, dict[str, list]] = {name: {} for name in names}
+    for prefix, suffix in (("eval", ""), ("on_train", f", {ON_TRAIN}")):
+        for name in names:
+            series = {f"{m}{suffix}": _series(log_history, f"{prefix}_{name}_{m}") for m in keys}
+            scores[name] |= series
+        macro = _series(log_history, f"{prefix}_macro")
+        scores.setdefault("macro", {})[f"macro{suffix}"] = macro
+    return {
+        name: {metric: points for metric, points in metrics.items() if points}
+        for name, metrics in scores.items()
+        if any(metrics.values())
     }
 
 

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from polyhead.modeling.heads import IGNORE
 from polyhead.modeling.windows import split_words
+from polyhead.train.commands.fitting import make_trainer
 from polyhead.train.commands.setup import prepare
 from polyhead.train.commands.teachers import distil, teacher_faults
-from polyhead.train.commands.training import _make_trainer, train
+from polyhead.train.commands.training import train
 from polyhead.train.errors import UserError
 from polyhead.train.inference.load import load_model
 from polyhead.train.kinds import kind_of
@@ -78,7 +79,7 @@ def asked(recipe, teacher):
     names = ["intent", "slots", "topics", "urgency", "same", "near"]
     options = [f"distill.teachers.{name}={teacher}" for name in names]
     run = prepare(recipe, options)
-    trainer = _make_trainer(run)
+    trainer = make_trainer(run)
     distil(trainer, run.recipe, run.sources)
     return run, trainer, trainer.optimizer_step.losses.distillation
 

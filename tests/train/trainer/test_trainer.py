@@ -10,7 +10,7 @@ import pytest
 import torch
 from polyhead.modeling import PolyheadModel
 from polyhead.train.batches.collator import model_inputs
-from polyhead.train.commands.training import resume_from
+from polyhead.train.commands.fitting import resume_from
 from polyhead.train.data.dataset import MultiTaskDataset
 from polyhead.train.recipe.sections import Balancing, MultiTaskArguments, Sampling
 from polyhead.train.trainer import evaluation_loop as task_evaluation

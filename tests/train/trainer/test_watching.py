@@ -6,8 +6,8 @@ import pytest
 import torch
 from polyhead.modeling.losses import cosent
 from polyhead.train.batches.collator import model_inputs
+from polyhead.train.commands.fitting import make_trainer
 from polyhead.train.commands.setup import prepare
-from polyhead.train.commands.training import _make_trainer
 from polyhead.train.errors import UserError
 from polyhead.train.recipe.sections import (
     Balancing,
@@ -142,7 +142,7 @@ def recipe(tmp_path, encoder_folder):
 
 def test_training_rows_are_scored_beside_the_others_when_asked(recipe, tmp_path):
     run = prepare(write_recipe(tmp_path / "recipe.yaml", recipe))
-    trainer = _make_trainer(run)
+    trainer = make_trainer(run)
     assert len(trainer.train_splits["near"].rows) == 5
     trainer.train()
     lines = logged(trainer, "on_train_")
@@ -158,4 +158,4 @@ def test_without_rows_to_evaluate_it_is_refused(recipe, tmp_path):
     recipe["training"] = {"max_steps": 2, "use_cpu": True}
     run = prepare(write_recipe(tmp_path / "recipe.yaml", recipe))
     with pytest.raises(UserError, match=re.escape("train_scores: nothing is evaluated")):
-        _make_trainer(run)
+        make_trainer(run)
