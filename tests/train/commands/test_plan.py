@@ -173,7 +173,7 @@ class TestChoices:
 class TestRuns:
     def test_trains_writes_and_prints(self, recipe, capsys):
         path = recipe("intent near")
-        assert run_cli("plan", path, "--minutes", "0.5") == 0
+        assert run_cli("plan", path, "--minutes", "5") == 0
         printed = capsys.readouterr().out
         out = path.parent / "out"
         assert sorted(p.name for p in out.iterdir()) == ["plan"]
