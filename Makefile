@@ -13,10 +13,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
-.PHONY: demo test test-slow test-crash test-fuzz test-all test-hf test-min test-wheel lint types fix bench house clean help
+.PHONY: demo docs test test-slow test-crash test-fuzz test-all test-hf test-min test-wheel lint types fix bench house clean help
 
 demo: $(READY)  ## train four tasks on a support desk's messages, compare, use the model as a stranger
 	$(BIN)/python configs/quickstart/demo.py configs/quickstart.yaml
+
+docs: $(READY)  ## docs/ as a site that needs no network, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 test: $(READY)  ## unit tests, offline, minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -62,7 +65,7 @@ house: $(READY)  ## measures of the source: sizes, rooms, arrows; AGAINST=REV be
 	$(BIN)/python benchmarks/house.py $(if $(AGAINST),--against $(AGAINST))
 
 clean:  ## remove environments, builds and runs
-	rm -rf .venv .venv-min build dist runs *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-min build dist runs site *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12

@@ -148,6 +148,17 @@ def test_a_page_without_its_port(quickstart, encoder_folder):
 
 
 @pytest.mark.slow
+def test_one_model_after_many(typed, encoder_folder):
+    known = run_page("docs/from_n_models.md", encoder_folder("bert"))
+    assert {"one", "old", "new"} <= known.keys()
+    again = PolyheadModel.from_pretrained("runs/two/model")
+    assert again.task_names == ["entities", "intent", "second"]
+    for task in ("entities", "intent"):
+        for name, value in known["one"].heads[task].state_dict().items():
+            assert torch.equal(again.heads[task].state_dict()[name], value), name
+
+
+@pytest.mark.slow
 def test_a_server_without_its_port(quickstart, encoder_folder):
     run_page("docs/serve.md", encoder_folder("bert"))
 
