@@ -1,6 +1,7 @@
 """The errors that end a command with a message; alone, so that showing them loads nothing else."""
 
 import signal
+from typing import Any
 
 RESUME = "training.resume_from_checkpoint=true"
 
@@ -14,9 +15,12 @@ class UserError(ValueError):
     """
 
     def __init__(self, source: str, faults: list[str]) -> None:
-        self.faults = faults
+        self.source, self.faults = source, faults
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         super().__init__(f"{source}: {count}\n" + "\n".join(f"  - {fault}" for fault in faults))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.source, self.faults)  # it crosses processes whole
 
 
 RecipeError = UserError  # its earlier name

@@ -60,6 +60,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     """Predict for texts, or for every row of a file."""
     run_code(allow_code, model)
     from ..inference.files import plain
+    from ..inference.predictor import tasks_reading
 
     files = _files("predict", texts, source, target, overwrite=overwrite)
     if pair and (not texts or len(texts) != 2):
@@ -77,10 +78,9 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
             for one, answer in zip(inputs, answers, strict=True):
                 print_answer(one, answer)  # pyright: ignore[reportArgumentType]
         return
-    examples = [("", ""), ("", ("",))] if text_pair else [""]
     _predict_rows(
         model,
-        lambda pipe: _choose_any(pipe, examples, chosen),
+        lambda pipe: tasks_reading(pipe, chosen, pairs=bool(text_pair)),
         files=files,
         columns=(text, text_pair),
         compute=compute,
@@ -207,17 +207,6 @@ def _predict_rows(
     if ranks.is_first:
         say(f"{rows} rows written to {target}", console=err)
     ranks.leave()
-
-
-def _choose_any(pipe: "PolyheadPipeline", examples: list, tasks: list[str] | None) -> list[str]:
-    """The tasks that read the first of some forms of texts that any reads."""
-    faults = []
-    for example in examples:
-        try:
-            return pipe.choose_tasks([example], tasks)
-        except ValueError as error:
-            faults.append(str(error))
-    raise UserError("predict", faults[:1])
 
 
 def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> list[str]:

@@ -130,11 +130,13 @@ def _answered(pipe: PolyheadPipeline, job: FileJob, rows: pa.Table, schema: pa.S
     if job.text_pair is not None:
         texts = list(zip(texts, _texts(rows, job.text_pair, schema), strict=True))
     answers: Any = pipe(texts, job.tasks, **job.options)
-    columns = [
-        pa.array([answer[name] for answer in answers], schema.field(name).type)
-        for name in job.tasks
-    ]
+    columns = answer_columns(answers, [schema.field(name) for name in job.tasks])
     return pa.Table.from_arrays([*rows.columns, *columns], schema=schema)
+
+
+def answer_columns(answers: list[dict[str, Any]], fields: Iterable[pa.Field]) -> list[pa.Array]:
+    """The pipeline's answers as columns, one for each of these fields of `answer_features`."""
+    return [pa.array([answer[field.name] for answer in answers], field.type) for field in fields]
 
 
 def _texts(rows: pa.Table, column: str, schema: pa.Schema) -> list[str]:
@@ -189,16 +191,9 @@ def _read(job: FileJob, *, choices: bool) -> datasets.Dataset:
     if faults:
         raise UserError("predict", faults)
     rows = _load(job.source)
-    faults = _column_faults(rows, job.text, "--text")
-    if job.text_pair is not None:
-        check = _choice_faults if choices else _column_faults
-        faults += check(rows, job.text_pair, "--text-pair")
-    faults += [
-        f"column {name!r} has the name of a task, whose answers would replace it; rename the "
-        "column, or choose other --tasks"
-        for name in job.tasks
-        if name in rows.column_names
-    ]
+    faults = table_faults(
+        rows, job.tasks, job.text, job.text_pair, choices=choices, option="--{}".format
+    )
     if job.target.suffix != ".parquet":
         faults += [
             f"--output: column {part.name!r} holds bytes ({part.type}), which {job.target.suffix} "
@@ -209,6 +204,37 @@ def _read(job: FileJob, *, choices: bool) -> datasets.Dataset:
     if faults:
         raise UserError(str(job.source), faults)
     return rows
+
+
+def table_faults(
+    rows: datasets.Dataset,
+    tasks: list[str],
+    text: str,
+    text_pair: str | None,
+    *,
+    choices: bool,
+    option: Callable[[str], str] = str,
+) -> list[str]:
+    """What keeps the tasks from reading these columns, or their answers from standing beside them.
+
+    Args:
+        rows: their columns are looked at.
+        tasks: names.
+        text: column with the texts.
+        text_pair: column with the second texts, or None.
+        choices: the second texts are lists to choose from.
+        option: name of an argument -> how the user types it.
+    """
+    faults = _column_faults(rows, text, option("text"))
+    if text_pair is not None:
+        check = _choice_faults if choices else _column_faults
+        faults += check(rows, text_pair, option("text-pair"))
+    return faults + [
+        f"column {name!r} has the name of a task, whose answers would replace it; rename the "
+        f"column, or choose other {option('tasks')}"
+        for name in tasks
+        if name in rows.column_names
+    ]
 
 
 def source_faults(source: Path) -> list[str]:
