@@ -4,7 +4,8 @@ It happens in the working folder, which holds the files and models that the page
 in this process, those of several ranks in their own. What is changed: a small encoder stands for
 the page's, `affinity` takes few steps, ranks train on CPUs. What needs GPUs or several machines is
 parsed by accelerate, and targets of `make` by make; neither is run. `serve` and `demo` open no
-port; `curl` asks the former's application.
+port; `curl` asks the former's application. Ray's own `serve` reads its arguments and starts
+nothing.
 """
 
 import os
@@ -153,10 +154,19 @@ def make(arguments: list[str], encoder: Path) -> None:
     subprocess.run(call, check=True, capture_output=True)
 
 
+def serve(arguments: list[str], encoder: Path) -> None:
+    """Ray's command."""
+    from polyhead.train.serving.ray import Options, app
+
+    assert arguments[:2] == ["run", "polyhead.train.serving.ray:app"]
+    app(Options.model_validate(dict(argument.split("=", 1) for argument in arguments[2:])))
+
+
 SERVED: list[Any] = []  # what `polyhead serve` would run
 COMMANDS = {
     "curl": curl,
     "polyhead": polyhead,
+    "serve": serve,
     "torchrun": torchrun,
     "accelerate": accelerate,
     "make": make,

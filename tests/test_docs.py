@@ -143,6 +143,23 @@ def test_every_way_to_use_a_model(quickstart, encoder_folder):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_map_on_a_ray_cluster_of_this_machine(quickstart, encoder_folder, monkeypatch):
+    ray = pytest.importorskip("ray", reason='needs Ray: pip install "polyhead[ray]"')
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    options = {"include_dashboard": False, "log_to_driver": False}
+    ray.init(num_cpus=2, object_store_memory=80 * 2**20, **options)
+    try:
+        run_page("docs/ray.md", encoder_folder("bert"))
+    finally:
+        ray.shutdown()
+    answers = datasets.Dataset.from_parquet("answers/*.parquet")
+    assert answers.column_names == ["text", "intent", "entities"]
+    assert answers["text"] == [row["text"] for row in messages(6)]
+
+
+@pytest.mark.slow
 def test_a_page_without_its_port(quickstart, encoder_folder):
     run_page("docs/page.md", encoder_folder("bert"))
 

@@ -38,6 +38,11 @@ def test_imports_run_downwards():
     assert upward == set(KNOWN)
 
 
+def test_nothing_imports_what_runs_on_a_cluster():
+    assert "train.serving.ray" in MODULES
+    assert not [a for a, b in ARROWS if b == "train.serving.ray"]
+
+
 def test_no_modules_import_each_other():
     within = {(a, b) for a, b in ARROWS if a.startswith("train.")}
     assert circles_of(within) == []

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ...modeling.pipeline_polyhead import PolyheadPipeline
 from ..errors import UserError
+from ..recipe.code import allow_code as run_code
 from .files import answer_columns, answer_features, table_faults
 from .pipeline import load_pipeline
 
@@ -29,6 +30,7 @@ class PolyheadPredictor:
         text_pair: column with the second texts, for pair tasks; with lists of them, for tasks that
             choose.
         compute: how the encoder computes; see `PolyheadPipeline`.
+        allow_code: run the files with heads of makers' own that the model names.
         options: further arguments of the pipeline's call: `batch_tokens`, `document`, ...
 
     Raises:
@@ -43,10 +45,13 @@ class PolyheadPredictor:
         text: str = "text",
         text_pair: str | None = None,
         compute: str = "auto",
+        allow_code: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
         # oneDNN keeps what it compiled for each shape, and packed batches have ever new shapes
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+        if allow_code:
+            run_code(model)
         self.pipe = load_pipeline(model, compute)
         self.tasks = tasks_reading(self.pipe, tasks, pairs=text_pair is not None)
         self.text, self.text_pair = text, text_pair
