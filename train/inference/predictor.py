@@ -8,8 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
 import pyarrow as pa
+from datasets import Dataset
+from datasets.table import InMemoryTable
 
 from ...modeling.pipeline_polyhead import PolyheadPipeline
 from ..errors import UserError
@@ -66,7 +67,7 @@ class PolyheadPredictor:
         if not isinstance(rows, pa.Table):
             raise UserError("PolyheadPredictor", [ARROW.format(kind=type(rows).__name__)])
         schema = answer_features(self.pipe, self.tasks).arrow_schema
-        given = datasets.Dataset(datasets.table.InMemoryTable(rows))
+        given = Dataset(InMemoryTable(rows))
         reads = self.pipe.model.config.tasks[self.tasks[0]].reads
         faults = table_faults(
             given, self.tasks, self.text, self.text_pair, choices=reads == "choices"

@@ -7,17 +7,22 @@ slow client costs more than that.
 import asyncio
 import hmac
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import metrics
 from .faults import Refusal
-
-if TYPE_CHECKING:
-    from .service import Service
+from .settings import Settings
 
 OPEN = ("/health",)  # without the token, and while the server stops
+
+
+class Served(Protocol):
+    """What lies behind the gate: limits, and whether it takes requests no more."""
+
+    settings: Settings
+    stopping: bool
 
 
 @dataclass
@@ -25,7 +30,7 @@ class Gate:
     """Middleware: counts requests, and refuses those without token, too large or too slow ones."""
 
     app: ASGIApp
-    service: "Service"
+    service: Served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or refuse it."""
