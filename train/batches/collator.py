@@ -14,6 +14,7 @@ from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.packing import cumulative
 from ..kinds import BatchLayout, LanguageModel, kind_of
 
+TAUGHT = "taught_"  # column of a token task's tags by its teacher, of rows of other tasks
 FOR_TRAINER = ("rows", "windows", "sources", "counts")  # keys that the model does not read
 
 
@@ -22,7 +23,7 @@ class MultiTaskCollator:
     """Batches tokenized rows (see `tokenization.py`) of one or several sources.
 
     Keys in: `source`, `input_ids`, `row`, `window`, perhaps `token_type_ids` and `window_counts`,
-    and `labels_<task>`.
+    and `labels_<task>`; `taught_<task>`, tags by text of a token task that is not the row's own.
     Keys out, with N texts (windows, where some texts have several) and T tokens:
         input_ids, attention_mask, perhaps token_type_ids: (N, T)
             or, packed: input_ids (1, P), perhaps token_type_ids, cu_seq_lens_q (N + 1,)
@@ -92,11 +93,13 @@ class MultiTaskCollator:
 
     def tasks_of(self, row: dict[str, Any]) -> list[str]:
         """The tasks that read a row; a window after the first is not for all."""
-        return [
+        names = [
             name
             for name in self.sources[row["source"]]
-            if name not in self.stopped and (row["window"] == 0 or self.configs[name].reads_windows)
+            if row["window"] == 0 or self.configs[name].reads_windows
         ]
+        names += [name for name in self.task_names if row.get(TAUGHT + name) is not None]
+        return [name for name in names if name not in self.stopped]
 
     def _pad(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         ids = [text for row in rows for text in row["input_ids"]]
@@ -128,7 +131,12 @@ class MultiTaskCollator:
         layout = BatchLayout(packed=self.packed, width=batch["input_ids"].shape[1])
         if isinstance(kind, LanguageModel):
             return kind.collate(self._labels_of_tokens(kind, name, rows, batch), layout)
-        return kind.collate([row[f"labels_{name}"] for row in rows], layout)
+        taught = [row.get(TAUGHT + name) for row in rows]
+        labels = [
+            [row[f"labels_{name}"]] if of_texts is None else of_texts
+            for row, of_texts in zip(rows, taught, strict=True)
+        ]
+        return kind.collate([label for of_row in labels for label in of_row], layout)
 
     def _labels_of_tokens(
         self, kind: LanguageModel, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]

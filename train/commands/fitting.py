@@ -24,6 +24,7 @@ from ..trainer.trainer import MultiTaskTrainer
 from .encoders import length_notes
 from .setup import PreparedRun
 from .teachers import distil
+from .teaching_elsewhere import teach_others
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def fit(
         logger.warning(line)
     for line in [] if checkpoint is None else check_resume(checkpoint, trainer.identity):
         logger.warning(line)
-    if run.recipe.distill is not None:
+    if run.recipe.distill is not None and run.recipe.distill.rows == "own":
         distil(trainer, run.recipe, run.sources)
     try:
         with trainer.sigterm:
@@ -100,6 +101,8 @@ def make_trainer(run: PreparedRun) -> MultiTaskTrainer:
         UserError: options, rows or packages that do not fit.
     """
     rows = {source.name: tokenize(source, "train", run.tokenizer) for source in run.sources}
+    if run.recipe.distill is not None and run.recipe.distill.rows == "others":
+        rows = teach_others(run, rows)
     evaluation = None
     if run.evaluates:
         evaluation = eval_splits(run.sources, "validation", run.tokenizer, run.configs)

@@ -18,6 +18,7 @@ from ..batches.collator import MultiTaskCollator, model_inputs, windows_of
 from ..data.dataset import MultiTaskDataset
 from ..data.loading import Source
 from ..data.tokenization import tokenize
+from ..errors import UserError
 from ..inference.load import load_model
 from ..kinds.tokens import first_tokens_of
 from ..recipe.schema import Recipe
@@ -26,6 +27,7 @@ from ..trainer.row_targets import RowNumbers, compute_targets
 from ..trainer.trainer import MultiTaskTrainer
 
 logger = logging.getLogger(__name__)
+ALONE = "alone"  # a teacher that is still to be trained; and its folder in that of a run
 
 
 def teacher_faults(recipe: Recipe, model: PolyheadModel) -> list[str]:
@@ -39,6 +41,8 @@ def teacher_faults(recipe: Recipe, model: PolyheadModel) -> list[str]:
         return []
     faults = []
     for task, folder in recipe.distill.teachers.items():
+        if folder == ALONE:
+            continue
         key = f"distill.teachers.{task}: {folder}"
         try:
             raw, _ = PolyheadConfig.get_config_dict(folder)
@@ -102,6 +106,9 @@ def distil(trainer: MultiTaskTrainer, recipe: Recipe, sources: list[Source]) -> 
         UserError: a teacher's weights cannot be loaded.
     """
     assert recipe.distill is not None
+    if ALONE in recipe.distill.teachers.values():
+        fault = "distill.teachers: alone is for `polyhead train`; give a folder"
+        raise UserError(recipe.path, [fault])
     dataset: Any = trainer.train_dataset
     distillation = Distillation(trainer.model, recipe.distill, dataset, trainer.sources)
     for source in sources:

@@ -39,9 +39,9 @@ from ..trainer.identity import content_of
 from ..trainer.trainer import MultiTaskTrainer
 from .fitting import fit
 from .setup import PreparedRun, prepare
+from .teachers import ALONE
 
 logger = logging.getLogger(__name__)
-ALONE = "alone"  # in the folder of a run: the runs of its tasks alone
 
 
 def train(
@@ -89,6 +89,7 @@ def train_run(
     folder = Path(run.recipe.output_dir)
     older = _older_versions(run.recipe)
     singles = {} if run.recipe.compare is None else trained_alone(run.recipe, folder / ALONE)
+    run = with_teachers(run)
     trainer, scores, reports = fit(run, overwrite=overwrite)
     state = trainer.gathered_state()  # by all ranks
     if trainer.is_world_process_zero():
@@ -118,6 +119,19 @@ def _older_versions(recipe: Recipe) -> list[dict[str, Any]]:
 def trained_alone(recipe: Recipe, folder: Path) -> dict[str, tuple[dict[str, Any], float | None]]:
     """Scores and seconds of each task of a recipe trained alone, in folders of their names."""
     return {name: train_once(alone(recipe, name), folder / name) for name in recipe.tasks}
+
+
+def with_teachers(run: PreparedRun) -> PreparedRun:
+    """The run with the folders of teachers that are the tasks alone; they are trained first."""
+    distill, folder = run.recipe.distill, Path(run.recipe.output_dir) / ALONE
+    if distill is None or ALONE not in distill.teachers.values():
+        return run
+    teachers = dict(distill.teachers)
+    for name in [name for name, teacher in teachers.items() if teacher == ALONE]:
+        train_once(alone(run.recipe, name), folder / name)
+        teachers[name] = str(folder / name / MODEL)
+    recipe = replace(run.recipe, distill=replace(distill, teachers=teachers))
+    return replace(run, recipe=recipe)
 
 
 def train_once(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], float | None]:

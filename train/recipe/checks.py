@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...modeling.checks import check_task_name
 from ...modeling.configuration_polyhead import mask_fault
+from ...modeling.heads import HEADS
 from ...modeling.inputs import FORMS, form_of
 from ...modeling.unread_options import options_without_effect
 from ..data.document_pairs import with_columns
@@ -13,6 +14,7 @@ from ..data.splits import is_saved
 from ..evaluation.metrics import METRICS, metrics_for
 from ..kinds import kind_of
 from .schema import IN_BATCH_LOSSES, TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe, in_batch
+from .sections import Distill
 
 
 def task_faults(name: str, task: TaskRecipe) -> list[str]:
@@ -257,11 +259,33 @@ def _distill_faults(recipe: Recipe) -> list[str]:
         elif not kind_of(recipe.tasks[name]).has_teachers:
             head = recipe.tasks[name].head
             faults.append(f"distill.teachers.{name}: {head} has no teachers; take it out")
+    if recipe.distill.rows == "others":
+        faults += _taught_elsewhere_faults(recipe, recipe.distill)
     faults += [
         f"training.{key}: does not go with distill; take one of them out"
         for key in ("fsdp", "deepspeed")
         if recipe.training.get(key)
     ]
+    return faults
+
+
+def _taught_elsewhere_faults(recipe: Recipe, distill: Distill) -> list[str]:
+    """What does not go with teachers that tag the rows of other tasks."""
+    faults = [
+        f"distill.{key}: without effect beside rows: others, whose tags are labels; take it out"
+        for key, usual in (("anneal", True), ("weight", 1.0))
+        if getattr(distill, key) != usual
+    ]
+    for name in distill.teachers:
+        task = recipe.tasks.get(name)
+        if task is not None and not HEADS[task.head].decodes_spans:
+            fault = f"rows: others is for tasks over tokens, {task.head} is none"
+            faults.append(f"distill.teachers.{name}: {fault}; retain keeps what others knew")
+        elif task is not None and task.adapter is not None:
+            fault = "rows: others would send other tasks' rows through its adapter too"
+            faults.append(f"distill.teachers.{name}: {fault}; take one of them out")
+    if recipe.optimizer.by_task:
+        faults.append("distill.rows: others does not go with optimizer.by_task; take one out")
     return faults
 
 

@@ -215,13 +215,18 @@ class Distill:
 
     Args:
         teachers: task to a finished Polyhead, a folder or Hub id, that has a task of this name and
-            of the same labels; its encoder may be another.
+            of the same labels; its encoder may be another. `alone`: the task is trained alone
+            first, in output_dir/alone.
+        rows: own, the teachers answer to their tasks' own rows; others, those of token tasks tag as
+            many rows of the other tasks, so that entities are seen in texts like theirs as well
+            (`commands/teaching_elsewhere.py`); their own rows are then taught by labels only.
         anneal: a task's loss is the teacher's at first and goes evenly over to that of the labels;
             else it is the sum of both.
         weight: of the teachers' part.
     """
 
     teachers: dict[str, str] = Field(min_length=1)
+    rows: Literal["own", "others"] = "own"
     anneal: bool = True
     weight: Number = Field(default=1.0, gt=0)
 

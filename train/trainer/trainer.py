@@ -26,7 +26,7 @@ from transformers import (
 
 from ...modeling.modeling_polyhead import PolyheadModel
 from ..batches.by_source import SourceCollator, passes_of
-from ..batches.collator import MultiTaskCollator, model_inputs
+from ..batches.collator import TAUGHT, MultiTaskCollator, model_inputs
 from ..data.dataset import MultiTaskDataset
 from ..evaluation.scoring import EvalSplit, MetricFunction
 from ..optimization.by_task import rates_of_sources
@@ -238,7 +238,13 @@ class MultiTaskTrainer(EvaluatingTrainer):
     def _compute_targets(self) -> None:
         """What rows are to keep of the model as it is before it trains, or is resumed."""
         dataset = self.train_dataset
-        if self.multitask.distill is not None and self.optimizer_step.losses.distillation is None:
+        distill = self.multitask.distill
+        taught: Any = self.optimizer_step.losses.distillation
+        if distill is not None and distill.rows == "others":
+            parts = getattr(dataset, "parts", {})
+            columns = {name for part in parts.values() for name in part.column_names}
+            taught = columns.issuperset(TAUGHT + task for task in distill.teachers)
+        if distill is not None and not taught:
             raise ValueError("distill: the teachers have not been asked; train by a recipe")
         if isinstance(dataset, MultiTaskDataset) and self.optimizer_step.retention is not None:
             self.optimizer_step.retention.compute(
