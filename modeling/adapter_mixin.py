@@ -75,6 +75,14 @@ class AdapterMixin:
         for task in self.config.tasks.values():
             task.adapter = None if task.adapter == name else task.adapter
 
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: transformers would save one adapter and wrap the heads too."""
+        raise ValueError("use attach_adapter(name, config, tasks=[...])")
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused, as `add_adapter` is."""
+        raise ValueError("use attach_adapter(name, config, tasks=[...], state=weights)")
+
     @no_compile
     def _adapters_of_texts(
         self, names: list[str], rows: Rows, count: int

@@ -23,7 +23,7 @@ from .attention import no_compile
 from .causal import check_causal, is_causal, make_causal
 from .checks import check_task_name
 from .compute import Compute, Mode, set_compute
-from .configuration_polyhead import PolyheadConfig, TaskConfig
+from .configuration_polyhead import PolyheadConfig
 from .encoder import (
     EncoderInputs,
     EncoderPass,
@@ -40,7 +40,6 @@ from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
 from .pooling import layers_needed, pool
 from .pretrained_polyhead import PolyheadPreTrainedModel
 from .rows import TaskRows, check_tasks, read_rows, tasks_to_run
-from .unread_options import options_without_effect
 
 logger = logging.get_logger(__name__)
 
@@ -93,68 +92,6 @@ class PolyheadModel(PolyheadPreTrainedModel):
         self.register_load_state_dict_pre_hook(load_plain)
         self.post_init()
 
-    # ---- changing a model ----
-
-    def add_task(self, name: str, task: TaskConfig) -> None:
-        """Add a task with a new head; the encoder and the other heads stay as they are.
-
-        Raises:
-            ValueError: the name is not allowed or taken, the task does not fit the encoder, has an
-                option that it does not read, or wants another mask than the encoder runs with.
-        """
-        faults = options_without_effect(task)
-        if faults:
-            raise ValueError(f"task {name!r}: {'; '.join(faults)}")
-        if task.head_class.causal and not is_causal(self.encoder.config):
-            raise ValueError(
-                f"task {name!r} reads with a causal mask, but this model attends in both "
-                "directions; give the task to from_encoder (or a recipe), alone"
-            )
-        task = replace(task)  # the caller's own may become another task too
-        head = self._build_head(task)
-        self.config.set_task(name, task)
-        head.apply(self._init_weights)
-        head.train(self.training)
-        self.heads[name] = head.to(device=self.encoder.device, dtype=self.encoder.dtype)
-        self._retie()
-
-    def remove_task(self, name: str) -> None:
-        """Remove a task and its head, and its adapter unless another task reads it.
-
-        Raises:
-            ValueError: there is no such task.
-        """
-        check_tasks(self.task_names, [name])
-        adapter = self.config.tasks[name].adapter
-        if [t.adapter for t in self.config.tasks.values()].count(adapter) == 1 and adapter:
-            self.detach_adapter(adapter)
-        del self.heads[name]
-        del self.config.tasks[name]
-        self.config.task_names = [t for t in self.task_names if t != name]
-        self._retie()
-
-    def extend_task(self, name: str, labels: list[str], **options: Any) -> None:
-        """Give a task more labels, with an output layer of their own; all else stays as it is.
-
-        Args:
-            name: of a task with one label for each text or token.
-            labels: the new ones.
-            options: of `TaskConfig` that change with them, as `strict` or `partial`.
-
-        Raises:
-            ValueError: there is no such task, it has none of these heads, or a label already.
-        """
-        check_tasks(self.task_names, [name])
-        old, head = self.config.tasks[name], self.heads[name]
-        grown = [*(old.grown or []), len(labels)]
-        task = replace(old, labels=[*(old.labels or []), *labels], grown=grown, **options)
-        larger = self._build_head(task)
-        larger.apply(self._init_weights)
-        larger.load_state_dict(head.state_dict(), strict=False)
-        larger.train(head.training)
-        self.heads[name] = larger.to(device=self.encoder.device, dtype=self.encoder.dtype)
-        self.config.tasks[name] = task
-
     def view(self, task: str) -> "PolyheadModel":
         """One classification task of this model as HF's class for it; all weights are shared.
 
@@ -165,26 +102,6 @@ class PolyheadModel(PolyheadPreTrainedModel):
 
         check_tasks(self.task_names, [task])
         return view_of(self, task)
-
-    def _build_head(self, task: TaskConfig) -> Head:
-        return task.head_class(
-            task=task, encoder_config=self.encoder.config, pooling=self.config.pooling
-        )
-
-    def _ties(self) -> dict[str, str]:
-        """Decoder weight of each tied head -> the encoder's input embeddings, by name."""
-        tied = self._tied_tasks
-        if not tied:
-            return {}
-        weight = self.encoder.get_input_embeddings().weight
-        source = next(n for n, p in self.encoder.named_parameters() if p is weight)
-        return {f"heads.{n}.decoder.weight": f"encoder.{source}" for n in tied}
-
-    def _retie(self) -> None:
-        inner = {k: v for k, v in self.all_tied_weights_keys.items() if not k.startswith("heads.")}
-        self._tied_weights_keys = self._ties()
-        self.all_tied_weights_keys = {**inner, **self._tied_weights_keys}
-        self.tie_weights()
 
     def set_compute(self, mode: Mode) -> Compute:
         """Choose how the encoder computes: `exact` (default), `auto` or `bf16`; see `compute.py`.
@@ -290,24 +207,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
             compute=self.compute,
             packs=packs,
         )
-        outputs: dict[str, dict[str, Tensor]] = {"logits": {}, "embeddings": {}}
-        losses = {}
-        for name in names:
-            target = read.labels(name, labels)
-            values, loss = self._run_head(name, encoded, read, target, (num_items or {}).get(name))
-            outputs[self._head(name).output][name] = values
-            if loss is not None:
-                losses[name] = loss
-        total = sum(self.config.tasks[name].loss_weight * loss for name, loss in losses.items())
-        output = PolyheadOutput(
-            loss=total if losses else None,  # pyright: ignore[reportArgumentType]
-            last_hidden_state=encoded.in_order(encoded.output.last_hidden_state),
-            logits=outputs["logits"] or None,
-            embeddings=outputs["embeddings"] or None,
-            losses=losses or None,
-            hidden_states=encoded.hidden_states if deep else None,
-            attentions=encoded.output.get("attentions") if encoded.plan is None else None,
-        )
+        output = self._run_heads(encoded, read, labels, num_items or {}, keeps=bool(deep))
         if return_dict is None:
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
@@ -368,6 +268,35 @@ class PolyheadModel(PolyheadPreTrainedModel):
 
     def _head(self, name: str) -> Head:
         return self.heads[name]  # pyright: ignore[reportReturnType]
+
+    def _run_heads(
+        self,
+        encoded: EncoderPass,
+        read: TaskRows,
+        labels: dict[str, Tensor] | None,
+        num_items: dict[str, Tensor],
+        *,
+        keeps: bool,
+    ) -> PolyheadOutput:
+        """The heads' outputs and losses, with the encoder's own; `keeps`, its hidden states too."""
+        outputs: dict[str, dict[str, Tensor]] = {"logits": {}, "embeddings": {}}
+        losses = {}
+        for name in read.names:
+            target = read.labels(name, labels)
+            values, loss = self._run_head(name, encoded, read, target, num_items.get(name))
+            outputs[self._head(name).output][name] = values
+            if loss is not None:
+                losses[name] = loss
+        total = sum(self.config.tasks[name].loss_weight * loss for name, loss in losses.items())
+        return PolyheadOutput(
+            loss=total if losses else None,  # pyright: ignore[reportArgumentType]
+            last_hidden_state=encoded.in_order(encoded.output.last_hidden_state),
+            logits=outputs["logits"] or None,
+            embeddings=outputs["embeddings"] or None,
+            losses=losses or None,
+            hidden_states=encoded.hidden_states if keeps else None,
+            attentions=encoded.output.get("attentions") if encoded.plan is None else None,
+        )
 
     def _run_head(
         self,

@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils.hub import hf_api
 
-from .adapter_mixin import AdapterMixin
 from .adapters import check_not_merged, load_adapter, plain_state, save_adapter
 from .causal import make_causal, trained_causal
 from .configuration_polyhead import PolyheadConfig, TaskConfig
@@ -32,6 +31,7 @@ from .first_use import FIRST_USE
 from .own_heads import load_own_heads
 from .routing import checkpoint_contexts, line_up
 from .rows import check_tasks
+from .task_mixin import TaskMixin
 from .weights import (
     REPORTED,
     check_complete,
@@ -55,7 +55,7 @@ AUTO_MAP = {
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "code_revision")
 
 
-class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
+class PolyheadPreTrainedModel(TaskMixin, PreTrainedModel):
     """Loading and saving of a `PolyheadModel`."""
 
     config_class = PolyheadConfig
@@ -311,14 +311,6 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
             revision=revision,
         )
 
-    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: transformers would save one adapter and wrap the heads too."""
-        raise ValueError("use attach_adapter(name, config, tasks=[...])")
-
-    def load_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refused, as `add_adapter` is."""
-        raise ValueError("use attach_adapter(name, config, tasks=[...], state=weights)")
-
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: transformers' hooks for hidden states, which cannot go, stay here.
 
@@ -331,11 +323,6 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
         return state
 
     # ---- parts that transformers asks for ----
-
-    @property
-    def task_names(self) -> list[str]:
-        """The tasks in the order that `task_ids` counts them."""
-        return list(self.config.task_names or [])
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's token embeddings."""
@@ -368,8 +355,3 @@ class PolyheadPreTrainedModel(AdapterMixin, PreTrainedModel):
                 gradient_checkpointing_func, context_fn=checkpoint_contexts
             )
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
-
-    @property
-    def _tied_tasks(self) -> list[str]:
-        tasks = self.config.tasks
-        return [name for name in self.task_names if tasks[name].head_class.ties(tasks[name])]

@@ -12,6 +12,7 @@ import torch
 from conftest import ENCODERS
 from polyhead.modeling import PolyheadPipeline, TaskConfig, attention
 from polyhead.modeling.decoding import decode_entities
+from polyhead.modeling.passes import cut_into_passes
 from polyhead.modeling.windows import split_words
 
 SEQUENCE = {"head": "sequence_classification"}
@@ -137,11 +138,10 @@ def test_batches_of_any_size_change_nothing(pipe, size):
         (False, {10: [1, 1, 2, 2], 12: [1, 2, 3], 27: [3, 3], 4: [1, 1, 1, 1, 1, 1]}),
     ],
 )
-def test_a_batch_has_at_most_so_many_tokens(pipe, packed, cuts):
-    pipe.model._packs = packed
+def test_a_pass_has_at_most_so_many_tokens(packed, cuts):
     lengths = [9, 6, 4, 3, 3, 2]
     for tokens, sizes in cuts.items():
-        found = list(pipe._batches(lengths, tokens, None))
+        found = list(cut_into_passes(lengths, packed=packed, batch_tokens=tokens))
         assert [cut.stop - cut.start for cut in found] == sizes, tokens
         assert [i for cut in found for i in range(cut.start, cut.stop)] == list(range(6))
 

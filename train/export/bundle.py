@@ -154,7 +154,7 @@ def check_bundle(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     run = Runner(folder)
     model: Any = ExportedModel(folder)
     pipe = PolyheadPipeline(model=model, tokenizer=tokenizer, device=-1)
-    pipe._told.add("cut")  # the trial's own texts
+    pipe.windows.told.add("cut")  # the trial's own texts
     for name, task in model.config.tasks.items():
         texts = FORMS[task.reads]
         for top_k in (1, None):

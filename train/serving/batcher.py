@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...modeling.calls import Call, Entry
-from ...modeling.pipeline_polyhead import BATCH_TOKENS, MORE_TOKENS, PolyheadPipeline
+from ...modeling.passes import BATCH_TOKENS, MORE_TOKENS
+from ...modeling.pipeline_polyhead import PolyheadPipeline
 from . import metrics
 
 TEXT_THREADS = 2  # that tokenize and decode

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
+"""Tasks in and out of a model, and which of their heads are tied to the input embeddings."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from .adapter_mixin import AdapterMixin
+from .causal import is_causal
+from .configuration_polyhead import TaskConfig
+from .heads import Head
+from .rows import check_tasks
+from .unread_options import options_without_effect
+
+
+class TaskMixin(AdapterMixin):
+    """What a model does with its tasks; all but the task in question stays as it is."""
+
+    heads: nn.ModuleDict
+    training: bool  # as all that follow, PreTrainedModel's
+    all_tied_weights_keys: dict[str, str]
+    _tied_weights_keys: dict[str, str]
+    _init_weights: Callable[[nn.Module], None]
+    tie_weights: Callable[[], None]
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks in the order that `task_ids` counts them."""
+        return list(self.config.task_names or [])
+
+    def add_task(self, name: str, task: TaskConfig) -> None:
+        """Add a task with a new head; the encoder and the other heads stay as they are.
+
+        Raises:
+            ValueError: the name is not allowed or taken, the task does not fit the encoder, has an
+                option that it does not read, or wants another mask than the encoder runs with.
+        """
+        faults = options_without_effect(task)
+        if faults:
+            raise ValueError(f"task {name!r}: {'; '.join(faults)}")
+        if task.head_class.causal and not is_causal(self.encoder.config):
+            raise ValueError(
+                f"task {name!r} reads with a causal mask, but this model attends in both "
+                "directions; give the task to from_encoder (or a recipe), alone"
+            )
+        task = replace(task)  # the caller's own may become another task too
+        head = self._build_head(task)
+        self.config.set_task(name, task)
+        head.apply(self._init_weights)
+        head.train(self.training)
+        self.heads[name] = head.to(device=self.encoder.device, dtype=self.encoder.dtype)
+        self._retie()
+
+    def remove_task(self, name: str) -> None:
+        """Remove a task and its head, and its adapter unless another task reads it.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        check_tasks(self.task_names, [name])
+        adapter = self.config.tasks[name].adapter
+        if [t.adapter for t in self.config.tasks.values()].count(adapter) == 1 and adapter:
+            self.detach_adapter(adapter)
+        del self.heads[name]
+        del self.config.tasks[name]
+        self.config.task_names = [t for t in self.task_names if t != name]
+        self._retie()
+
+    def extend_task(self, name: str, labels: list[str], **options: Any) -> None:
+        """Give a task more labels, with an output layer of their own; all else stays as it is.
+
+        Args:
+            name: of a task with one label for each text or token.
+            labels: the new ones.
+            options: of `TaskConfig` that change with them, as `strict` or `partial`.
+
+        Raises:
+            ValueError: there is no such task, it has none of these heads, or a label already.
+        """
+        check_tasks(self.task_names, [name])
+        old, head = self.config.tasks[name], self.heads[name]
+        grown = [*(old.grown or []), len(labels)]
+        task = replace(old, labels=[*(old.labels or []), *labels], grown=grown, **options)
+        larger = self._build_head(task)
+        larger.apply(self._init_weights)
+        larger.load_state_dict(head.state_dict(), strict=False)
+        larger.train(head.training)
+        self.heads[name] = larger.to(device=self.encoder.device, dtype=self.encoder.dtype)
+        self.config.tasks[name] = task
+
+    def _build_head(self, task: TaskConfig) -> Head:
+        return task.head_class(
+            task=task, encoder_config=self.encoder.config, pooling=self.config.pooling
+        )
+
+    # ---- tied weights ----
+
+    @property
+    def _tied_tasks(self) -> list[str]:
+        tasks = self.config.tasks
+        return [name for name in self.task_names if tasks[name].head_class.ties(tasks[name])]
+
+    def _ties(self) -> dict[str, str]:
+        """Decoder weight of each tied head -> the encoder's input embeddings, by name."""
+        tied = self._tied_tasks
+        if not tied:
+            return {}
+        weight = self.encoder.get_input_embeddings().weight
+        source = next(n for n, p in self.encoder.named_parameters() if p is weight)
+        return {f"heads.{n}.decoder.weight": f"encoder.{source}" for n in tied}
+
+    def _retie(self) -> None:
+        inner = {k: v for k, v in self.all_tied_weights_keys.items() if not k.startswith("heads.")}
+        self._tied_weights_keys = self._ties()
+        self.all_tied_weights_keys = {**inner, **self._tied_weights_keys}
+        self.tie_weights()
