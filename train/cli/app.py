@@ -31,6 +31,7 @@ from .console import (
 )
 from .demo import demo
 from .edit import Overrides, RecipePath, add_task, extend_task, remove_task
+from .encoders import compare_encoders
 from .looking import map_texts, similarity
 from .predict import AllowCode, AsJson, ModelPath, Overwrite, embed, predict, run_code
 from .serve import serve
@@ -198,6 +199,7 @@ app.command()(embed)
 app.command()(serve)
 app.command()(demo)
 app.command("map")(map_texts)
+app.command("compare-encoders")(compare_encoders)
 app.command()(similarity)
 app.command()(log)
 app.command()(diff)

@@ -56,7 +56,7 @@ def build_model(
         config = PolyheadConfig(encoder_config=encoder, tasks=configs, pooling=pooling)
         model = PolyheadModel(config)
     else:
-        folder, pooling, _ = _sentence_transformer(_resolve(recipe.encoder))
+        folder, pooling, _ = _sentence_transformer(resolve(recipe.encoder))
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = PolyheadModel.from_encoder(folder, configs, pooling=recipe.pooling or pooling)
         adapters = read_json(Path(folder) / "config.json", {}).get("adapters")
@@ -78,7 +78,7 @@ def default_length(recipe: Recipe, configs: dict[str, TaskConfig]) -> int | None
     embeds = any(config.head_class.output == "embeddings" for config in configs.values())
     if recipe.max_length is not None or not isinstance(recipe.encoder, str) or not embeds:
         return None
-    return _sentence_transformer(_resolve(recipe.encoder))[2]
+    return _sentence_transformer(resolve(recipe.encoder))[2]
 
 
 def length_notes(recipe: Recipe, model: PolyheadModel, tokenizer: Tokenizer) -> list[str]:
@@ -136,14 +136,14 @@ def origin_of(encoder: str | FinishedEncoder | ScratchEncoder) -> str:
     if isinstance(encoder, ScratchEncoder):
         return "random"
     name = encoder if isinstance(encoder, str) else encoder.model
-    folder = Path(_resolve(name))
+    folder = Path(resolve(name))
     origin = weights_digest(folder) if folder.is_dir() else name
     if isinstance(encoder, str):
         return origin
     return " ".join([origin, encoder.merge or "", *encoder.keep_tasks])
 
 
-def _resolve(name: str) -> str:
+def resolve(name: str) -> str:
     """An encoder's name as transformers takes it: `package:NAME/FOLDER` is a folder."""
     return str(package_folder(name)) if name.startswith("package:") else name
 
@@ -151,7 +151,7 @@ def _resolve(name: str) -> str:
 def _scratch_tokenizer(recipe: Recipe, encoder: ScratchEncoder, sources: list[Source]) -> Tokenizer:
     """The tokenizer of a scratch encoder; a run that resumes has one."""
     if isinstance(encoder.tokenizer, str):
-        return AutoTokenizer.from_pretrained(_resolve(encoder.tokenizer))
+        return AutoTokenizer.from_pretrained(resolve(encoder.tokenizer))
     resumes = recipe.training.get("resume_from_checkpoint")
     checkpoint = latest_intact(recipe.output_dir) if resumes is True else resumes
     if isinstance(checkpoint, str) and Path(checkpoint).is_dir():

@@ -26,7 +26,7 @@ from ..outputs import unwritable
 from ..recipe.parts import alone, at_rate, epochs_of, only, rate_of, with_training
 from ..recipe.schema import Recipe
 from .setup import PreparedRun, prepare
-from .trials import Trial, Trials, affordable_share, rows_scored
+from .trials import Trial, Trials, affordable_share, rows_scored, unscored_faults
 
 FOLDER = "plan"  # in output_dir
 PLAN = "plan.json"
@@ -98,11 +98,7 @@ def _faults(run: PreparedRun) -> list[str]:
         faults.append(
             "sampling: rows_per_epoch and batch_tokens set what plan chooses; take them out"
         )
-    for source in run.sources:
-        if "validation" not in source.splits:
-            what = f"tasks.{source.name}.data: no validation rows; plan chooses by them"
-            faults.append(f"{what}, as splits: {{train: 'train[:90%]', validation: 'train[90%:]'}}")
-    return faults
+    return faults + unscored_faults(run.sources, "plan chooses")
 
 
 def _folder_faults(folder: Path, *, overwrite: bool) -> list[str]:

@@ -57,26 +57,21 @@ class Trial:
     @property
     def macro(self) -> float:
         """Mean of the tasks' main metrics; -inf where one of them is not defined."""
-        value = macro(self.scores)
-        return value if math.isfinite(value) else -math.inf
+        return macro_of(self.scores)
 
     @property
     def noise(self) -> float:
         """Standard error of `macro` over the scored rows; 0 where it is not known."""
-        own = (side_by_side(row, row, self.rows[name], "") for name, row in self.scores.items())
-        errors = [(row["standard_error"] or 0.0) / math.sqrt(2) for row in own]
-        return math.hypot(*errors) / len(errors)
+        return noise_of(self.scores, self.rows)
 
     def record(self) -> dict[str, Any]:
         """JSON-ready."""
-        main = {name: row[main_metric(list(row))] for name, row in self.scores.items()}
-        main = {name: value if math.isfinite(value) else None for name, value in main.items()}
         return {
             "trial": self.name,
             "learning_rate": self.learning_rate,
             "rows_per_step": self.rows_per_step,
             "share": round(self.share, 4),
-            "tasks": main,
+            "tasks": main_scores(self.scores),
             "macro": self.macro if math.isfinite(self.macro) else None,
             "seconds": round(self.seconds, 1),
         }
@@ -128,6 +123,25 @@ class Trials:
         return side_by_side(*both, self.rows[task], "validation")
 
 
+def macro_of(scores: dict[str, dict[str, Any]]) -> float:
+    """Mean of the tasks' main metrics; -inf where one of them is not defined."""
+    value = macro(scores)
+    return value if math.isfinite(value) else -math.inf
+
+
+def noise_of(scores: dict[str, dict[str, Any]], rows: dict[str, int]) -> float:
+    """Standard error of `macro_of` over the scored rows; 0 where it is not known."""
+    same = (side_by_side(row, row, rows[name], "") for name, row in scores.items())
+    errors = [(row["standard_error"] or 0.0) / math.sqrt(2) for row in same]
+    return math.hypot(*errors) / len(errors)
+
+
+def main_scores(scores: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Task to its main metric; None where it is not defined."""
+    main = {name: row[main_metric(list(row))] for name, row in scores.items()}
+    return {name: value if math.isfinite(value) else None for name, value in main.items()}
+
+
 def scores_of(recipe: Recipe, share: float) -> dict[str, dict[str, Any]]:
     """Scores on validation after training on a share of the rows; nothing is left on disk."""
     training = {k: v for k, v in recipe.training.items() if k not in NOT_SAVED}
@@ -137,13 +151,13 @@ def scores_of(recipe: Recipe, share: float) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         recipe = replace(recipe, output_dir=folder, training=training)
         run = prepare(recipe)
-        sources = [_part_of(source, min(1.0, share), run.args.seed) for source in run.sources]
+        sources = [part_of(source, min(1.0, share), run.args.seed) for source in run.sources]
         _, scores, _ = fit(replace(run, sources=sources))
     gc.collect()  # a trainer and its parts name each other
     return scores["tasks"]
 
 
-def _part_of(source: Source, share: float, seed: int) -> Source:
+def part_of(source: Source, share: float, seed: int) -> Source:
     """A share of a source's training rows, and some of its validation rows."""
     parts = {}
     for split, count in (("train", share * len(source.splits["train"])), ("validation", SCORED)):
@@ -151,6 +165,16 @@ def _part_of(source: Source, share: float, seed: int) -> Source:
         count = min(len(rows), max(1, round(count)))
         parts[split] = rows if count == len(rows) else rows.shuffle(seed=seed).select(range(count))
     return replace(source, splits=parts)
+
+
+def unscored_faults(sources: list[Source], what: str) -> list[str]:
+    """Sources without validation rows, by which something is chosen: `what` says by whom."""
+    return [
+        f"tasks.{source.name}.data: no validation rows; {what} by them, as splits: "
+        "{train: 'train[:90%]', validation: 'train[90%:]'}"
+        for source in sources
+        if "validation" not in source.splits
+    ]
 
 
 def rows_scored(run: PreparedRun, task: str) -> int:

@@ -103,7 +103,7 @@ def _vectors(
                 model(**inputs, tasks=tasks)
             if "window_counts" in batch:
                 for rows in parts.values():
-                    rows[-1] = _means(rows[-1], batch["window_counts"].cpu())
+                    rows[-1] = means_by_text(rows[-1], batch["window_counts"].cpu())
     finally:
         for hook in hooks:
             hook.remove()
@@ -112,7 +112,7 @@ def _vectors(
     return {task: torch.cat(rows).numpy() for task, rows in parts.items() if rows}
 
 
-def _means(vectors: Tensor, counts: Tensor) -> Tensor:
+def means_by_text(vectors: Tensor, counts: Tensor) -> Tensor:
     """(N, D) vectors of windows to (M, D) of the texts that `counts`, (M,), puts them in."""
     if len(vectors) == len(counts):  # the first window of each is read
         return vectors
