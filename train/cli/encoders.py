@@ -39,26 +39,26 @@ def compare_encoders(
 
 
 def _print(result: dict[str, Any]) -> None:
-    tasks = list(result["rows"])
-    header = ("encoder", *tasks, "macro", "±", "ms a text", "texts/s", "MB", "parameters")
-    rows = []
-    for one in result["encoders"]:
-        values = [*(one["tasks"][name] for name in tasks), one["macro"], one["standard_error"]]
-        cells = ["-" if value is None else f"{value:.4f}" for value in values]
-        rows.append(
-            (
-                one["encoder"],
-                *cells,
-                f"{one['latency_ms']:.1f}",
-                f"{one['texts_per_second']:.0f}",
-                str(one["memory_mb"]),
-                f"{one['parameters'] / 1e6:.1f} M",
-                "any" if one["length"] is None else str(one["length"]),
-                one["licence"],
-            )
-        )
-    device = f"{result['device']}, {result['threads']} threads"
-    title = f"Heads on frozen encoders, scored on validation; times on {device}"
-    out.print(table_of((*header, "tokens", "licence"), rows, title=title))
+    """Encoders by number, one a line; then a column of the table for each."""
+    encoders = result["encoders"]
+    for number, one in enumerate(encoders, 1):
+        say(f"{number}  {one['encoder']} (licence: {one['licence']})")
+    rows = [(task, *(_score(one["tasks"][task]) for one in encoders)) for task in result["rows"]]
+    rows += [
+        ("macro", *(_score(one["macro"]) for one in encoders)),
+        ("± standard error", *(_score(one["standard_error"]) for one in encoders)),
+        ("ms for a text", *(f"{one['latency_ms']:.1f}" for one in encoders)),
+        ("texts a second", *(f"{one['texts_per_second']:.0f}" for one in encoders)),
+        ("MB of memory", *(str(one["memory_mb"]) for one in encoders)),
+        ("parameters", *(f"{one['parameters']:,}" for one in encoders)),
+        ("tokens", *("any" if one["length"] is None else str(one["length"]) for one in encoders)),
+    ]
+    title = f"Heads on frozen encoders; {result['device']}, threads: {result['threads']}"
+    header = ("", *(str(number) for number in range(1, len(encoders) + 1)))
+    out.print(table_of(header, rows, title=title))
     for line in result["sentences"]:
         say(f"  {line}")
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from polyhead.modeling import PolyheadModel
+from polyhead.train.cli.encoders import _print as print_encoders
 from polyhead.train.commands import compare_encoders as comparing
 from polyhead.train.commands import probes
 from polyhead.train.commands.compare_encoders import (
@@ -183,6 +184,15 @@ def test_compares_and_prints(recipe, encoder_folder, no_timing, tmp_path, capsys
     names, lengths, texts = zip(*no_timing, strict=True)
     assert (names, lengths) == ((one, other), (64, 64))
     assert len(texts[0]) == 8
+    print_encoders(result)
+    printed = capsys.readouterr().out
+    assert f"1  {result['encoders'][0]['encoder']} (licence: not stated)" in printed
+    rows = {
+        line.split("│")[1].strip(): line.split("│")[2:4]
+        for line in printed.splitlines()
+        if "│" in line
+    }
+    assert [cell.strip() for cell in rows["macro"]] == [f"{value:.4f}" for value in macros]
     assert run_cli(*arguments, "--output", picture) == 2
     assert "type --overwrite" in capsys.readouterr().err
 
