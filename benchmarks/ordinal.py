@@ -38,8 +38,8 @@ def scored(problem: str, rows: int, epochs: int, seed: int) -> dict[str, dict[st
     """Metrics on test of the likeliest class and of the one in the middle."""
     from polyhead.modeling.pipeline_polyhead import PolyheadPipeline
     from polyhead.modeling.problem_types import middle_class
-    from polyhead.train.commands.setup import prepare
     from polyhead.train.commands.fitting import fit
+    from polyhead.train.commands.setup import prepare
     from polyhead.train.evaluation.metrics import METRICS
     from polyhead.train.recipe.reader import build_recipe
 

@@ -27,6 +27,7 @@ import numpy as np
 from transformers import TrainingArguments
 
 from ..recipe.sections import MultiTaskArguments, Sampling
+from .mixing import even, fill, interleave
 from .strategies import (
     apportion,
     by_source,
@@ -169,7 +170,7 @@ class MultiTaskBatchSampler:
         else:
             left, counts = {"": sum(left.values())}, {"": len(steps[""])}
         least = self.micro_batches_per_step
-        return {n: _even(max(left[n], counts[n] * least), counts[n]) for n in left}
+        return {n: even(max(left[n], counts[n] * least), counts[n]) for n in left}
 
     def _as_many_steps(self, steps: dict[str, list[int]]) -> dict[str, list[int]]:
         """The same rows in as many steps as the first epoch has: shares change its tokens."""
@@ -178,7 +179,7 @@ class MultiTaskBatchSampler:
             return steps
         rows = {name: sum(sizes) for name, sizes in steps.items()}
         counts = apportion(total, {name: len(sizes) for name, sizes in steps.items()})
-        return {n: _even(rows[n], max(1, min(counts[n], rows[n] // least))) for n in steps}
+        return {n: even(rows[n], max(1, min(counts[n], rows[n] // least))) for n in steps}
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -199,14 +200,14 @@ class MultiTaskBatchSampler:
         if self.batch_tokens is not None:
             tokens = sum(count * self._mean_length(name) for name, count in drawn.items())
             steps = math.ceil(tokens / (self.batch_tokens * least))
-            return _even(rows, max(1, min(steps, rows // least)))
+            return even(rows, max(1, min(steps, rows // least)))
         steps = math.ceil(rows / self._full_step)
         if steps == 1 or rows // steps >= least:
-            return _even(rows, steps)
+            return even(rows, steps)
         last = rows - self._full_step * (steps - 1)
         if self.pure or last < self.replicas:  # short steps would mix sources, or idle a rank
-            return _even(rows, steps - 1)
-        return [*_even(rows - last, steps - 1), last]
+            return even(rows, steps - 1)
+        return [*even(rows - last, steps - 1), last]
 
     def _mean_length(self, source: str) -> float:
         rows = self.ranges[source]
@@ -239,13 +240,13 @@ class MultiTaskBatchSampler:
                 drawn[name] = spread_duplicates(rows, self.texts, most)
         for name, sizes in plan.items():
             if gathered:
-                steps[name] = _fill(drawn, gathered, sizes)
+                steps[name] = fill(drawn, gathered, sizes)
                 continue
-            rows = drawn[name] if self.pure else _interleave(list(drawn.values()), len(sizes))
+            rows = drawn[name] if self.pure else interleave(list(drawn.values()), len(sizes))
             steps[name] = self._split(self._bucket(rows), sizes, least)
         # A step with fewer micro-batches than the others would shift all that follow it.
         for step in sorted(self._in_turn(steps, rng), key=lambda step: len(step) < least):
-            for batch in self._split(step, _even(len(step), self._micro_batches(len(step))), 1):
+            for batch in self._split(step, even(len(step), self._micro_batches(len(step))), 1):
                 yield batch.tolist()
 
     def _gathered(self, drawn: dict[str, np.ndarray], sizes: list[int]) -> dict[str, list[int]]:
@@ -269,7 +270,7 @@ class MultiTaskBatchSampler:
             free = roomiest if len(roomiest) >= count else free
             chosen = free[np.arange(count) * len(free) // count]
             counts = np.zeros(len(sizes), dtype=int)
-            counts[chosen] = _even(rows, count)
+            counts[chosen] = even(rows, count)
             room -= counts
             by_source[name] = counts.tolist()
         return by_source
@@ -382,30 +383,3 @@ def epochs_of(args: TrainingArguments, sampler: MultiTaskBatchSampler) -> float:
     if args.max_steps <= 0:
         return args.num_train_epochs
     return args.max_steps * sampler.micro_batches_per_step / len(sampler)
-
-
-def _even(rows: int, parts: int) -> list[int]:
-    """Sizes of `parts` nearly equal parts."""
-    return [rows // parts + (part < rows % parts) for part in range(parts)]
-
-
-def _interleave(sources: list[np.ndarray], steps: int) -> np.ndarray:
-    """One sequence of `steps` stretches; two of them differ by a row of a source at most."""
-    ends = np.cumsum([len(rows) for rows in sources])
-    dealt = np.split(np.arange(ends[-1]) % steps, ends[:-1])  # as cards: one source, then the next
-    order = np.argsort(np.concatenate([*map(np.sort, dealt)]), kind="stable")
-    return np.concatenate(sources)[order]
-
-
-def _fill(
-    drawn: dict[str, np.ndarray], gathered: dict[str, list[int]], sizes: list[int]
-) -> list[np.ndarray]:
-    """Steps of these sizes: the rows that come together, then an even mixture of the others."""
-    parts = [np.split(drawn[name], np.cumsum(counts)[:-1]) for name, counts in gathered.items()]
-    others = [rows for name, rows in drawn.items() if name not in gathered]
-    if others:
-        room = np.array(sizes) - np.sum([*gathered.values()], axis=0)
-        places = np.concatenate([(np.arange(len(rows)) + 0.5) / len(rows) for rows in others])
-        mixture = np.concatenate(others)[np.argsort(places, kind="stable")]
-        parts.append(np.split(mixture, np.cumsum(room)[:-1]))
-    return [np.concatenate(step) for step in zip(*parts, strict=True)]

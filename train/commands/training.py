@@ -21,10 +21,10 @@ from ..artifacts import (
 )
 from ..errors import UserError
 from ..evaluation.alone import in_words, side_by_side
-from ..hub.card import about_run
 from ..hub.folder import save_folder, write_card
 from ..hub.history import Made, line_of, relocated, write_history
 from ..hub.push import HUB_ERRORS
+from ..hub.run_info import about_run
 from ..outputs import MODEL, checkpoints_in, run_faults
 from ..recipe.parts import alone
 from ..recipe.schema import FinishedEncoder, Recipe

@@ -34,7 +34,7 @@ def save_folder(
         tokenizer: its tokenizer, with `model_max_length` set to what the encoder takes.
         path: folder; made when it is not there.
         metrics: metrics by task, for the card.
-        runs: the trainings that made it, as `card.about_run` describes them, for the card.
+        runs: the trainings that made it, as `run_info.about_run` describes them, for the card.
         state_dict: weights to write instead of the model's own (gathered from several ranks).
     """
     folder = Path(path)
