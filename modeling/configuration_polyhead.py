@@ -142,7 +142,7 @@ def mask_fault(tasks: Mapping[str, Any]) -> str | None:
 
 
 # Options that config.json has only where they differ from their default.
-LEFT_OUT = ("mlm_probability", "whole_word", "blocks", "tied")
+LEFT_OUT = ("hierarchy", "mlm_probability", "whole_word", "blocks", "tied")
 # What HF's `from_pretrained` would take for a config's, and weights of a Polyhead contradict.
 FIXED = ("num_labels", "id2label", "label2id", "problem_type", "task_names", "adapters")
 FIXED += ("format_version", "hidden_size", "projection_dim", "num_hidden_layers")

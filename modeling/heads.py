@@ -23,6 +23,7 @@ from transformers.activations import ACT2FN
 
 from .base_head import Conditions, Head
 from .checks import check_choice
+from .hierarchy import check_paths
 from .losses import LOSSES
 from .options import SCHEMES, HeadTask, check_grown, check_option_names, scheme_of
 from .problem_types import IGNORE as IGNORE
@@ -58,7 +59,16 @@ class SequenceClassificationHead(Head):
     """
 
     options = frozenset(
-        ("labels", "problem_type", "pooling", "activation", "dropout", "threshold", "pair")
+        (
+            "labels",
+            "problem_type",
+            "hierarchy",
+            "pooling",
+            "activation",
+            "dropout",
+            "threshold",
+            "pair",
+        )
         + ("partial", "grown", "strict", "long_texts", "window_pooling")
     )
 
@@ -111,6 +121,12 @@ class SequenceClassificationHead(Head):
             raise ValueError(f"a {task.problem_type} task has no labels")
         if len(labels) < least:
             raise ValueError(f"{task.problem_type} needs {least} labels or more, got {task.labels}")
+        if task.hierarchy:
+            if task.problem_type != "single_label_classification":
+                raise ValueError("hierarchy belongs to problem_type: single_label_classification")
+            check_paths(labels)
+            if task.strict:
+                raise ValueError("hierarchy: labels with thresholds of their own are in no tree")
         check_grown(task)
 
     @classmethod

@@ -41,6 +41,8 @@ class TaskOptions:
         problem_type: one of `PROBLEM_TYPES`, for `sequence_classification`; with labels the default
             is `single_label_classification`. The labels of `ordinal` are in order, the lowest
             first.
+        hierarchy: the labels of a single-label task are paths of a tree, `a/b/c`: the score of a
+            node is the sum of those under it, and the answer is found from the root down.
         pooling: one of `POOLINGS`, for heads over one vector per text; None takes the model's.
         activation: adds a dense layer with this activation before the output, as BERT's pooler
             (tanh) or DistilBERT's pre-classifier (relu) do; None is one linear layer.
@@ -79,6 +81,7 @@ class TaskOptions:
     head: str
     labels: list[str] | None = None
     problem_type: str | None = None
+    hierarchy: bool = False
     pooling: str | None = None
     activation: str | None = None
     dropout: float = 0.1
@@ -143,6 +146,15 @@ class HeadTask(TaskOptions):
     def strict_labels(self) -> int:
         """How many labels, the last ones, are put by thresholds of their own."""
         return self.grown[-1] if self.strict and self.grown else 0
+
+    @property
+    def answers_apart(self) -> str | None:
+        """Why no class of transformers answers as this task does; None where one does."""
+        if self.strict:
+            return f"puts {', '.join(self.strict)} by thresholds of its own"
+        if self.problem_type == "ordinal":
+            return "answers the middle of its classes in order, not the likeliest"
+        return "answers from the root of a tree down, not the likeliest" if self.hierarchy else None
 
     @property
     def partial_ids(self) -> list[list[int]]:

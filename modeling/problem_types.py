@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .decoding import decode_classes, rank_strict
+from .hierarchy import decode_tree
 from .options import HeadTask
 
 IGNORE = -100  # the label that torch's cross-entropy and HF skip
@@ -61,6 +62,8 @@ class SingleLabel:
         if task.strict:
             ranked = rank_strict(values, task.labels or [], task.strict)
             return ranked[0] if top_k == 1 else ranked[:top_k]
+        if task.hierarchy:
+            return decode_tree(values, task.labels or [], top_k)
         return decode_classes(
             values, task.labels or [], multi_label=False, top_k=top_k, threshold=0.0
         )

@@ -66,15 +66,10 @@ class _View(PolyheadModel):
             known = ", ".join(names) or "none"
             raise ValueError(f"task is {task!r}; tasks of this model for {self.head}: {known}")
         chosen = self.config.tasks[task]
-        if chosen.strict:
+        if chosen.answers_apart:
             raise ValueError(
-                f"task {task!r} puts {', '.join(chosen.strict)} by thresholds of its own, which "
-                "no class of transformers knows; ask PolyheadPipeline"
-            )
-        if chosen.problem_type == "ordinal":
-            raise ValueError(
-                f"task {task!r} answers the middle of its classes in order, transformers' pipeline "
-                "the likeliest; ask PolyheadPipeline"
+                f"task {task!r} {chosen.answers_apart}, which no class of transformers knows; ask "
+                "PolyheadPipeline"
             )
         self.task = task
         self.config.id2label = dict(enumerate(chosen.labels or ["LABEL_0"]))

@@ -21,6 +21,7 @@ LEAST = {  # the fewest options of a task of each kind
 OTHER = {  # a value of each option that is not its default
     "labels": ["x", "y"],
     "problem_type": "single_label_classification",
+    "hierarchy": True,
     "pooling": "cls",
     "activation": "tanh",
     "dropout": 0.3,

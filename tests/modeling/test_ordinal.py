@@ -103,7 +103,7 @@ def test_what_would_answer_the_likeliest_class_is_refused(model, tokenizer_of, t
     with pytest.raises(ValueError, match="the middle of its classes"):
         view_of(model, "stars")
     tokenizer = tokenizer_of(ENCODERS["bert"][0])
-    with pytest.raises(UserError, match="no head for classes in order"):
+    with pytest.raises(UserError, match="the middle of its classes"):
         export_hf(model, tokenizer, task="stars", folder=tmp_path / "plain")
 
 

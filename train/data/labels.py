@@ -7,6 +7,7 @@ from dataclasses import replace
 import datasets
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.hierarchy import leaves_under, nodes_of
 from ..kinds import CLOSED, kind_of
 from ..kinds.values import is_missing, labels_in
 from ..recipe.schema import TaskRecipe
@@ -45,7 +46,8 @@ def find_labels(
         else:
             counts = Counter(x for value in splits["train"][:][column] for x in labels_in(value))
         counts.pop(task.data.unmarked or "", None)
-        labels, more = _agree(name, task, _order(set(counts)), tags.renamed)
+        leaves = _order(set(counts) - _inner_nodes(task, set(counts)))
+        labels, more = _agree(name, task, leaves, tags.renamed)
         faults += more
         faults += _unordered(name, task, labels)
         faults += _unlabelled(name, task, splits)
@@ -60,9 +62,8 @@ def find_labels(
     elif kind_of(task).label_type == "index":
         faults = _unlabelled(name, task, splits)
     partial = None
-    if task.data.marks is not None and not faults:
-        partial, more = partial_sets(task, labels or [], tags.scheme, splits["train"][:])
-        faults += [f"tasks.{name}.data.{fault}" for fault in more]
+    if not faults:
+        partial, faults = _allowed_sets(name, task, labels or [], tags.scheme, splits["train"])
     if faults:
         return None, [], faults
     try:
@@ -107,6 +108,31 @@ def _unordered(name: str, task: TaskRecipe, labels: list[str]) -> list[str]:
         f"tasks.{name}.labels: missing; name the labels in their order, the lowest first: train "
         f"has {', '.join(map(repr, labels[:5]))}"
     ]
+
+
+def _inner_nodes(task: TaskRecipe, labels: set[str]) -> set[str]:
+    """Of the labels of a tree those that others lie under."""
+    if not kind_of(task).tree:
+        return set()
+    paths = labels | {str(label) for label in task.labels or []}
+    return labels & {node for label in paths for node in nodes_of(label)[:-1]}
+
+
+def _allowed_sets(
+    name: str, task: TaskRecipe, labels: list[str], scheme: str | None, rows: datasets.Dataset
+) -> tuple[list[list[str]] | None, list[str]]:
+    """What units may be that do not say one label: sets, None without any; and faults."""
+    if not kind_of(task).tree:
+        if task.data.marks is None:
+            return None, []
+        sets, faults = partial_sets(task, labels, scheme, rows[:])
+        return sets, [f"tasks.{name}.data.{fault}" for fault in faults]
+    if task.data.marks is not None:
+        why = "a row of a hierarchy says how much it knows by an inner node; take it out"
+        return None, [f"tasks.{name}.data.marks: {why}"]
+    values = {x for value in rows[:][str(task.data.label)] for x in labels_in(value)}
+    inner = [leaves_under(node, labels) for node in sorted(_inner_nodes(task, values))]
+    return [leaves for leaves in inner if len(leaves) > 1] or None, []
 
 
 def _order(labels: set[str]) -> list[str]:

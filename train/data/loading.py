@@ -15,6 +15,7 @@ import datasets
 import datasets.exceptions
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.hierarchy import nodes_of
 from ...modeling.tags import split_tag
 from ...modeling.windows import locate_words
 from ..errors import UserError
@@ -164,6 +165,8 @@ def unseen_labels(
                 if configs is not None and config.scheme is not None:  # the data may have another
                     known = {part + split_tag(label)[1] for label in known for part in PREFIXES}
                     known.add("O")
+                if kind_of(config).tree:
+                    known |= {node for label in known for node in nodes_of(label)}
                 data = source.tasks[name].data
                 for row, values in enumerate(rows[:][data.label]):
                     for label in set(labels_in(values)) - known - {data.unmarked}:

@@ -19,6 +19,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.hierarchy import nodes_of
 from ...modeling.tables import Table
 from ...modeling.tags import spans_of
 from ..kinds import TaskKind, kind_of
@@ -194,6 +195,21 @@ class QuadraticKappa(_Ordered):
         return {"quadratic_kappa": float(kappa)}
 
 
+class HierarchicalF1(_Metric):
+    """F1 over the nodes of paths `a/b/c`: those on the way to the answer beside the true ones."""
+
+    about = "F1 over all nodes on the paths of predictions and references."
+    source = "Kiritchenko et al. 2006, Learning and evaluation in the presence of class hierarchies"
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        pairs = [
+            (set(nodes_of(p)), set(nodes_of(r)))
+            for p, r in zip(predictions, references, strict=True)
+        ]
+        hits = sum(len(said & true) for said, true in pairs)
+        return {"hierarchical_f1": 2 * hits / sum(len(said) + len(true) for said, true in pairs)}
+
+
 class TokenAccuracy(_Metric):
     """Share of words with the right tag, over all words of all rows."""
 
@@ -265,6 +281,7 @@ METRICS: Table[Callable[[], Any]] = Table(
         "mcc": MCC,
         "mae": MAE,
         "quadratic_kappa": QuadraticKappa,
+        "hierarchical_f1": HierarchicalF1,
         "pearson": Pearson,
         "spearman": Spearman,
         "mse": MSE,

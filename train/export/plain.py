@@ -63,11 +63,8 @@ def export_hf(
     kind = kind_of(config)
     if kind.auto_class is None:
         raise UserError("export", [f"{task}: transformers has no class for head {config.head}"])
-    if config.strict:
-        fault = f"{task}: transformers knows no thresholds of {', '.join(config.strict)}"
-        raise UserError("export", [f"{fault}; export onnx or openvino"])
-    if config.problem_type == "ordinal":
-        fault = f"{task}: transformers has no head for classes in order"
+    if config.answers_apart:
+        fault = f"{task}: it {config.answers_apart}, which transformers does not know"
         raise UserError("export", [f"{fault}; export onnx or openvino"])
     bare = kind.auto_class == BARE
     if bare and config.projection:

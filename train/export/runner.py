@@ -204,6 +204,8 @@ class Runner:
         if "labels" not in task:
             return {"score": float(values[0])}
         label = task["labels"].__getitem__
+        if task.get("hierarchy"):
+            return _branches(_softmax(values), task["labels"], top_k)
         if task["problem_type"] == "single_label_classification":
             return _ranked(_softmax(values), label, top_k)
         if task["problem_type"] == "ordinal":
@@ -322,6 +324,29 @@ def _softmax(values: np.ndarray) -> np.ndarray:
 def _ranked(scores: np.ndarray, label: Callable[[int], Any], top_k: int | None) -> Any:
     order = np.argsort(-scores, kind="stable")[:top_k].tolist()
     entries = [{"label": label(number), "score": float(scores[number])} for number in order]
+    return entries[0] if top_k == 1 else entries
+
+
+def _branches(scores: np.ndarray, labels: list[str], top_k: int | None) -> Any:
+    """Leaves of a tree, the best branch first; the score of a node is the sum of its leaves'."""
+    parts, sums = [label.split("/") for label in labels], {}
+    paths = [["/".join(p[: end + 1]) for end in range(len(p))] for p in parts]
+    for path, score in zip(paths, scores.tolist(), strict=True):
+        for node in path:
+            sums[node] = sums.get(node, 0.0) + score
+    first = {node: number for number, node in enumerate(sums)}
+    deepest = max(map(len, paths))
+    order = sorted(
+        paths,
+        key=lambda path: [
+            (-sums[node], first[node]) for node in path + path[-1:] * (deepest - len(path))
+        ],
+    )
+    entries = [
+        {"label": path[-1], "score": sums[path[-1]]}
+        | {"path": [{"label": node, "score": sums[node]} for node in path[:-1]]}
+        for path in order[:top_k]
+    ]
     return entries[0] if top_k == 1 else entries
 
 

@@ -12,7 +12,7 @@ from ...modeling.tables import Table
 from ..recipe.schema import TaskRecipe
 from .base import CLOSED, Answers, BatchLayout, SplitRows, TaskKind
 from .causal_lm import CausalLM
-from .classification import MultiLabel, Ordinal, SingleLabel
+from .classification import MultiLabel, Ordinal, SingleLabel, Tree
 from .embedding import embedding_kind
 from .language_model import LanguageModel
 from .masked_lm import MaskedLM
@@ -29,7 +29,7 @@ BY_PROBLEM: dict[str | None, type[TaskKind]] = {
 
 def _sequence_kind(task: Any) -> TaskKind:
     """By what the labels are; a single one where the task does not say."""
-    return BY_PROBLEM.get(task.problem_type, SingleLabel)(task)
+    return (Tree if task.hierarchy else BY_PROBLEM.get(task.problem_type, SingleLabel))(task)
 
 
 KINDS: Table[Callable[[Any], TaskKind]] = Table(

@@ -113,6 +113,7 @@ class TaskKind(ABC):
     auto_class: ClassVar[str | None] = None  # transformers' class with such a head, for exports
     labels_from_tokens: ClassVar[bool] = False  # made when rows are collated: language models
     needs_mask_token: ClassVar[bool] = False  # of the tokenizer
+    tree: ClassVar[bool] = False  # its labels are paths, and a row may say where one begins
     ordered: ClassVar[bool] = False  # its labels have an order, the lowest first
     scores_itself: ClassVar[bool] = False  # by `score`: there are no answers beside references
 

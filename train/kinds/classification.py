@@ -11,6 +11,7 @@ from torch import Tensor
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.decoding import rank_strict
 from ...modeling.heads import IGNORE
+from ...modeling.hierarchy import SEPARATOR, best_leaves, leaves_under, nodes_of
 from ...modeling.problem_types import middle_class
 from ..recipe.schema import DataConfig
 from .base import Answers, LabelType, SplitRows, TaskKind
@@ -132,6 +133,51 @@ class Ordinal(SingleLabel):
     def read(self, values: Tensor) -> list[str]:
         """(N, L) logits to the class in the middle of the distribution."""
         return [self.labels[i] for i in middle_class(values).tolist()]
+
+
+class Tree(SingleLabel):
+    """One leaf of a tree of labels; a row may say an inner node, and is then any leaf under it."""
+
+    metrics = ("hierarchical_f1", "accuracy", "f1_macro", "f1_micro", "mcc")
+    usual_metrics = ("hierarchical_f1", "accuracy")
+    tree = True
+
+    def encode(self, value: Any, data: DataConfig) -> int:
+        """The id of the leaf, or of the set of those under an inner node."""
+        label = next(iter(labels_in(value)), "")
+        under = leaves_under(label, self.labels)
+        partial = self.task.partial or [] if isinstance(self.task, TaskConfig) else []
+        if len(under) == 1:
+            return self.labels.index(under[0])
+        if under in partial:
+            return len(self.labels) + partial.index(under)
+        return super().encode(value, data)
+
+    def answers(self, rows: SplitRows, values: Tensor) -> Answers:
+        """See the base class; a row that says an inner node is right for all that lies under it."""
+        answers = super().answers(rows, values)
+        inner = {node for label in self.labels for node in nodes_of(label)[:-1]}
+        answers.predictions = [
+            nodes_of(label)[: reference.count(SEPARATOR) + 1][-1] if reference in inner else label
+            for label, reference in zip(answers.predictions, answers.references, strict=True)
+        ]
+        return answers
+
+    def read(self, values: Tensor) -> list[str]:
+        """(N, L) logits to the leaf of the best branch."""
+        return [self.labels[i] for i in best_leaves(values, self.labels).tolist()]
+
+    def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
+        """See the base class; of the rows that say no inner node."""
+        inner = {node for label in self.labels for node in nodes_of(label)[:-1]}
+        rows = [n for n, label in enumerate(answers.references) if label not in inner]
+        sides = (answers.predictions, answers.references)
+        leaves = [[side[n] for n in rows] for side in sides]
+        return super().report(Answers(leaves[0], leaves[1], answers.values[rows]), scores)
+
+    def feature(self) -> Any:
+        """Label and score, and those of the nodes above."""
+        return {**ANSWER, "path": datasets.List(ANSWER)}
 
 
 class MultiLabel(Classes):

@@ -240,7 +240,7 @@ class TestChoice:
     def test_a_metric_stands_under_its_name_and_tells_what_it_is(self, name):
         metric = METRICS[name]()
         numbers = ["pearson", "spearman", "mse"]
-        words = ["accuracy", "mcc", "mae", "quadratic_kappa"]
+        words = ["accuracy", "mcc", "mae", "quadratic_kappa", "hierarchical_f1"]
         values = [1.0, 2.0] if name in numbers else ["1", "2"] if name in words else [["a"], ["b"]]
         assert name in metric.compute(predictions=values, references=values)
         assert metric.description

@@ -36,6 +36,9 @@ TASKS = {
         head=SEQUENCE, labels=LABELS, problem_type="multi_label_classification", threshold=0.4
     ),
     "stars": TaskConfig(head=SEQUENCE, labels=LABELS, problem_type="ordinal"),
+    "tree": TaskConfig(
+        head=SEQUENCE, labels=["a/b/c", "a/b/d", "a/e", "f"], hierarchy=True, activation="tanh"
+    ),
     "urgency": TaskConfig(head=SEQUENCE, problem_type="regression", activation="tanh"),
     "iob1": TaskConfig(head=TOKENS, labels=SCHEMES["iob1"], scheme="iob1"),
     "slots": TaskConfig(head=TOKENS, labels=SCHEMES["iob2"], signs=["."]),

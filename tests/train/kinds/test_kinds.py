@@ -18,6 +18,7 @@ TASKS = {
         head="sequence_classification", labels=LABELS, problem_type="multi_label_classification"
     ),
     "ordered": TaskConfig(head="sequence_classification", labels=LABELS, problem_type="ordinal"),
+    "tree": TaskConfig(head="sequence_classification", labels=["a/b", "a/c"], hierarchy=True),
     "number": TaskConfig(head="sequence_classification", problem_type="regression"),
     "tags": TaskConfig(head="token_classification", labels=["O", "B-x", "I-x"]),
     "words": TaskConfig(head="masked_lm"),
@@ -51,9 +52,8 @@ class TestEach:
 
     def test_a_recipe_has_the_same_kind(self, kind):
         task = kind.task
-        recipe = TaskRecipe(
-            head=task.head, problem_type=task.problem_type, loss=task.loss, data=PLAIN
-        )
+        same = {name: getattr(task, name) for name in ("head", "problem_type", "hierarchy", "loss")}
+        recipe = TaskRecipe(**same, data=PLAIN)
         assert type(kind_of(recipe)) is type(kind)
 
 
