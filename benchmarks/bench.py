@@ -29,6 +29,7 @@ SCRIPTS = {  # with fewer repeats than by themselves: 20 minutes in all
     "training.py": ["--steps", "1", "--repeats", "3"],
     "memory.py": ["--repeats", "1"],
     "growth.py": ["--repeats", "2"],
+    "cold_start.py": ["--repeats", "5"],
 }
 EXPORTS = ("Polyhead, bf16", "Polyhead, onnx", "Polyhead, openvino", "Polyhead, openvino bf16")
 
@@ -196,6 +197,14 @@ ROWS = [
         True,
         "serve_mixed",
         server("a handler on 8 pipelines"),
+    ),
+    Row(
+        "cold start: a text to `runner.py` of a bundle, MiniLM, seconds",
+        "a second",
+        1.0,
+        False,
+        "cold_start",
+        lambda r: (r["wall"]["median"], r["wall"]["spread"]),
     ),
     Row(
         "GPU: training tokens a second, bf16",
