@@ -21,7 +21,7 @@ from .problem_types import SingleLabel, marginal_loss_sum
 from .windows import Span
 
 CLASSES = SingleLabel()  # the loss and the answer of heads that say nothing else
-Conditions = dict[str, tuple[str, tuple[str, ...]]]
+Conditions = dict[str, tuple[str, tuple[str | int, ...]]]
 
 
 class Head(nn.Module):

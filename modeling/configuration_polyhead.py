@@ -29,6 +29,7 @@ from .checks import (
     check_types,
 )
 from .extension_files import check_imported, extension_files, extension_names
+from .head_layers import LARGEST_LAYERS
 from .heads import HEADS, Head
 from .losses import LOSSES
 from .options import ACTIVATIONS, LONG_TEXTS, NUMBERS, WINDOW_POOLINGS, HeadTask
@@ -110,8 +111,10 @@ class TaskConfig(HeadTask):
             raise ValueError(f"threshold is {self.threshold}; it must lie in [0, 1]")
         if not self.loss_weight >= 0:
             raise ValueError(f"loss_weight is {self.loss_weight}; it must be 0 or more")
-        if self.projection is not None and not 1 <= self.projection <= LARGEST_WIDTH:
-            raise ValueError(f"projection is {self.projection}; allowed: 1 to {LARGEST_WIDTH}")
+        for name, largest in (("projection", LARGEST_WIDTH), ("layers", LARGEST_LAYERS)):
+            number = getattr(self, name)
+            if number is not None and not 1 <= number <= largest:
+                raise ValueError(f"{name} is {number}; allowed: 1 to {largest}")
 
     def _check_labels(self) -> None:
         if self.labels is not None:

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.activations import ACT2FN
 
 from .base_head import Conditions, Head
 from .checks import check_choice
+from .head_layers import LARGEST_LAYERS, ResidualLayers, dense_layer
 from .hierarchy import check_paths
 from .losses import LOSSES
 from .options import SCHEMES, HeadTask, check_grown, check_option_names, scheme_of
@@ -54,37 +54,29 @@ class SequenceClassificationHead(Head):
 
         x = pooled;  x = act(W1 dropout(x) + b1) if `activation`;  logits = W dropout(x) + b
 
+    With `layers: n` the hidden layers are n of `ResidualLayers` instead.
     With pooling `cls` and `activation` tanh this is BERT's pooler and classifier (and, with dropout
     on the pooled vector, RoBERTa's head); relu gives DistilBERT's, gelu ELECTRA's.
     """
 
     options = frozenset(
-        (
-            "labels",
-            "problem_type",
-            "hierarchy",
-            "pooling",
-            "activation",
-            "dropout",
-            "threshold",
-            "pair",
-        )
-        + ("partial", "grown", "strict", "long_texts", "window_pooling")
+        ("labels", "problem_type", "hierarchy", "pooling", "activation", "layers", "dropout")
+        + ("threshold", "pair", "partial", "grown", "strict", "long_texts", "window_pooling")
     )
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
         self.problem = PROBLEM_TYPES[str(task.problem_type)]
         self.dropout = nn.Dropout(task.dropout)
-        self.dense = nn.Linear(self.pooled_size, self.pooled_size) if task.activation else None
-        self.act = ACT2FN[task.activation] if task.activation else None
+        self.dense, self.act = dense_layer(task, self.pooled_size)
+        self.hidden = ResidualLayers(task=task, size=self.pooled_size)
         self.out, self.more = output_layers(task, self.pooled_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, pooled_size) -> (N, L); L = 1 for regression, log-probabilities for ordinal."""
         if self.dense is not None and self.act is not None:
             x = self.act(self.dense(self.dropout(x)))
-        logits = joined_logits(self.dropout(x), self.out, self.more)
+        logits = joined_logits(self.dropout(self.hidden(x)), self.out, self.more)
         return ordinal_logits(logits) if self.task.problem_type == "ordinal" else logits
 
     def count(self, labels: Tensor) -> Tensor:
@@ -146,20 +138,32 @@ class SequenceClassificationHead(Head):
 
 
 class TokenClassificationHead(Head):
-    """One label per token: logits = W dropout(h) + b, as in HF's token classification heads."""
+    """One label per token: logits = W dropout(h) + b, as in HF's token classification heads.
+
+    With `layers: n` token states go through n of `ResidualLayers` first.
+    """
 
     per_token = True
     decodes_spans = True
-    options = frozenset(("labels", "dropout", "scheme", "signs", "partial", "grown", "strict"))
+    options = frozenset(
+        ("labels", "layers", "activation", "dropout", "scheme", "signs")
+        + ("partial", "grown", "strict")
+    )
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
         self.dropout = nn.Dropout(task.dropout)
+        self.hidden = ResidualLayers(task=task, size=encoder_config.hidden_size)
         self.out, self.more = output_layers(task, encoder_config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, H) -> (N, T, L), or packed (1, P, H) -> (1, P, L)."""
-        return joined_logits(self.dropout(x), self.out, self.more)
+        return joined_logits(self.dropout(self.hidden(x)), self.out, self.more)
+
+    @classmethod
+    def only_with(cls) -> Conditions:
+        """An activation is that of `layers`."""
+        return {"activation": ("layers", tuple(range(1, LARGEST_LAYERS + 1)))}
 
     @classmethod
     def check(cls, task: HeadTask) -> None:
@@ -284,26 +288,28 @@ class MultipleChoiceHead(Head):
 
         x = pooled;  x = act(W1 dropout(x) + b1) if `activation`;  score = w dropout(x) + b
 
+    With `layers: n` the hidden layers are n of `ResidualLayers` instead.
+
     Rows come in consecutive groups, a question with each of its C choices: N = G * C. With pooling
     `cls` and `activation` tanh these are the layers of HF's BertForMultipleChoice.
     """
 
     grouped = True
     chooses = True
-    options = frozenset(("pooling", "activation", "dropout"))
+    options = frozenset(("pooling", "activation", "layers", "dropout"))
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
         self.dropout = nn.Dropout(task.dropout)
-        self.dense = nn.Linear(self.pooled_size, self.pooled_size) if task.activation else None
-        self.act = ACT2FN[task.activation] if task.activation else None
+        self.dense, self.act = dense_layer(task, self.pooled_size)
+        self.hidden = ResidualLayers(task=task, size=self.pooled_size)
         self.out = nn.Linear(self.pooled_size, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, pooled_size) -> (N, 1)."""
         if self.dense is not None and self.act is not None:
             x = self.act(self.dense(self.dropout(x)))
-        return self.out(self.dropout(x))
+        return self.out(self.dropout(self.hidden(x)))
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of (N, 1) scores over the choices of each row, and (G,) of their numbers.

@@ -46,6 +46,8 @@ class TaskOptions:
         pooling: one of `POOLINGS`, for heads over one vector per text; None takes the model's.
         activation: adds a dense layer with this activation before the output, as BERT's pooler
             (tanh) or DistilBERT's pre-classifier (relu) do; None is one linear layer.
+        layers: hidden layers of a head that classifies or chooses, each x + act(W dropout(x) + b),
+            with `activation` or gelu; they stand in the place of the one dense layer. None: none.
         dropout: probability before each linear layer of a classification head.
         scheme: `iob1`, `iob2` or `bioes` for entity tags; None for token labels that stand alone
             (part of speech). Found from the labels when not given.
@@ -84,6 +86,7 @@ class TaskOptions:
     hierarchy: bool = False
     pooling: str | None = None
     activation: str | None = None
+    layers: int | None = None
     dropout: float = 0.1
     scheme: str | None = None
     threshold: float = 0.5

@@ -59,6 +59,6 @@ def _readers(option: str) -> str:
     for name, head in HEADS.items():
         if option in head.options:
             other, values = head.only_with().get(option, ("", ()))
-            readers.append(f"{other}: {' or '.join(values)}" if other else name)
+            readers.append(f"{other}: {' or '.join(map(str, values))}" if other else name)
     *first, last = readers or [NONE_OF_OURS]
     return f"{', '.join(first)} and {last}" if first else last

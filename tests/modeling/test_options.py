@@ -24,6 +24,7 @@ OTHER = {  # a value of each option that is not its default
     "hierarchy": True,
     "pooling": "cls",
     "activation": "tanh",
+    "layers": 2,
     "dropout": 0.3,
     "scheme": "iob2",
     "signs": ["("],

@@ -22,7 +22,7 @@ SOURCES = sorted(MODELING.glob("*.py"))
 TRAIN = sorted((MODELING.parent / "train").rglob("*.py"))
 SEQUENCE = {"head": "sequence_classification"}
 TASKS = {
-    "slots": TaskConfig(head="token_classification", labels=["O", "B-x", "I-x"]),
+    "slots": TaskConfig(head="token_classification", labels=["O", "B-x", "I-x"], layers=2),
     "intent": TaskConfig(**SEQUENCE, labels=["a", "b", "c"], activation="tanh"),
     "urgency": TaskConfig(**SEQUENCE, problem_type="regression"),
     "vector": TaskConfig(head="embedding", projection=8),

@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from ...modeling.compute import Mode
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.head_layers import LARGEST_LAYERS
 from ...modeling.heads import HEADS
 from ...modeling.losses import LOSSES
 from ...modeling.options import TaskOptions
@@ -219,6 +220,7 @@ class TaskRecipe(TaskOptions):
         | None
     ) = None
     scheme: Annotated[str | None, BeforeValidator(_scheme)] = None
+    layers: Whole | None = Field(default=None, gt=0, le=LARGEST_LAYERS)
     dropout: Number = Field(default=0.1, ge=0, lt=1)
     threshold: Number = Field(default=0.5, gt=0, lt=1)
     temperature: Number = Field(default=0.05, ge=1e-4)

@@ -497,6 +497,12 @@ class TestRefusedExports:
         assert "ForSequenceClassification cannot hold this head" in fault
         assert fault.startswith("chosen: ")
 
+    @pytest.mark.parametrize("head", [SEQUENCE, TOKENS])
+    def test_hidden_layers(self, refused, head):
+        fault = refused("bert", TaskConfig(head=head, labels=["a", "b"], layers=1))
+        assert "cannot hold this head" in fault
+        assert "layers 1" in fault
+
     def test_token_labels_where_the_class_has_another_layer(self, refused):
         fault = refused("modernbert", TaskConfig(head=TOKENS, labels=LABELS))
         assert fault.startswith("chosen: ModernBertForTokenClassification cannot hold this head")
