@@ -62,6 +62,7 @@ class TaskConfig(HeadTask):
             if getattr(self, name) is not None:
                 check_finite(name, getattr(self, name))
         self._check_numbers()
+        self._check_widths()
         check_json("head_options", self.head_options)
         if self.labels and "labels" not in self.head_class.options:
             raise ValueError(f"a {self.head} task has no labels, got {len(self.labels)}")
@@ -100,6 +101,12 @@ class TaskConfig(HeadTask):
             raise ValueError(
                 f"false_negative_margin is {self.false_negative_margin}; it must be 0 or more"
             )
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold is {self.threshold}; it must lie in [0, 1]")
+        if not self.loss_weight >= 0:
+            raise ValueError(f"loss_weight is {self.loss_weight}; it must be 0 or more")
+
+    def _check_widths(self) -> None:
         widths = self.matryoshka
         if widths is not None and (not widths or sorted(set(widths), reverse=True) != widths):
             raise ValueError(
@@ -107,10 +114,6 @@ class TaskConfig(HeadTask):
             )
         if widths is not None and widths[-1] < 1:
             raise ValueError(f"matryoshka is {widths}; a width is 1 or more")
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"threshold is {self.threshold}; it must lie in [0, 1]")
-        if not self.loss_weight >= 0:
-            raise ValueError(f"loss_weight is {self.loss_weight}; it must be 0 or more")
         for name, largest in (("projection", LARGEST_WIDTH), ("layers", LARGEST_LAYERS)):
             number = getattr(self, name)
             if number is not None and not 1 <= number <= largest:

@@ -68,7 +68,12 @@ class TestOutputs:
         pooled = {
             name: TaskConfig(head="embedding", pooling=name) for name in ("max", "last_token")
         }
-        tasks = {**TASKS, **pooled, "masked": TaskConfig(head="masked_lm")}
+        options = {"labels": ["O", "x", "y"], "layers": 2}
+        deep = {
+            "deep_slots": TaskConfig(head="token_classification", **options),
+            "deep_intent": TaskConfig(head="sequence_classification", **options),
+        }
+        tasks = {**TASKS, **pooled, **deep, "masked": TaskConfig(head="masked_lm")}
         model, graph = written(to=to, tasks=tasks)
         assert graph.about["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
         assert graph.task_names == model.task_names

@@ -54,7 +54,7 @@ def rows(tmp_path_factory, tokenizer_of) -> tuple:
     text = {"data_files": files, "text": "text", "dropout": 0.3}
     sources = sources_of(
         intent=task("sequence_classification", label="intent", **text),
-        slots=task("token_classification", tokens="tokens", label="tags", **text),
+        slots=task("token_classification", tokens="tokens", label="tags", layers=1, **text),
     )
     tokenizer = tokenizer_of("wordpiece")
     configs = {name: config for source in sources for name, config in source.configs.items()}
