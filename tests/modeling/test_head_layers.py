@@ -106,3 +106,12 @@ def test_a_head_that_has_none_refuses_them(head):
     readers = "sequence_classification, token_classification and multiple_choice"
     with pytest.raises(ValueError, match=f"layers belongs to {readers}, not to {head}"):
         TaskConfig(head=head, layers=1)
+
+
+def test_a_grown_task_keeps_its_layers_and_old_logits(model, batch_of):
+    batch = batch_of(model, [9, 5])
+    before = logits(model, batch)["slots"]
+    model.extend_task("slots", ["d"])
+    after = logits(model, batch)["slots"]
+    assert after.shape == (2, 9, 4)
+    assert torch.equal(after[..., :3], before)
