@@ -98,7 +98,7 @@ class Head(nn.Module):
         """
         if self.task.partial:
             return marginal_loss_sum(logits, labels, self.task.partial_ids)
-        return CLASSES.loss_sum(logits, labels)
+        return CLASSES.loss_sum(logits, labels, self.task.label_smoothing)
 
     def loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | None = None) -> Tensor:
         """Sum over labelled units / `num_items` (default: the units of this batch)."""

@@ -61,6 +61,7 @@ class TaskConfig(HeadTask):
         for name in NUMBERS:
             if getattr(self, name) is not None:
                 check_finite(name, getattr(self, name))
+        self._check_shares()
         self._check_numbers()
         self._check_widths()
         check_json("head_options", self.head_options)
@@ -91,9 +92,12 @@ class TaskConfig(HeadTask):
         """It answers once for all windows of a text; else for their tokens, each by itself."""
         return self.reads_windows and not self.head_class.per_token
 
+    def _check_shares(self) -> None:
+        for name in ("dropout", "label_smoothing"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+
     def _check_numbers(self) -> None:
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
         for name in ("temperature", "margin"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -148,7 +152,7 @@ def mask_fault(tasks: Mapping[str, Any]) -> str | None:
 
 
 # Options that config.json has only where they differ from their default.
-LEFT_OUT = ("hierarchy", "mlm_probability", "whole_word", "blocks", "tied")
+LEFT_OUT = ("hierarchy", "label_smoothing", "mlm_probability", "whole_word", "blocks", "tied")
 # What HF's `from_pretrained` would take for a config's, and weights of a Polyhead contradict.
 FIXED = ("num_labels", "id2label", "label2id", "problem_type", "task_names", "adapters")
 FIXED += ("format_version", "hidden_size", "projection_dim", "num_hidden_layers")

@@ -62,6 +62,7 @@ class SequenceClassificationHead(Head):
     options = frozenset(
         ("labels", "problem_type", "hierarchy", "pooling", "activation", "layers", "dropout")
         + ("threshold", "pair", "partial", "grown", "strict", "long_texts", "window_pooling")
+        + ("label_smoothing",)
     )
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
@@ -87,7 +88,7 @@ class SequenceClassificationHead(Head):
         """Cross-entropy, binary cross-entropy (mean over a row's known labels) or squared error."""
         if self.task.partial:
             return super().loss_sum(logits, labels)
-        return self.problem.loss_sum(logits, labels)
+        return self.problem.loss_sum(logits, labels, self.task.label_smoothing)
 
     @classmethod
     def only_with(cls) -> Conditions:
@@ -108,6 +109,10 @@ class SequenceClassificationHead(Head):
         if task.problem_type is None:
             raise ValueError("sequence_classification needs labels or problem_type: regression")
         check_choice("problem_type", task.problem_type, tuple(PROBLEM_TYPES))
+        if task.label_smoothing and task.problem_type != "single_label_classification":
+            raise ValueError(
+                f"label_smoothing is for one class of several, not {task.problem_type}"
+            )
         least, labels = PROBLEM_TYPES[task.problem_type].least_labels, task.labels or []
         if labels and least == 0:
             raise ValueError(f"a {task.problem_type} task has no labels")
@@ -147,7 +152,7 @@ class TokenClassificationHead(Head):
     decodes_spans = True
     options = frozenset(
         ("labels", "layers", "activation", "dropout", "scheme", "signs")
-        + ("partial", "grown", "strict")
+        + ("partial", "grown", "strict", "label_smoothing")
     )
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
@@ -296,7 +301,7 @@ class MultipleChoiceHead(Head):
 
     grouped = True
     chooses = True
-    options = frozenset(("pooling", "activation", "layers", "dropout"))
+    options = frozenset(("pooling", "activation", "layers", "dropout", "label_smoothing"))
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)

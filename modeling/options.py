@@ -22,6 +22,7 @@ NUMBERS = (  # options that are numbers
     "margin",
     "loss_weight",
     "mlm_probability",
+    "label_smoothing",
 )
 MASK_SHARES = (0.8, 0.1, 0.1)  # arXiv:1810.04805
 # Options that a saved model may have without effect, from before they were refused.
@@ -62,6 +63,9 @@ class TaskOptions:
             second text of a row has another one (arXiv:2212.03533).
         matryoshka: widths, as [384, 128, 64]: the embedding loss is summed over the first so many
             dimensions of each embedding, so that it can be cut to them (arXiv:2205.13147).
+        label_smoothing: share of each label that is spread over all classes evenly, for heads that
+            choose one class: q = (1 - s) onehot + s / L (arXiv:1512.00567). It is in the loss of
+            evaluation too.
         mlm_probability: share of the tokens that `masked_lm` hides.
         mask_shares: of these, [masked, replaced by a random token, kept]; default [0.8, 0.1, 0.1].
         whole_word: all tokens of a word are hidden together.
@@ -97,6 +101,7 @@ class TaskOptions:
     margin: float = 0.5
     prompts: list[str] | None = None
     matryoshka: list[int] | None = None
+    label_smoothing: float = 0.0
     mlm_probability: float = 0.15
     mask_shares: list[float] | None = None
     whole_word: bool = False
@@ -200,6 +205,10 @@ def check_grown(task: HeadTask) -> None:
         raise ValueError(f"strict is {strict!r:.80}; a threshold lies in [0, 1]")
     if strict and (not grown or set(strict) != set(new)):
         raise ValueError(f"strict names {', '.join(strict)}; it must name the labels grown last")
+    if task.partial and task.label_smoothing:
+        raise ValueError(
+            "label_smoothing spreads one label, but of partial rows several are allowed"
+        )
     for part in task.partial or []:
         unknown = [label for label in part if label not in (task.labels or [])]
         if unknown or not part or len(set(part)) < len(part):

@@ -29,8 +29,8 @@ class ProblemType(Protocol):
         """Number of labelled rows, a scalar."""
         ...
 
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss summed over the labelled rows, a scalar."""
+    def loss_sum(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Loss summed over the labelled rows, a scalar; `smoothing` of types with one class."""
         ...
 
     def answer(
@@ -49,10 +49,14 @@ class SingleLabel:
         """Rows whose label is not -100, a scalar."""
         return (labels != IGNORE).sum()
 
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss_sum(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy of (..., L) logits and (...) ids, summed; a scalar."""
         return F.cross_entropy(
-            logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+            logits.flatten(0, -2),
+            labels.flatten(),
+            ignore_index=IGNORE,
+            reduction="sum",
+            label_smoothing=smoothing,
         )
 
     def answer(
@@ -145,7 +149,7 @@ class MultiLabel:
         """Rows with a label that is not NaN, a scalar."""
         return _rows_known(labels)
 
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss_sum(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Sum over rows of the mean over a row's known labels, a scalar."""
         known = ~labels.isnan()
         filled = torch.where(known, labels, 0).to(logits.dtype)
@@ -172,7 +176,7 @@ class Regression:
         """Rows whose number is not NaN, a scalar."""
         return _rows_known(labels)
 
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss_sum(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Squared error of (N, 1) logits and (N,) numbers, summed; a scalar."""
         known = ~labels.isnan()
         filled = torch.where(known, labels, 0).to(logits.dtype)

@@ -46,6 +46,20 @@ TAGS = ["O", "B-city", "I-city"]
         ({"head": "embedding", "temperature": 0.0}, "temperature is 0.0; it must be above 0"),
         ({**SEQUENCE, "labels": LABELS, "threshold": 1.5}, "threshold is 1.5"),
         ({**SEQUENCE, "labels": LABELS, "loss_weight": -1.0}, "loss_weight is -1.0"),
+        ({**SEQUENCE, "labels": LABELS, "label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        (
+            {**SEQUENCE, "problem_type": "regression", "label_smoothing": 0.1},
+            "label_smoothing is for one class of several, not regression",
+        ),
+        (
+            {
+                "head": "token_classification",
+                "labels": ["a", "book"],
+                "label_smoothing": 0.1,
+                "partial": [["book"]],
+            },
+            "label_smoothing spreads one label",
+        ),
         ({"head": "embedding", "projection": 0}, "projection is 0"),
         ({"head": "embedding", "margin": 0.0}, "margin is 0.0; it must be above 0"),
         ({"head": "embedding", "symmetric": True}, "symmetric .* belong to loss: contrastive"),

@@ -40,6 +40,7 @@ OTHER = {  # a value of each option that is not its default
     "prompts": ["query: "],
     "matryoshka": [8, 4],
     "projection": 8,
+    "label_smoothing": 0.1,
     "mlm_probability": 0.3,
     "mask_shares": [1.0, 0.0, 0.0],
     "whole_word": True,

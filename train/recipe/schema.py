@@ -227,6 +227,7 @@ class TaskRecipe(TaskOptions):
     false_negative_margin: Number | None = None
     margin: Number = 0.5
     matryoshka: list[Whole] | None = None
+    label_smoothing: Number = Field(default=0.0, ge=0, lt=1)
     mlm_probability: Number = Field(default=0.15, gt=0, le=1)
     mask_shares: list[Number] | None = None
     projection: Whole | None = Field(default=None, gt=0, le=2**16)

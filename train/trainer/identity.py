@@ -28,6 +28,7 @@ SAMPLES = 64  # blocks of a weights' file that stand for all of it
 MAY_DIFFER = {  # options of a task
     "dropout",
     "false_negative_margin",
+    "label_smoothing",
     "loss_weight",
     "margin",
     "symmetric",
