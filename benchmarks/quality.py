@@ -74,8 +74,10 @@ BEFORE = (  # without equal_norms, retain and rows_together
     "tasks.similarity.loss=cosent",
     "tasks.similarity.loss_weight=0.1",
 )
+TAUGHT = ("distill={teachers: {entities: alone}, rows: others}",)
 JOINT = {
     "joint": Way(TASKS),
+    "joint, entities taught elsewhere": Way(TASKS, TAUGHT),
     "joint, before": Way(TASKS, BEFORE, seeds=(1, 2)),
 }
 WAYS = SINGLE | JOINT
@@ -98,7 +100,9 @@ def file_of(name: str, seed: int, runs: Path) -> Path:
 
 def train(name: str, seed: int, runs: Path) -> str:
     """Train and score one run, and say how long it took."""
+    from polyhead.train.commands.fitting import make_trainer
     from polyhead.train.commands.setup import prepare
+    from polyhead.train.commands.training import with_teachers
     from polyhead.train.evaluation.scoring import eval_splits
 
     quiet()
@@ -109,8 +113,8 @@ def train(name: str, seed: int, runs: Path) -> str:
         options += ["training.disable_tqdm=true", "training.logging_strategy=no"]
         options += ["training.per_device_eval_batch_size=128", "balancing.gradient_steps=0"]
         way = WAYS[name]
-        run = prepare(recipe_of(way, Path(folder)), [*way.overrides, *options])
-        trainer = trainer_of(run)
+        run = with_teachers(prepare(recipe_of(way, Path(folder)), [*way.overrides, *options]))
+        trainer = make_trainer(run)
         trainer.train()
         scores: dict[str, dict[str, float]] = {}
         for split in ("validation", "test"):

@@ -4,6 +4,7 @@ The baselines are what a support desk has before it has a model: the commonest i
 intent, regular expressions and a list of known names, a list of alarming words, shared words.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -26,6 +27,8 @@ MESSAGES = [
     "There is smoke coming out of the kettle base, I pulled the plug!! What do I do now?",
     "move me from Family to Basic from 1 June please",
 ]
+
+ALONE = Path(__file__).with_name("alone.json")  # scores of each task trained alone
 
 # Runs with an empty module search path of its own; `polyhead` is barred on top of that.
 STRANGER = """
@@ -84,7 +87,7 @@ def baselines(sources: list[Source]) -> dict[str, dict[str, float]]:
         "urgency": test_rows["urgency"],
         "similarity": pair_rows["score"],
     }
-    metric = {"intent": "accuracy", "entities": "entity_f1"}
+    metric = {"intent": "accuracy", "entities": "entity_f1", "urgency": "pearson"}
     return {
         task: compute(
             [metric.get(task, "spearman")],
@@ -168,16 +171,26 @@ def main(recipe: str = "configs/quickstart.yaml") -> int:
     loaded = load_recipe(recipe, sys.argv[2:])
     rules = baselines(load_sources(loaded))
     scores: dict[str, Any] = train(recipe, sys.argv[2:], overwrite=True)["tasks"]
-    table = Table("task", "metric", "rules of thumb", "Polyhead", title="Test rows")
+    alone = json.loads(ALONE.read_text(encoding="utf-8"))
+    columns = ("task", "metric", "rules of thumb", "a model of its own", "Polyhead, joint")
+    table = Table(*columns, title="Test rows", caption=f"a model of its own: {alone['how']}")
     beaten = True
     for task, values in rules.items():
         metric, baseline = next(iter(values.items()))
-        table.add_row(task, metric, f"{baseline:.3f}", f"{scores[task][metric]:.3f}")
+        single = alone["scores"][task][metric]
+        numbers = (baseline, single, scores[task][metric])
+        table.add_row(task, metric, *(f"{number:.3f}" for number in numbers))
         beaten &= scores[task][metric] > baseline + 0.1
     console.print(table)
     folder = Path(loaded.output_dir) / "model"
     command = [sys.executable, "-I", "-c", STRANGER, str(folder.resolve()), *MESSAGES]
     done = subprocess.run(command, check=False)
+    console.print(
+        f"\nOpen it on a page: polyhead demo {folder}   (pip install 'polyhead\\[page]')\n"
+        f"Serve it over HTTP: polyhead serve {folder}   (pip install 'polyhead\\[serve]')\n"
+        f"Its scores and pictures: polyhead report {folder.parent}",
+        soft_wrap=True,
+    )
     return 0 if beaten and done.returncode == 0 else 1
 
 

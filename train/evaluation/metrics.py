@@ -290,6 +290,15 @@ METRICS: Table[Callable[[], Any]] = Table(
     },
 )
 LOWER_IS_BETTER = {"mae", "mse", "perplexity"}
+HUB_TYPES = {  # names of the Hub's own metrics, for a model's index; others go by ours
+    "f1_macro": "f1",
+    "f1_micro": "f1",
+    "entity_f1": "f1",
+    "token_accuracy": "accuracy",
+    "mcc": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+}
 FOR_LABELS: dict[str, frozenset[str]] = {}  # users' metrics, and the types of labels they read
 Function = Callable[[list, list], float]
 

@@ -19,6 +19,7 @@ from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import PLOTS, RUNS, SCORES
 from ..balancing.agreement import noise_of, summary
 from ..escape import code, fenced, in_markdown, paragraph
+from ..evaluation.metrics import HUB_TYPES
 from ..kinds import kind_of
 from ..records import MODEL_SCORES, TRAININGS, read_record
 from ..reports.figures import SECTIONS
@@ -109,7 +110,7 @@ def _metadata(
             dataset_type=data.get(name, {}).get("data") or name,
             dataset_name=data.get(name, {}).get("data") or f"{name} (local files)",
             dataset_split=data.get(name, {}).get("scored_on"),
-            metric_type=metric,
+            metric_type=HUB_TYPES.get(metric, metric),
             metric_name=metric,
             metric_value=value,
         )

@@ -54,8 +54,12 @@ def test_metadata_is_what_the_run_says(card, folder):
         for metric, value in values.items()
         if isinstance(value, float)
     }
-    results = {(r.task_name, r.metric_type): r.metric_value for r in card.data.eval_results}
+    results = {(r.task_name, r.metric_name): r.metric_value for r in card.data.eval_results}
     assert results == expected
+    types = {r.metric_name: r.metric_type for r in card.data.eval_results}
+    assert types["entity_f1"] == types["f1_macro"] == "f1"
+    assert types["spearman"] == "spearmanr"
+    assert types["accuracy"] == "accuracy"
     assert {r.dataset_split for r in card.data.eval_results} == {"test"}
 
 
