@@ -7,24 +7,16 @@ alone and reads the recipe's own texts.
 
 import logging
 import math
-import multiprocessing
-import statistics
-import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
 from yaml import YAMLError
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.encoder import usable_length
-from ...modeling.pipeline_polyhead import PolyheadPipeline
 from ..data.loading import Source
 from ..errors import UserError
 from ..escape import drawn
@@ -33,18 +25,17 @@ from ..kinds import kind_of
 from ..outputs import target_faults
 from ..recipe.parts import only
 from ..recipe.reader import load_recipe
-from ..recipe.schema import DataConfig, Recipe, TaskRecipe
+from ..recipe.schema import Recipe
 from ..recipe.sections import Balancing, Freeze, OptimizerOptions, Sampling
 from ..reports import figures
-from .encoders import build_model, resolve
+from .encoder_costs import device_of, timed
+from .encoders import resolve
 from .probes import probe, rows_probed
 from .setup import PreparedRun, prepare
 from .trials import macro_of, main_scores, noise_of, unscored_faults
 
 logger = logging.getLogger(__name__)
 TEXTS = 256  # whose reading is timed in batches
-SINGLE = 50  # of them, timed one by one
-WARM = 5
 NOT_STATED = "not stated"
 KEPT = ("seed", "use_cpu")  # of the recipe's `training`
 LEFT_OUT = ("retain", "average", "distill", "stopping", "compare", "train_scores")
@@ -144,7 +135,7 @@ def compare_encoders(
         "recommended": None if chosen is None else chosen.encoder,
         "sentences": _sentences(candidates, chosen),
         "rows": rows,
-        "device": _device(recipe),
+        "device": device_of(recipe),
         "threads": torch.get_num_threads(),
         "picture": None if output is None else str(output),
     }
@@ -248,8 +239,8 @@ def _measured(recipe: Recipe, name: str, texts: list[str]) -> Candidate:
     run = prepare(recipe)
     facts = _facts(run, name)
     rows = {task: rows_probed(run, task)["validation"] for task in recipe.tasks}
-    timed: Any = _timed(recipe, name, int(run.tokenizer.model_max_length), texts)
-    return Candidate(name, **facts, scores=probe(run), rows=rows, **timed)
+    costs: Any = timed(recipe, name, int(run.tokenizer.model_max_length), texts)
+    return Candidate(name, **facts, scores=probe(run), rows=rows, **costs)
 
 
 def _facts(run: PreparedRun, name: str) -> dict[str, Any]:
@@ -274,88 +265,6 @@ def licence_of(name: str) -> str:
     if licence == "other":
         licence = data.get("license_name")
     return ", ".join(licence) if isinstance(licence, list) else str(licence or NOT_STATED)
-
-
-# ---- time and memory ----
-
-
-def _device(recipe: Recipe) -> str:
-    use_cpu = bool(recipe.training.get("use_cpu"))
-    return "cpu" if use_cpu or not torch.cuda.is_available() else "cuda"
-
-
-def _timed(recipe: Recipe, name: str, length: int, texts: list[str]) -> dict[str, float]:
-    """What `time_encoder` measures in a process of its own.
-
-    Raises:
-        UserError: the process ended, for want of memory most often.
-    """
-    spawn = multiprocessing.get_context("spawn")  # a GPU does not survive a fork
-    call = (name, recipe.pooling, length, texts, _device(recipe), torch.get_num_threads())
-    try:
-        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            return pool.submit(time_encoder, *call).result()
-    except BrokenProcessPool as error:
-        fault = f"{name}: the process that timed it was ended, for want of memory most often"
-        raise UserError("compare-encoders", [fault]) from error
-
-
-def time_encoder(
-    name: str, pooling: Any, length: int, texts: list[str], device: str, threads: int
-) -> dict[str, float]:
-    """Load an encoder and read texts with it; in a process that has done nothing else.
-
-    Args:
-        name: folder, Hub id, or `package:NAME/FOLDER`.
-        pooling: of the recipe.
-        length: tokens of a text, at most.
-        texts: N; the first `SINGLE` are read one by one too.
-        device: cpu or cuda.
-        threads: of torch.
-
-    Returns:
-        `latency_ms`, `texts_per_second`, `memory_mb`, as in `Candidate`.
-    """
-    torch.set_num_threads(threads)
-    task = TaskRecipe(head="embedding", data=DataConfig())
-    recipe = Recipe(
-        encoder=name, tasks={"vector": task}, output_dir="-", pooling=pooling, max_length=length
-    )
-    model, tokenizer = build_model(recipe, {"vector": TaskConfig(head="embedding")}, [])
-    pipe: Any = PolyheadPipeline(model=model, tokenizer=tokenizer, device=device, compute="exact")
-    singles = texts[:SINGLE]
-    for text in singles[:WARM]:
-        pipe(text)
-    times = []
-    for text in singles:
-        began = time.perf_counter()
-        pipe(text)
-        times.append(time.perf_counter() - began)
-    began = time.perf_counter()
-    pipe(texts)
-    seconds = time.perf_counter() - began
-    return {
-        "latency_ms": 1000 * statistics.median(times),
-        "texts_per_second": len(texts) / seconds,
-        "memory_mb": _peak_bytes(device) / 1e6,
-    }
-
-
-def _peak_bytes(device: str) -> int:
-    """The most memory that this process has had; where the system does not say, what it has now.
-
-    `ru_maxrss` is no help: on Linux a process begins with its parent's.
-    """
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = status.read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    memory = psutil.Process().memory_info()
-    return int(getattr(memory, "peak_wset", memory.rss))  # Windows knows it
 
 
 # ---- what to take ----

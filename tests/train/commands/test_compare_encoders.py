@@ -64,7 +64,7 @@ def no_timing(monkeypatch):
         asked.append((name, length, texts))
         return TIMES
 
-    monkeypatch.setattr(comparing, "_timed", timed)
+    monkeypatch.setattr(comparing, "timed", timed)
     return asked
 
 
@@ -221,7 +221,7 @@ def test_faults_of_all_candidates_are_one_message(recipe, encoder_folder, tmp_pa
 @pytest.mark.slow
 def test_time_and_memory_are_measured_in_a_process_of_its_own(recipe, encoder_folder):
     usual = load_recipe(recipe("intent"))
-    timed = comparing._timed(
+    timed = comparing.timed(
         replace(usual, training={"use_cpu": True}),
         *(str(encoder_folder("bert")), 64, ["book the train", "cancel"] * 20),
     )
