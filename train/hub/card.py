@@ -110,7 +110,7 @@ def _metadata(
             dataset_type=data.get(name, {}).get("data") or name,
             dataset_name=data.get(name, {}).get("data") or f"{name} (local files)",
             dataset_split=data.get(name, {}).get("scored_on"),
-            metric_type=HUB_TYPES.get(metric, metric),
+            metric_type=str(HUB_TYPES.get(metric, metric)),
             metric_name=metric,
             metric_value=value,
         )
