@@ -73,5 +73,5 @@ def test_many_rows_are_drawn_from_by_chance(build, monkeypatch):
 
 def test_a_text_in_several_windows_is_their_mean():
     vectors = torch.tensor([[1.0], [3.0], [5.0], [4.0]])
-    assert maps._means(vectors, torch.tensor([2, 1, 1])).tolist() == [[2.0], [5.0], [4.0]]
-    assert maps._means(vectors, torch.tensor([1, 1, 1, 1])) is vectors
+    assert maps.means_by_text(vectors, torch.tensor([2, 1, 1])).tolist() == [[2.0], [5.0], [4.0]]
+    assert maps.means_by_text(vectors, torch.tensor([1, 1, 1, 1])) is vectors
