@@ -1,9 +1,12 @@
 """mkdocs hooks: texts that lie outside docs/ are pages of the site as well, with their links."""
 
 import re
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -17,6 +20,18 @@ OUTSIDE = {
 # The search of a page opened as a file needs it; the theme would fetch it from the network.
 SHIM = "assets/iframe-worker.js"
 FETCHED = "https://unpkg.com/iframe-worker/shim"
+# Docstrings are read from files, and an editable install has no folder of the package's name.
+PACKAGE = TemporaryDirectory()
+(Path(PACKAGE.name) / "polyhead").mkdir()
+for part in ("modeling", "train"):
+    (Path(PACKAGE.name) / "polyhead" / part).symlink_to(ROOT / part)
+
+
+@event_priority(100)  # before mkdocstrings looks where to search
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Let the package be found."""
+    sys.path.insert(0, PACKAGE.name)
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
