@@ -32,7 +32,7 @@ from .encoder_costs import device_of, timed
 from .encoders import resolve
 from .probes import probe, rows_probed
 from .setup import PreparedRun, prepare
-from .trials import macro_of, main_scores, noise_of, unscored_faults
+from .trials import Scored, noise_of, unscored_faults
 
 logger = logging.getLogger(__name__)
 TEXTS = 256  # whose reading is timed in batches
@@ -42,7 +42,7 @@ LEFT_OUT = ("retain", "average", "distill", "stopping", "compare", "train_scores
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Scored):
     """An encoder: what it is, what the tasks score on it, what it costs.
 
     Args:
@@ -67,22 +67,11 @@ class Candidate:
     texts_per_second: float
     memory_mb: float
 
-    @property
-    def macro(self) -> float:
-        """Mean of the tasks' main metrics."""
-        return macro_of(self.scores)
-
-    @property
-    def noise(self) -> float:
-        """Standard error of `macro` over the scored rows."""
-        return noise_of(self.scores, self.rows)
-
     def record(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
             "encoder": self.encoder,
-            "tasks": main_scores(self.scores),
-            "macro": self.macro if math.isfinite(self.macro) else None,
+            **self.main_scores(),
             "standard_error": self.noise,
             "latency_ms": round(self.latency_ms, 2),
             "texts_per_second": round(self.texts_per_second, 1),

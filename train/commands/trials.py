@@ -32,8 +32,32 @@ NOT_SAVED = {
 }
 
 
+class Scored:
+    """What has scores on validation, and rows that were scored, by task."""
+
+    scores: dict[str, dict[str, Any]]
+    rows: dict[str, int]
+
+    @property
+    def macro(self) -> float:
+        """Mean of the tasks' main metrics; -inf where one of them is not defined."""
+        value = macro(self.scores)
+        return value if math.isfinite(value) else -math.inf
+
+    @property
+    def noise(self) -> float:
+        """Standard error of `macro` over the scored rows; 0 where it is not known."""
+        return noise_of(self.scores, self.rows)
+
+    def main_scores(self) -> dict[str, Any]:
+        """JSON-ready: `tasks`, the main metric of each, and `macro`; None where not defined."""
+        main = {name: row[main_metric(list(row))] for name, row in self.scores.items()}
+        tasks = {name: value if math.isfinite(value) else None for name, value in main.items()}
+        return {"tasks": tasks, "macro": self.macro if math.isfinite(self.macro) else None}
+
+
 @dataclass(frozen=True)
-class Trial:
+class Trial(Scored):
     """A short training.
 
     Args:
@@ -54,16 +78,6 @@ class Trial:
     rows: dict[str, int]
     seconds: float
 
-    @property
-    def macro(self) -> float:
-        """Mean of the tasks' main metrics; -inf where one of them is not defined."""
-        return macro_of(self.scores)
-
-    @property
-    def noise(self) -> float:
-        """Standard error of `macro` over the scored rows; 0 where it is not known."""
-        return noise_of(self.scores, self.rows)
-
     def record(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
@@ -71,8 +85,7 @@ class Trial:
             "learning_rate": self.learning_rate,
             "rows_per_step": self.rows_per_step,
             "share": round(self.share, 4),
-            "tasks": main_scores(self.scores),
-            "macro": self.macro if math.isfinite(self.macro) else None,
+            **self.main_scores(),
             "seconds": round(self.seconds, 1),
         }
 
@@ -123,23 +136,11 @@ class Trials:
         return side_by_side(*both, self.rows[task], "validation")
 
 
-def macro_of(scores: dict[str, dict[str, Any]]) -> float:
-    """Mean of the tasks' main metrics; -inf where one of them is not defined."""
-    value = macro(scores)
-    return value if math.isfinite(value) else -math.inf
-
-
 def noise_of(scores: dict[str, dict[str, Any]], rows: dict[str, int]) -> float:
-    """Standard error of `macro_of` over the scored rows; 0 where it is not known."""
+    """Standard error of the macro score over the scored rows; 0 where it is not known."""
     same = (side_by_side(row, row, rows[name], "") for name, row in scores.items())
     errors = [(row["standard_error"] or 0.0) / math.sqrt(2) for row in same]
     return math.hypot(*errors) / len(errors)
-
-
-def main_scores(scores: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    """Task to its main metric; None where it is not defined."""
-    main = {name: row[main_metric(list(row))] for name, row in scores.items()}
-    return {name: value if math.isfinite(value) else None for name, value in main.items()}
 
 
 def scores_of(recipe: Recipe, share: float) -> dict[str, dict[str, Any]]:
