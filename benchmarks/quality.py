@@ -13,7 +13,8 @@ stands in the table. Alone as together: 3 epochs, packed. Test scores are means 
 95 % intervals (Student's t); differences from the task alone have Welch's.
 
 The time of a way is its number of steps times the seconds of a step, measured in turns. Tasks alone
-are timed padded, as HF's Trainer batches them, and packed. Needs `POLYHEAD_DATA`.
+are timed padded, as HF's Trainer batches them, and packed. A teacher's
+training is not counted. Needs `POLYHEAD_DATA`.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from typing import Any
 
 import torch
 import yaml
-from common import ROOT, alternate, keep, quiet, trainer_of
+from common import ROOT, alternate, keep, quiet
 from scipy.stats import t as student
 
 RECIPE = ROOT / "configs/six_tasks.yaml"
@@ -226,14 +227,16 @@ def show(table: dict[str, Scores]) -> dict[str, Any]:
 
 def steps(way: Way, more: list[str], folder: Path) -> tuple[Callable[[], None], int]:
     """A run of some optimizer steps of the trainer, and the number of steps of a whole training."""
+    from polyhead.train.commands.fitting import make_trainer
     from polyhead.train.commands.setup import prepare
+    from polyhead.train.commands.training import with_teachers
 
     folder.mkdir(parents=True, exist_ok=True)
     path = recipe_of(way, folder)
     timed = [f"training.max_steps={TIMED}", "training.disable_tqdm=true", f"output_dir={folder}"]
     timed.append("balancing.gradient_steps=0")  # else one comparison in so few steps
-    run = prepare(path, [*way.overrides, *more, *timed])
-    trainer = trainer_of(run)
+    run = with_teachers(prepare(path, [*way.overrides, *more, *timed]))
+    trainer = make_trainer(run)
     epochs = float(run.recipe.training["num_train_epochs"])
     return lambda: trainer.train(), round(epochs * len(trainer.get_train_dataloader()))
 
