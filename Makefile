@@ -13,7 +13,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
-.PHONY: demo docs test test-slow test-crash test-fuzz test-all test-hf test-min test-wheel lint types fix bench house clean help
+.PHONY: demo docs test test-slow test-crash test-fuzz test-all test-hf test-min test-wheel test-docker-steps lint types fix bench house clean help
 
 demo: $(READY)  ## train four tasks on a support desk's messages, compare, use the model as a stranger
 	$(BIN)/python configs/quickstart/demo.py configs/quickstart.yaml
@@ -47,6 +47,9 @@ test-min: $(READY)  ## unit tests on the oldest transformers that pyproject.toml
 test-wheel: $(READY)  ## build the wheel, install it alone, import and predict from another folder
 	$(BIN)/python tests/wheel.py
 
+test-docker-steps: $(READY)  ## each step of the Dockerfile without docker, in an environment of its own; minutes, downloads
+	$(BIN)/python tests/docker_steps.py
+
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,4 +71,4 @@ clean:  ## remove environments, builds and runs
 	rm -rf .venv .venv-min build dist runs site *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
