@@ -1,13 +1,15 @@
 """What the benchmarks share: the real encoder, real text, alternating runs, one line per result."""
 
 import json
+import multiprocessing
 import os
 import platform
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,22 @@ def alternate(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str,
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def in_processes(
+    function: Callable[..., Any], jobs: list[tuple[Any, ...]], workers: int
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Each job with what the function gives for it, so many at once, in the order they end."""
+    spawn = multiprocessing.get_context("spawn")  # a GPU does not survive a fork
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        running = {pool.submit(function, *job): job for job in jobs}
+        for done in as_completed(running):
+            yield running[done], done.result()
+
+
+def device() -> str:
+    """The GPU's name, or CPU."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def ratio_spread(values: list[float], unit: list[float]) -> list[float]:
