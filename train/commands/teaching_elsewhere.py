@@ -3,8 +3,8 @@
 A token task is trained on texts of its own domain alone. Beside it the others teach the encoder
 that texts like theirs need no tags, and entities in such texts are then overlooked. So the task's
 teacher, most often a model of this task alone, tags some of their texts (pseudo-labels, as in
-self-training): as many rows as the task has itself, chosen by chance. They are read in the same
-pass of the encoder as for their own tasks.
+self-training): as many rows as the task has itself, chosen by chance, and of each word its first
+token, as in rows of its own. They are read in the same pass of the encoder as for their own tasks.
 """
 
 import logging
@@ -103,8 +103,9 @@ def _answers(
     features: dict[str, list[list[int]]],
     task: str,
 ) -> Iterator[list[int]]:
-    """For each text the teacher's tag of each token, `IGNORE` for special ones; in their order."""
-    special, texts = torch.tensor(tokenizer.all_special_ids), features["input_ids"]
+    """For each text the teacher's tags, `IGNORE` for tokens that begin no word; in their order."""
+    texts = features["input_ids"]
+    begins = beginnings(tokenizer, {token for text in texts for token in text})
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
     answers: list[list[int]] = [[] for _ in texts]
     while order:
@@ -116,7 +117,19 @@ def _answers(
         with torch.no_grad():
             outputs = teacher(**inputs, tasks=[task])
         tags = outputs.logits[task].argmax(-1).cpu()
-        tags = tags.masked_fill(torch.isin(batch["input_ids"], special), IGNORE)
+        tags = tags.masked_fill(~torch.isin(batch["input_ids"], begins), IGNORE)
         for number, row in zip(part, tags.tolist(), strict=True):
             answers[number] = row[: len(texts[number])]
     return iter(answers)
+
+
+def beginnings(tokenizer: PreTrainedTokenizerBase, tokens: set[int]) -> torch.Tensor:
+    """Those of the tokens that begin a word: written twice there is a space.
+
+    Not signs that are written at the word before them, and not the first word of a text where
+    the tokenizer marks words by the space before them.
+    """
+    read = sorted(tokens - set(tokenizer.all_special_ids))
+    texts = (str(tokenizer.decode([token, token])) for token in read)
+    words = [token for token, text in zip(read, texts, strict=True) if text.split() != [text]]
+    return torch.tensor(words, dtype=torch.int64)

@@ -9,12 +9,14 @@ from polyhead.modeling.heads import IGNORE
 from polyhead.train.batches.collator import TAUGHT, model_inputs
 from polyhead.train.commands.fitting import fit, make_trainer
 from polyhead.train.commands.setup import prepare
+from polyhead.train.commands.teaching_elsewhere import beginnings
 from polyhead.train.commands.training import train
 from polyhead.train.errors import UserError
 from polyhead.train.inference.load import load_model
 from polyhead.train.recipe import load_recipe
 from torch.testing import assert_close
 from train_helpers import files_of, messages, pairs, private_cache, write_recipe, write_splits  # noqa: F401
+from transformers import AutoTokenizer
 
 SEQUENCE, TOKENS = "sequence_classification", "token_classification"
 OTHERS = "distill.rows=others"
@@ -82,13 +84,26 @@ def test_as_many_rows_as_the_task_has_get_the_tags_of_the_teacher(recipe, teache
                 inputs["token_type_ids"] = torch.tensor([row["token_type_ids"][number]])
             with torch.no_grad():
                 logits = model.eval()(**inputs, tasks=["slots"]).logits["slots"][0]
-            expected = [
-                IGNORE if token in tokenizer.all_special_ids else int(tag)
-                for token, tag in zip(text, logits.argmax(-1), strict=True)
+            begins = [
+                token not in tokenizer.all_special_ids and not written.startswith("##")
+                for token, written in zip(text, tokenizer.convert_ids_to_tokens(text), strict=True)
             ]
+            tags = logits.argmax(-1).tolist()
+            expected = [t if b else IGNORE for t, b in zip(tags, begins, strict=True)]
             assert row[TAUGHT + "slots"][number] == expected
     again = make_trainer(run).train_dataset.parts
     assert {name: part[:] for name, part in again.items()} == {n: p[:] for n, p in parts.items()}
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_tag_stands_at_the_first_token_of_a_word(family, encoder_folder):
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder(family))
+    encoding = tokenizer("unbelievable bookings of Zürich")
+    ids, words = encoding["input_ids"], encoding.word_ids()
+    marked = range(1 if family == "bert" else 2, len(ids))  # no space before RoBERTa's first word
+    expected = {ids[n] for n in marked if words[n] not in (None, words[n - 1])}
+    assert len(set(ids) - expected) > 3, "words of one token show nothing"
+    assert set(beginnings(tokenizer, set(ids)).tolist()) == expected
 
 
 @pytest.mark.parametrize("packing", ["true", "false"])
