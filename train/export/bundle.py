@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.hierarchy import tree_levels
 from ...modeling.modeling_polyhead import PolyheadModel
 from ...modeling.pipeline_polyhead import PolyheadPipeline
 from ...modeling.tags import follow_table
@@ -24,12 +26,17 @@ from ..inference.exported import ExportedModel
 from ..inference.files import plain
 
 RUNNERS = ("runner.py",)
-HEADS = frozenset(
-    ("embedding", "sequence_classification", "token_classification", "masked_lm", "causal_lm")
-    + ("multiple_choice",)
-)  # whose answers the runners know
-# Options that change answers, and that the runner does not know; a task that says them is refused.
-UNKNOWN = {"long_texts": (None, "first")}
+HOW = {  # what the runners make of a head's output
+    "embedding": "vector",
+    "token_classification": "spans",
+    "masked_lm": "masks",
+    "causal_lm": "next",
+    "multiple_choice": "number",
+    "single_label_classification": "ranked",
+    "ordinal": "middle",
+    "multi_label_classification": "several",
+    "regression": "number",
+}
 LAST = 0x110000  # after the last character
 TOLERANCE = 1e-4  # of scores, from fp32 outputs of the graph
 TRIALS = [
@@ -54,13 +61,8 @@ def bundle_faults(
     faults = []
     for name in tasks:
         task = model.config.tasks[name]
-        if task.head not in HEADS:
+        if how_of(task) is None:
             faults.append(f"{name}: head {task.head} is your own, and runner.py answers without it")
-        faults += [
-            f"{name}: {option} {value}: runner.py does not know it; serve it by polyhead serve"
-            for option, usual in UNKNOWN.items()
-            if (value := getattr(task, option)) not in usual
-        ]
         if task.strict:
             labels = ", ".join(task.strict)
             faults.append(f"{name}: {labels}: runner.py knows no thresholds of single labels")
@@ -73,6 +75,16 @@ def bundle_faults(
     if getattr(tokenizer, "split_special_tokens", False):
         faults.append("split_special_tokens is no part of tokenizer.json; take it out")
     return [f"--bundle: {fault}" for fault in faults]
+
+
+def how_of(task: TaskConfig) -> str | None:
+    """What the runners make of the output of a task; None: they do not know."""
+    return "branches" if task.hierarchy else HOW.get(task.problem_type or task.head)
+
+
+def pools_of(task: TaskConfig) -> str:
+    """How the runners make one output of those of a text's windows."""
+    return "tokens" if task.head_class.output == "embeddings" else task.window_pooling or "mean"
 
 
 def _any_length(labels: list[str], scheme: str) -> bool:
@@ -94,6 +106,14 @@ def add_runners(
         "special_ids": tokenizer.all_special_ids,
         "type_ids": "token_type_ids" in tokenizer.model_input_names,
         "reads": {name: task.reads for name, task in configs.items()},
+        "how": {name: how_of(task) for name, task in configs.items()},
+        "windowed": [name for name, task in configs.items() if task.reads_windows],
+        "pools": {name: pools_of(task) for name, task in configs.items() if task.pools_windows},
+        "levels": {
+            name: tree_levels(task.labels or []).tolist()
+            for name, task in configs.items()
+            if task.hierarchy
+        },
         **patterns(),
         "tags": {
             name: ["".join(map(str, row)) for row in follow_table(task.labels, task.scheme)]

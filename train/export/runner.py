@@ -15,7 +15,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,8 @@ class Runner:
         if "bundle" not in self.about:
             raise ValueError(f"{folder} is no bundle; export the model with --bundle")
         self.bundle = bundle = self.about["bundle"]
-        self.word, self.space, self.letter = (
-            re.compile(bundle[name]) for name in ("word", "space", "letter")
-        )
+        self.how, self.pools, self.windowed = (bundle[n] for n in ("how", "pools", "windowed"))
+        self.word, self.letter = re.compile(bundle["word"]), re.compile(bundle["letter"])
         self.follow = {n: np.array([*map(list, t)], int) for n, t in bundle["tags"].items()}
         tasks = json.loads((folder / "config.json").read_text(encoding="utf-8"))["tasks"]
         self.tasks = {name: tasks[name] for name in self.about["tasks"]}
@@ -54,12 +54,15 @@ class Runner:
             folder / "model.onnx", options, providers=onnxruntime.get_available_providers()
         )
         self.widths = {output.name: output.shape[-1] for output in self.session.get_outputs()}
-        self.single, self.pair = (Tokenizer.from_file(f"{folder}/tokenizer.json") for _ in "ab")
-        stride = (bundle["window"] - self.single.num_special_tokens_to_add(is_pair=False)) // 4
-        for tokenizer, overlap in ((self.single, stride), (self.pair, 0)):
-            tokenizer.no_padding()
+        self.single, self.pair, self.whole = (
+            Tokenizer.from_file(f"{folder}/tokenizer.json") for _ in range(3)
+        )
+        self.room = bundle["window"] - self.single.num_special_tokens_to_add(is_pair=False)
+        for tokenizer, overlap in ((self.single, self.room // 4), (self.pair, 0), (self.whole, 0)):
             side = bundle["truncation_side"]
             tokenizer.enable_truncation(bundle["window"], stride=overlap, direction=side)
+            tokenizer.no_padding()
+        self.whole.no_truncation()
 
     def __call__(
         self,
@@ -84,14 +87,16 @@ class Runner:
             return []
         names = self._choose({form for form, _, _ in items}, tasks)
         self._check(names, top_k, threshold, dimensions)
-        rows = [(first, second) for _, first, seconds in items for second in seconds]
-        groups: dict[str, list[str]] = {}
+        pairs = items[0][2][0] is not None
+        groups: dict[tuple[str, bool], list[str]] = {}  # pairs are cut otherwise for windows
         for name in names:
             prompts = self.tasks[name].get("prompts") or [""]
-            groups.setdefault(prompts[min(int(document), len(prompts) - 1)], []).append(name)
+            key = (prompts[min(int(document), len(prompts) - 1)], pairs and name in self.windowed)
+            groups.setdefault(key, []).append(name)
         answers: dict[str, list] = {}
-        for prompt, group in groups.items():
-            answers |= self._run(prompt, rows, group, (top_k, threshold, dimensions))
+        for (prompt, _), group in groups.items():
+            rows = [(prompt + first, second) for _, first, seconds in items for second in seconds]
+            answers |= self._run(rows, group, (top_k, threshold, dimensions))
         if items[0][0] == "choices":
             for name, scores in answers.items():
                 every = iter(scores)
@@ -116,161 +121,172 @@ class Runner:
             raise ValueError(f"top_k is {top_k!r}; it must be at least 1, or None")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold!r}; it must lie in [0, 1], or be None")
-        if dimensions is None:
-            return
-        for name in names:
+        for name in names if dimensions is not None else ():
             widths = {self.widths[name], *self.tasks[name].get("matryoshka", ())}
-            allowed = sorted(widths, reverse=True) if self._is(name, "embedding") else []
+            allowed = sorted(widths, reverse=True) if self.how[name] == "vector" else []
             if dimensions not in allowed:
                 raise ValueError(f"dimensions is {dimensions}; task {name!r} has: {allowed}")
 
-    def _is(self, name: str, head: str) -> bool:
-        return self.tasks[name]["head"] == head
-
-    def _run(self, prompt: str, rows: list, names: list[str], asked: tuple) -> dict[str, list]:
-        """Answers of tasks to texts, or pairs, under one prompt; one for each row."""
-        tags = [name for name in names if self._is(name, "token_classification")]
-        units, entries = self._windows([(prompt + first, second) for first, second in rows], tags)
+    def _run(self, rows: list, names: list[str], asked: tuple) -> dict[str, list]:
+        """Answers of tasks to texts, or pairs, one for each row."""
+        tags = [name for name in names if self.how[name] == "spans"]
+        units, entries = self._windows(rows, names, tags)
         scores = {}  # (U, L) log-probabilities; a word without a token keeps even ones
         for name in tags:
             count = len(self.tasks[name]["labels"])
             scores[name] = [np.full((len(u), count), -np.log(count), np.float32) for u in units]
-        results: dict[str, list] = {name: [None] * len(rows) for name in names}
+        parts: dict[str, list[list]] = {name: [[] for _ in rows] for name in names}  # by window
+        for name, (row, number, window, reads, masks), value in self._encode(entries, names):
+            if name in scores:
+                unit, token = np.array(reads, int).reshape(-1, 2).T
+                scores[name][row][unit] = _log_softmax(value[token])
+            elif name in self.pools:
+                parts[name][row].append((value, len(window.ids)))
+            elif number == 0 or name in self.windowed:
+                read = masks if name in self.windowed else self._masks(window.ids)
+                parts[name][row] += self._answers(name, value, window.ids, read, *asked)
+        for name in self.pools.keys() & parts:
+            values = [self._pooled(name, part) for part in parts[name]]
+            parts[name] = [self._answers(name, value, [], [], *asked) for value in values]
+        for name, of_task in scores.items():
+            texts = [text for text, _ in rows]
+            parts[name] = [*map(partial(self._entities, name), texts, units, of_task)]
+        several = {"spans", "masks"}
+        return {n: p if self.how[n] in several else [a for (a,) in p] for n, p in parts.items()}
+
+    def _pooled(self, name: str, parts: list) -> np.ndarray:
+        """(L,) or (D,) of a text, of its windows' (values, number of tokens)."""
+        values, lengths = (np.array(part, np.float32) for part in zip(*parts, strict=True))
+        if self.pools[name] == "max":
+            return values.max(0)
+        weights = lengths if self.pools[name] == "tokens" else np.ones_like(lengths)
+        return weights / weights.sum() @ values
+
+    def _windows(self, rows: list, names: list[str], tags: list[str]) -> tuple[list, list]:
+        """Units of each text; (row, number, window, units and masks read in it), longest first."""
+        several = any(name in self.windowed for name in names)
+        texts: list = [HALF.sub("\ufffd", first) for first, _ in rows]
+        if rows[0][1] is None:
+            encoded = [[one, *one.overflowing] for one in self.single.encode_batch(texts)]
+        else:
+            pairs = [(t, HALF.sub("\ufffd", row[1])) for t, row in zip(texts, rows, strict=True)]
+            once = [] if several else self.pair.encode_batch(pairs)
+            encoded = [self._of_pair(*pair) for pair in pairs] if several else [[e] for e in once]
+        units, entries, room = [], [], self.room - self.room // 4
+        for row, windows in enumerate(encoded):
+            windows = windows if several else windows[:1]
+            words = [match.span() for match in self.word.finditer(texts[row])] if tags else []
+            of_text, reads = self._units(texts[row], words, windows)
+            units.append(of_text)
+            masks = [[(n * room + k, k) for k in self._masks(w.ids)] for n, w in enumerate(windows)]
+            best = list(_nearest(masks, windows).values())
+            for n, window in enumerate(windows):
+                entries.append((row, n, window, reads[n], [token for at, token in best if at == n]))
+        return units, sorted(entries, key=lambda entry: -len(entry[2].ids))
+
+    def _masks(self, ids: list[int]) -> list[int]:
+        return [token for token, number in enumerate(ids) if number == self.bundle["mask_id"]]
+
+    def _of_pair(self, first: str, second: str) -> list:
+        """Windows of a pair: its first text, up to half of the room, and a stretch of the other."""
+        whole = self.whole.encode(first, second)
+        if len(whole.ids) <= self.bundle["window"]:
+            return [whole]
+        room = self.bundle["window"] - self.whole.num_special_tokens_to_add(is_pair=True)
+        one, other = self.whole.encode_batch([first, second], add_special_tokens=False)
+        most = max(room // 2, room - len(other.ids))
+        while len(one.ids) > most:  # a text cut inside a word may have more tokens
+            first = first[: min(one.offsets[most - 1][1], len(first) - 1)]
+            one = self.whole.encode(first, add_special_tokens=False)
+        other.truncate(room - len(one.ids), stride=(room - len(one.ids)) // 4)
+        return [self.whole.post_process(one, part) for part in (other, *other.overflowing)]
+
+    def _encode(self, entries: list, names: list[str]) -> Iterator[tuple[str, Any, np.ndarray]]:
+        """(task, entry, (L,), (D,) or (T, L)); windows of a length pass together, by adapter."""
+        adapters, tasks = self.about["adapters"], self.about["tasks"]
         while entries:
             count = max(1, BATCH_TOKENS // len(entries[0][2].ids))
             batch, entries = entries[:count], entries[count:]
-            for name, values in self._encode([entry[2] for entry in batch], names).items():
-                for (row, number, window, reads), value in zip(batch, values, strict=True):
-                    if name in scores:
-                        unit, token = np.array(reads, int).reshape(-1, 2).T
-                        scores[name][row][unit] = _log_softmax(value[token])
-                    elif number == 0:
-                        results[name][row] = self._answer(name, value, window.ids, *asked)
-        for name in tags:
-            for row, (text, _) in enumerate(rows):
-                results[name][row] = self._entities(name, text, units[row], scores[name][row])
-        return results
+            shape = len(batch), len(batch[0][2].ids)
+            feed: dict[str, Any] = {name: np.zeros(shape, np.int64) for name in INPUTS}
+            feed["input_ids"] += self.bundle["pad_id"]
+            for row, (_, _, one, _, _) in enumerate(batch):
+                types = one.type_ids if self.bundle["type_ids"] else [0] * len(one.ids)
+                for name, values in zip(INPUTS, (one.ids, one.attention_mask, types), strict=True):
+                    feed[name][row, : len(values)] = values
+            for adapter in dict.fromkeys(adapters[name] for name in names):
+                group = [name for name in names if adapters[name] == adapter]
+                feed["task_ids"] = np.full(len(batch), tasks.index(group[0]), np.int64)
+                inputs = {name: feed[name] for name in self.about["inputs"]}
+                outputs: Any = self.session.run(group, inputs)
+                for name, values in zip(group, outputs, strict=True):
+                    yield from ((name, *pair) for pair in zip(batch, values, strict=True))
 
-    def _windows(self, rows: list, tags: list[str]) -> tuple[list, list]:
-        """Units of each text; (row, window's number, its encoding, what is read), longest first."""
-        read: list = [HALF.sub("\ufffd", first) for first, _ in rows]
-        if pairs := rows[0][1] is not None:
-            seconds = [HALF.sub("\ufffd", second) for _, second in rows]
-            read = list(zip(read, seconds, strict=True))
-        units, entries = [], []
-        for row, encoded in enumerate((self.pair if pairs else self.single).encode_batch(read)):
-            windows = [encoded, *encoded.overflowing] if tags else [encoded]
-            words = [match.span() for match in self.word.finditer(read[row])] if tags else []
-            of_text, reads = self._units(read[row], words, windows)
-            units.append(of_text)
-            entries += [(row, n, window, reads[n]) for n, window in enumerate(windows)]
-        return units, sorted(entries, key=lambda entry: -len(entry[2].ids))
-
-    def _encode(self, windows: list, names: list[str]) -> dict[str, np.ndarray]:
-        """What each task gives, (N, L), (N, D) or (N, T, L); a pass for each adapter of theirs."""
-        feed: dict[str, Any] = {
-            name: np.zeros((len(windows), len(windows[0].ids)), np.int64) for name in INPUTS
-        }
-        feed["input_ids"] += self.bundle["pad_id"]
-        for row, one in enumerate(windows):
-            types = one.type_ids if self.bundle["type_ids"] else [0] * len(one.ids)
-            for name, values in zip(INPUTS, (one.ids, one.attention_mask, types), strict=True):
-                feed[name][row, : len(values)] = values
-        adapters, outputs = self.about["adapters"], {}
-        for adapter in dict.fromkeys(adapters[name] for name in names):
-            group = [name for name in names if adapters[name] == adapter]
-            feed["task_ids"] = np.full(len(windows), self.about["tasks"].index(group[0]), np.int64)
-            inputs = {name: feed[name] for name in self.about["inputs"]}
-            outputs |= zip(group, self.session.run(group, inputs), strict=True)
-        return outputs
-
-    def _answer(
-        self, name: str, values: np.ndarray, ids: list[int], top_k: Any, threshold: Any, width: Any
-    ) -> Any:
-        """What is said of one text: of (L,), (D,) or (T, L)."""
-        task, token = self.tasks[name], self.single.id_to_token
-        if task["head"] == "embedding":
+    def _answers(
+        self, name: str, values: np.ndarray, ids: list[int], masks: list[int], *asked: Any
+    ) -> list:
+        """What is said of one text, of (L,), (D,) or (T, L): of each of its masks, or once."""
+        (top_k, threshold, width), task, how = asked, self.tasks[name], self.how[name]
+        if how == "number":
+            return [{"score": float(values[0])}]
+        if how == "vector":
             cut = values[:width]
-            shorter = task["normalize"] and len(cut) < len(values)
-            return (cut / max(float(np.linalg.norm(cut)), 1e-12) if shorter else cut).tolist()
-        if task["head"] in ("masked_lm", "causal_lm"):
-            scores = values[:, : self.single.get_vocab_size()]
-            if task["head"] == "masked_lm":
-                masks = [i for i, number in enumerate(ids) if number == self.bundle["mask_id"]]
-                return [_ranked(_softmax(scores[mask]), token, top_k) for mask in masks]
-            special = self.bundle["special_ids"]
-            last = max((i for i, number in enumerate(ids) if number not in special), default=0)
-            return _ranked(_softmax(scores[last]), token, top_k)
-        if "labels" not in task:
-            return {"score": float(values[0])}
+            length = max(float(np.linalg.norm(cut)), 1e-12) if task["normalize"] else 1
+            return [(cut / length).tolist()]
+        if how in ("masks", "next"):
+            special, scores = self.bundle["special_ids"], values[:, : self.single.get_vocab_size()]
+            last = max((token for token, i in enumerate(ids) if i not in special), default=0)
+            read = masks if how == "masks" else [last]
+            return [_ranked(_softmax(scores[at]), self.single.id_to_token, top_k) for at in read]
         label = task["labels"].__getitem__
-        if task.get("hierarchy"):
-            return _branches(_softmax(values), task["labels"], top_k)
-        if task["problem_type"] == "single_label_classification":
-            return _ranked(_softmax(values), label, top_k)
-        if task["problem_type"] == "ordinal":
-            scores = _softmax(values)
+        if how == "several":
+            threshold = (task["threshold"] if top_k else 0) if threshold is None else threshold
+            labels = _ranked(1 / (1 + np.exp(-values)), label, None)
+            return [[entry for entry in labels if entry["score"] >= threshold]]
+        scores = _softmax(values)
+        if how == "branches":
+            return [_branches(scores, task["labels"], self.bundle["levels"][name], top_k)]
+        if how == "middle" and top_k == 1:
             middle = int((scores.cumsum()[:-1] < 0.5).sum())
-            one = {"label": label(middle), "score": float(scores[middle])}
-            return one if top_k == 1 else _ranked(scores, label, top_k)
-        if threshold is None:
-            threshold = 0 if top_k is None else task["threshold"]
-        labels = _ranked(1 / (1 + np.exp(-values)), label, None)
-        return [entry for entry in labels if entry["score"] >= threshold]
+            return [{"label": label(middle), "score": float(scores[middle])}]
+        return [_ranked(scores, label, top_k)]
 
     def _entities(self, name: str, text: str, units: list, scores: np.ndarray) -> list[dict]:
         """Entities in characters of one text, of (U, L) log-probabilities of its units."""
-        task = self.tasks[name]
-        labels, signs = task["labels"], task.get("signs") or []
+        labels, signs = self.tasks[name]["labels"], self.tasks[name].get("signs")
 
-        def end_of(words: list) -> tuple[int, int]:  # the first word that is no foreign sign
-            for start, end in words if "signs" in task and len(words) > 1 else ():
-                if text[start:end] in signs or self.letter.search(text[start:end]):
-                    return start, end
-            return words[0]
+        def edge(words: list) -> tuple[int, int]:  # the first word that is no foreign sign
+            read = [(text[a:b], (a, b)) for a, b in words]
+            own = (w for t, w in read if signs is None or t in signs or self.letter.search(t))
+            return next(own, words[0])
 
-        follow = self.follow.get(name, np.empty(0))
-        path = _viterbi(scores, follow) if follow.size else scores.argmax(-1).tolist()
-        chances, spans = np.exp(scores[range(len(path)), path]).tolist(), []
-        if not follow.size:  # each word by itself
+        follow, spans, start, before = self.follow.get(name), [], 0, -1
+        path = scores.argmax(-1).tolist() if follow is None else _viterbi(scores, follow)
+        chances = np.exp(scores[range(len(path)), path]).tolist()
+        if follow is None:  # each word by itself
             for tag, chance, unit in zip(path, chances, units, strict=True):
                 spans += [(labels[tag], chance, *word) for word in unit]
-            path = []
-        start, before = 0, -1
-        for number, tag in enumerate([*path, -1] if path else ()):
+            path, follow = [], np.ones((1, 1))
+        for number, tag in enumerate([*path, -1]):
             step = follow[before, tag]  # 2 goes on, 3 makes what was no entity
-            if step != 2:
-                kind = labels[before].partition("-")[2] if before >= 0 else ""
-                if kind and step != 3:
-                    chance = sum(chances[start:number]) / (number - start)
-                    begin, end = end_of(units[start])[0], end_of(units[number - 1][::-1])[1]
-                    spans.append((kind, chance, begin, end))
-                start = number
-            before = tag
+            kind = labels[before].partition("-")[2] if before >= 0 else ""
+            if kind and step not in (2, 3):
+                begin, end = edge(units[start])[0], edge(units[number - 1][::-1])[1]
+                spans.append((kind, sum(chances[start:number]) / (number - start), begin, end))
+            start, before = start if step == 2 else number, tag
         names = ("entity_group", "score", "word", "start", "end")
         return [dict(zip(names, (k, p, text[a:b], a, b), strict=True)) for k, p, a, b in spans]
 
     def _units(self, text: str, words: list, windows: list) -> tuple[list, list[list]]:
-        """Units: words that share their first token; (unit, token) read in each window.
-
-        A word is read in the window that shows most of its surroundings.
-        """
-        nearest: dict[int, tuple[int, int, int]] = {}  # word -> (context, window, token)
-        for number, window in enumerate(windows if words else ()):
-            skip, spans = window.special_tokens_mask, []
-            for (start, end), special in zip(window.offsets, skip, strict=True):
-                while start < end and self.space.match(text, start):
-                    start += 1
-                spans.append((end, end) if special else (start, end))
-            inner = [token for token, special in enumerate(skip) if not special]
-            for word, token in _words_at(spans, words):
-                left = token - inner[0] if number else len(skip)
-                right = inner[-1] - token if number < len(windows) - 1 else len(skip)
-                if word not in nearest or min(left, right) > nearest[word][0]:
-                    nearest[word] = (min(left, right), number, token)
-        units, reads, before = [], [[] for _ in windows], None
+        """Units: words that share their first token; (unit, token) read in each window."""
+        found = []
+        for window in windows if words else ():
+            offsets = zip(window.offsets, window.special_tokens_mask, strict=True)
+            spans = [(b if skip else b - len(text[a:b].lstrip()), b) for (a, b), skip in offsets]
+            found.append(_words_at(spans, words))
+        nearest, units, reads, before = _nearest(found, windows), [], [[] for _ in windows], None
         for number, word in enumerate(words):
-            place = nearest[number][1:] if number in nearest else None
+            place = nearest.get(number)
             if place is not None and place == before:
                 units[-1].append(word)
                 continue
@@ -302,14 +318,29 @@ def _words_at(spans: list, words: list) -> list[tuple[int, int]]:
     for number, (start, end) in enumerate(words):
         while token < len(spans) and spans[token][1] <= max(start, spans[token][0]):
             token += 1
-        best = token
-        while best + 1 < len(spans) and spans[best][0] < start <= spans[best + 1][0] < end:
-            if spans[best + 1][0] == spans[best + 1][1]:
-                break
-            best += 1
-        if best < len(spans) and spans[best][0] < end:
-            pairs.append((number, best))
+        two = [
+            (t, s) for t, (s, e) in enumerate(spans[token : token + 2], token) if s < min(end, e)
+        ]
+        if two and two[0][0] == token:
+            pairs.append((number, next((t for t, s in two if s >= start), token)))
     return pairs
+
+
+def _nearest(reads: list, windows: list) -> dict[int, tuple[int, int]]:
+    """(window, token) of each unit: in the window that shows most of its surroundings.
+
+    `reads` has (unit, token) of each window.
+    """
+    best: dict[int, tuple[int, int, int]] = {}
+    for number, pairs in enumerate(reads):
+        skip = windows[number].special_tokens_mask
+        inner = [token for token, special in enumerate(skip) if not special]
+        for unit, token in pairs:
+            left = token - inner[0] if number else len(skip)
+            right = inner[-1] - token if number < len(windows) - 1 else len(skip)
+            if unit not in best or min(left, right) > best[unit][0]:
+                best[unit] = (min(left, right), number, token)
+    return {unit: place[1:] for unit, place in best.items()}
 
 
 def _log_softmax(values: np.ndarray) -> np.ndarray:
@@ -327,26 +358,19 @@ def _ranked(scores: np.ndarray, label: Callable[[int], Any], top_k: int | None) 
     return entries[0] if top_k == 1 else entries
 
 
-def _branches(scores: np.ndarray, labels: list[str], top_k: int | None) -> Any:
-    """Leaves of a tree, the best branch first; the score of a node is the sum of its leaves'."""
-    parts, sums = [label.split("/") for label in labels], {}
-    paths = [["/".join(p[: end + 1]) for end in range(len(p))] for p in parts]
-    for path, score in zip(paths, scores.tolist(), strict=True):
-        for node in path:
-            sums[node] = sums.get(node, 0.0) + score
-    first = {node: number for number, node in enumerate(sums)}
-    deepest = max(map(len, paths))
-    order = sorted(
-        paths,
-        key=lambda path: [
-            (-sums[node], first[node]) for node in path + path[-1:] * (deepest - len(path))
-        ],
-    )
-    entries = [
-        {"label": path[-1], "score": sums[path[-1]]}
-        | {"path": [{"label": node, "score": sums[node]} for node in path[:-1]]}
-        for path in order[:top_k]
-    ]
+def _branches(scores: np.ndarray, labels: list[str], levels: list, top_k: int | None) -> Any:
+    """Leaves of a tree, the best branch first; the score of a node is the sum of its leaves'.
+
+    `levels` has the number of each leaf's node at each level.
+    """
+    sums = [np.bincount(level, scores)[level] for level in levels]
+    keys = [key for s, level in zip(sums, levels, strict=True) for key in (-s, level)]
+    entries = []
+    for leaf in np.lexsort(keys[::-1])[:top_k].tolist():
+        ends = [at for at, sign in enumerate(labels[leaf] + "/") if sign == "/"]
+        nodes = zip(ends, sums, strict=False)
+        path = [{"label": labels[leaf][:end], "score": float(s[leaf])} for end, s in nodes]
+        entries.append(path[-1] | {"path": path[:-1]})
     return entries[0] if top_k == 1 else entries
 
 

@@ -47,8 +47,23 @@ TASKS = {
     "near": TaskConfig(head="embedding", matryoshka=[32, 16], prompts=["ask: ", "doc: "]),
     "wide": TaskConfig(head="embedding", pooling="cls", projection=8, normalize=False),
     "masked": TaskConfig(head="masked_lm"),
+    "all_masked": TaskConfig(head="masked_lm", long_texts="windows"),
+    "long": TaskConfig(head=SEQUENCE, labels=LABELS, long_texts="windows"),
+    "longest": TaskConfig(
+        head=SEQUENCE,
+        labels=LABELS,
+        long_texts="windows",
+        window_pooling="max",
+        threshold=0.4,
+        problem_type="multi_label_classification",
+    ),
+    "far": TaskConfig(head="embedding", matryoshka=[32, 16], long_texts="windows"),
+    "wider": TaskConfig(head="embedding", projection=8, normalize=False, long_texts="windows"),
     "same": TaskConfig(head=SEQUENCE, labels=["no", "yes"], pair=True),
     "close": TaskConfig(head=SEQUENCE, problem_type="regression", pair=True),
+    "all_close": TaskConfig(
+        head=SEQUENCE, problem_type="regression", pair=True, long_texts="windows"
+    ),
     "pick": TaskConfig(head="multiple_choice"),
 }
 LORA = {"r": 4, "lora_alpha": 8, "init_lora_weights": False}
@@ -139,7 +154,7 @@ class TestAnswersWithoutTorch:
 
     @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])
     def test_of_other_tokenizers(self, kind, bundled, tmp_path):
-        folder, pipe = bundled(kind, tasks={n: t for n, t in TASKS.items() if n != "masked"})
+        folder, pipe = bundled(kind, tasks={n: t for n, t in TASKS.items() if "masked" not in n})
         calls = calls_of(pipe, "<mask>")
         assert_same(pipe, calls, alone(folder, calls, tmp_path))
 
@@ -227,16 +242,13 @@ class TestRules:
 class TestRefusals:
     def test_what_the_runners_cannot_do(self, make_model, tokenizer_of, tmp_path):
         tags = TaskConfig(head=TOKENS, labels=["B-x", "E-x"], scheme="bioes")
-        long = TaskConfig(head="embedding", long_texts="windows")
-        model = make_model("bert", {"tags": tags, "long": long})
+        model = make_model("bert", {"tags": tags})
         tokenizer = tokenizer_of("wordpiece")
-        options = {"tasks": ["tags", "long"], "folder": tmp_path / "x", "bundle": True}
+        options = {"tasks": ["tags"], "folder": tmp_path / "x", "bundle": True}
         with pytest.raises(UserError) as raised:
             export_graph(model, tokenizer, "openvino", **options)
         assert [fault for fault in raised.value.faults if "bundle" in fault] == [
             "--bundle: tags: no tag may follow itself under scheme bioes",
-            "--bundle: long: long_texts windows: runner.py does not know it; "
-            "serve it by polyhead serve",
             "--bundle is for onnx; the runners read nothing else",
         ]
         assert not (tmp_path / "x").exists()
