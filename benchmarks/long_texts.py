@@ -141,7 +141,6 @@ def scores(
                         "per_device_train_batch_size": 8,
                         "per_device_eval_batch_size": 8,
                         "seed": seed,
-                        "use_cpu": True,
                         "disable_tqdm": True,
                         "save_strategy": "no",
                     },

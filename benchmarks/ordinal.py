@@ -64,7 +64,6 @@ def scored(problem: str, rows: int, epochs: int, seed: int) -> dict[str, dict[st
                     "per_device_train_batch_size": 16,
                     "seed": seed,
                     "disable_tqdm": True,
-                    "use_cpu": True,
                     "eval_strategy": "no",
                     "save_strategy": "no",
                 },
