@@ -162,6 +162,14 @@ def _shape(report: dict[str, Any]) -> dict[str, Any]:
 
 
 @with_config(STRICT)
+class GroupScores(TypedDict):
+    """Scores of the rows that have the same value of `data.group_by`."""
+
+    rows: Count
+    scores: dict[str, float | None]
+
+
+@with_config(STRICT)
 class TaskReport(TypedDict):
     """reports/<task>.json, as `task_report` makes it."""
 
@@ -170,6 +178,7 @@ class TaskReport(TypedDict):
     split: str
     rows: Count
     scores: NotRequired[dict[str, float | None]]
+    groups: NotRequired[dict[str, GroupScores]]
     labelled: NotRequired[Count]
     unit: NotRequired[str]
     confusion: NotRequired[LabelCounts]

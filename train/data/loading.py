@@ -223,6 +223,7 @@ def _columns_read(tasks: dict[str, TaskRecipe]) -> set[str]:
         for column in (getattr(data, key) for key in COLUMNS):
             names |= set(column) if isinstance(column, list) else {column}
         names |= {data.marks} if isinstance(data.marks, str) else set()
+        names.add(data.group_by)
     return names - {None}
 
 
@@ -234,6 +235,7 @@ def _column_faults(source: Source) -> list[str]:
         for name, task in source.tasks.items():
             named = {key: getattr(task.data, key) for key in COLUMNS}
             named |= {"marks": task.data.marks} if isinstance(task.data.marks, str) else {}
+            named["group_by"] = task.data.group_by
             for key, column in named.items():
                 if column is not None and column not in rows.column_names:
                     in_train = column in source.splits["train"].column_names

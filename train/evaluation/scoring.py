@@ -123,6 +123,50 @@ def score(
     return scores | _own_metrics(task, compute_metrics(task, read, references), scores)
 
 
+def scores_by_group(
+    task: str, config: TaskConfig, part: EvalSplit, predictions: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """`score` of the rows of each value of the task's `data.group_by`.
+
+    Args:
+        task: name of the task.
+        config: the task as the model knows it.
+        part: the split.
+        predictions: as `score` takes them.
+
+    Returns:
+        value as text to `rows`, a number, and `scores`, those that are numbers; empty where the
+        task has no groups, or no row of any group has a label.
+    """
+    column = part.source.tasks[task].data.group_by
+    if column is None:
+        return {}
+    numbers_of: dict[str, list[int]] = {}
+    for number, value in enumerate(part.source.splits[part.split][column][:]):
+        numbers_of.setdefault(str(value), []).append(number)
+    groups = {}
+    for value, numbers in sorted(numbers_of.items()):
+        group, places = _of_rows(part, numbers)
+        kind, rows = group.of_task(task, config)
+        said = predictions[places]
+        if kind.scores_itself or kind.answers(rows, as_tensor(said)).references:
+            scores = score(task, config, group, said)
+            numeric = {name: v for name, v in scores.items() if not isinstance(v, dict)}
+            groups[value] = {"rows": len(numbers), "scores": numeric}
+    return groups
+
+
+def _of_rows(part: EvalSplit, numbers: list[int]) -> tuple[EvalSplit, list[int]]:
+    """The part with these raw rows alone, and where their tokenized rows stood."""
+    number_of = {old: new for new, old in enumerate(numbers)}
+    places = [place for place, row in enumerate(part.rows["row"][:]) if row in number_of]
+    columns = part.rows.select(places)[:]
+    columns["row"] = [number_of[row] for row in columns["row"]]
+    rows = datasets.Dataset.from_dict(columns, features=part.rows.features)
+    splits = {part.split: part.source.splits[part.split].select(numbers)}
+    return EvalSplit(replace(part.source, splits=splits), part.split, rows), places
+
+
 def _own_metrics(task: str, metrics: Any, scores: dict[str, Any]) -> dict[str, float]:
     """What a caller's function gave, once it is known to be metrics."""
     if not isinstance(metrics, dict):

@@ -77,6 +77,8 @@ def _column_faults(task: TaskRecipe) -> list[str]:
     if data.missing_label is not None and (data.label is None or kind.label_type == "vector"):
         faults.append("missing_label: only beside a label, and not for vectors; take it out")
     faults += _marks_faults(task)
+    if data.group_by is not None and (data.more or data.pairs):
+        faults.append("group_by: not with pairs or a list of places, which make rows of their own")
     if data.label_range is not None:
         if kind.label_type != "number":
             faults.append("label_range: only for tasks with numbers as labels")

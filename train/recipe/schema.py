@@ -146,6 +146,7 @@ class DataConfig:
         unmarked: beside marks of classes: the value of `label` that says that a row has none of
             the labels that are marked.
         label_range: [lowest, highest] of the numbers in `label`; they are scaled to 0-1.
+        group_by: column, as of languages; the report of the task has scores for each value.
         license: of the data, for the model card.
 
     Attributes:
@@ -175,6 +176,7 @@ class DataConfig:
     marks: list[Label] | str | None = None
     unmarked: str | None = None
     label_range: tuple[Number, Number] | None = None
+    group_by: str | None = None
     license: str | None = None
     more: list["DataConfig"] | None = None
     rows: Annotated[Any, Field(exclude=True)] = field(default=None, init=False, repr=False)

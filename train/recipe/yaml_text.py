@@ -36,7 +36,7 @@ COLLECTIONS = {f"{TAG}seq": SequenceNode, f"{TAG}map": MappingNode}
 LABELS = re.compile(r"tasks\.[^.]+\.labels\.\d+")
 TEXTS = re.compile(
     r"tasks\.[^.]+\.(data\.(path|name|data_dir|revision|text|text_pair|negative|tokens|label(\.\d+)?"
-    r"|separator|license|splits\.[^.]+|data_files(\.[^.]+)*)|prompts\.\d+|examples\.\d+(\.\d+){0,2})"
+    r"|separator|group_by|license|splits\.[^.]+|data_files(\.[^.]+)*)|prompts\.\d+|examples\.\d+(\.\d+){0,2})"
     r"|distill\.teachers\.[^.]+|card\.(license|limits|language\.\d+)|output_dir|encoder|encoder\.tokenizer"
 )
 

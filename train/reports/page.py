@@ -6,6 +6,7 @@ be sent as one file; it loads nothing and runs no script.
 """
 
 import base64
+import math
 import re
 import struct
 from collections.abc import Sequence
@@ -221,12 +222,27 @@ def _task_part(task_report: dict[str, Any], pictures: list[Path]) -> str:
     header = ("true", "predicted", "rows", "of the true")
     worst = _table("Worst confusions", header, rows[:SHOWN])
     tables = {
+        "groups": [_groups(task_report.get("groups", {}))],
         "confusion": [worst, made["Labels"]],
         "labels": [] if "confusion" in task_report else [made["Labels"]],
         "entities": [made["Entities by type"]],
     }
     name = task_report["task"]
     return _section(name, name, in_html("; ".join(facts)), pictures, tables, prefix=f"{name}_")
+
+
+def _groups(groups: dict[str, dict[str, Any]]) -> str:
+    """A table of the main metric by value of `data.group_by`, the worst first."""
+    if not groups:
+        return ""
+    metric = main_metric(list(next(iter(groups.values()))["scores"]))
+    rows = [(value, group["rows"], group["scores"][metric]) for value, group in groups.items()]
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    rows.sort(key=lambda row: math.inf if row[2] is None else sign * row[2])
+    title = "Groups, the worst first"
+    if len(rows) > SHOWN:
+        title, rows = f"The {SHOWN} worst groups of {len(rows)}", rows[:SHOWN]
+    return _table(title, ("group", "rows", metric), rows)
 
 
 def _section(

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ..artifacts import REPORTS, write_json
-from ..evaluation.scoring import EvalSplit, as_tensor
+from ..evaluation.scoring import EvalSplit, as_tensor, scores_by_group
 from .figures import check_task_file, draw_report
 
 
@@ -38,7 +38,8 @@ def task_report(
 
     Returns:
         JSON-ready: the scores, how many rows or words have a label, and, as the task has them, the
-        sections `confusion`, `labels` (multi-label), `reliability`, `entities`, `numbers`.
+        sections `groups` (`data.group_by`), `confusion`, `labels` (multi-label), `reliability`,
+        `entities`, `numbers`.
     """
     kind, rows = part.of_task(task, config)
     report: dict[str, Any] = {
@@ -48,6 +49,8 @@ def task_report(
         "rows": len(part.source.splits[part.split]),
         "scores": {name: value for name, value in scores.items() if name != "per_type"},
     }
+    if groups := scores_by_group(task, config, part, predictions):
+        report["groups"] = groups
     if kind.scores_itself:
         return report
     answers = kind.answers(rows, as_tensor(predictions))

@@ -20,6 +20,7 @@ from polyhead.train.kinds.counting import (
     multi_label_confusion,
     reliability,
 )
+from polyhead.train.records import TASK_REPORT
 from polyhead.train.reports import curves, page
 from polyhead.train.reports import figures as plots
 from polyhead.train.reports.curves import training_curves, training_plots
@@ -291,6 +292,42 @@ class TestTaskReport:
         _, made = report_of(lines, groups, head="embedding", text_pair="more", loss=loss)
         assert np.allclose(sorted(made["numbers"]["points"]), [[0, 0], [0.5, 0], [1, 1]])
         assert ("residuals" in made["numbers"]) == exact
+
+    def test_groups_are_scored_each_for_itself(self, report_of):
+        rows = [("a", "de", 9), ("b", "de", 9), ("a", "da", 9), (None, "nl", 9), ("b", None, -9)]
+        lines = [
+            {"text": "a " * n, "label": label, "language": language}
+            for n, (label, language, _) in enumerate(rows, start=1)
+        ]
+        values = [[value, -value] for *_, value in rows]
+        scores, made = report_of(lines, values, group_by="language", **SEQUENCE)
+        assert {g: (v["rows"], v["scores"]["accuracy"]) for g, v in made["groups"].items()} == {
+            "None": (1, 1.0),
+            "da": (1, 1.0),
+            "de": (2, 0.5),
+        }
+        assert scores["accuracy"] == 0.75
+        assert TASK_REPORT.validate_python(made)["groups"] == made["groups"]
+        shown = page._task_part(made, [])
+        assert "Groups, the worst first" in shown
+        assert shown.index(">de<") < shown.index(">da<")
+
+    def test_groups_of_entities(self, report_of):
+        tags = [["B-x", "O"], ["O", "B-x"], ["B-x", "B-x"]]
+        lines = [
+            {"tokens": ["now", "now"], "label": row, "language": "de" if n else "da"}
+            for n, row in enumerate(tags)
+        ]
+        tokens = {"head": "token_classification", "text": None, "tokens": "tokens"}
+        values = np.full((3, 12, 2), [-9, 9])  # B-x for each word
+        made = report_of(lines, values, group_by="language", **tokens)[1]["groups"]
+        assert made["da"]["scores"]["entity_f1"] == pytest.approx(2 / 3)
+        assert made["de"]["scores"]["entity_f1"] == pytest.approx(2 * 3 / 7)
+
+    def test_a_column_of_groups_that_is_not_there_is_named(self, report_of):
+        lines = [{"text": "a", "label": "a"}]
+        with pytest.raises(UserError, match="group_by: split test has no column 'language'"):
+            report_of(lines, [[9.0]], group_by="language", **SEQUENCE)
 
     def test_tasks_without_labels_have_their_scores_alone(self, report_of):
         made = report_of([{"text": "a"}] * 2, [[1, 2, 0], [0, 2, 0]], head="masked_lm", label=None)[
