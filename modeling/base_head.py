@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from .decoding import decode_entities, decode_strict
 from .options import HeadTask
 from .pooling import layers_needed
-from .problem_types import SingleLabel, marginal_loss_sum
+from .problem_types import SingleLabel, Weighing, marginal_loss_sum
 from .windows import Span
 
 CLASSES = SingleLabel()  # the loss and the answer of heads that say nothing else
@@ -44,6 +44,7 @@ class Head(nn.Module):
       them by `answer_choice`.
     - `check`, `only_with`: what its options may say, and say together.
     - `count`, `loss_sum`: labelled units, and the loss summed over them.
+    - `weighs_rows`: both take weights of the units as a third argument.
     - `pool_windows`: what the windows of a long text give, as one; where `options` has long_texts.
 
     Args:
@@ -64,6 +65,7 @@ class Head(nn.Module):
     causal: ClassVar[bool] = False
     decodes_spans: ClassVar[bool] = False
     chooses: ClassVar[bool] = False
+    weighs_rows: ClassVar[bool] = False
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__()
@@ -87,23 +89,35 @@ class Head(nn.Module):
 
     # ---- the loss ----
 
-    def count(self, labels: Tensor) -> Tensor:
-        """Number of labelled units (rows, tokens or groups), a scalar."""
-        return CLASSES.count(labels)
+    def count(self, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Number of labelled units (rows, tokens or groups), each as often as it weighs; a scalar.
 
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        Args:
+            labels: of the units.
+            weights: of the units, in the same shape; None for all alike.
+        """
+        return CLASSES.count(labels, Weighing.of(self.task), weights)
+
+    def loss_sum(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Loss summed over the labelled units, a scalar; here cross-entropy over class ids.
 
         Where the task has partly annotated rows, a unit may have one of several labels.
         """
         if self.task.partial:
-            return marginal_loss_sum(logits, labels, self.task.partial_ids)
-        return CLASSES.loss_sum(logits, labels, self.task.label_smoothing)
+            return marginal_loss_sum(logits, labels, self.task.partial_ids, weights)
+        return CLASSES.loss_sum(logits, labels, Weighing.of(self.task), weights)
 
-    def loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_items: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Sum over labelled units / `num_items` (default: the units of this batch)."""
-        units = self.count(labels) if num_items is None else num_items
-        return self.loss_sum(logits.float(), labels) / units.clamp(min=1)
+        more = () if weights is None else (weights,)
+        units = self.count(labels, *more) if num_items is None else num_items
+        return self.loss_sum(logits.float(), labels, *more) / units.masked_fill(units <= 0, 1)
 
     # ---- long texts ----
 

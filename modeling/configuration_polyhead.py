@@ -105,6 +105,8 @@ class TaskConfig(HeadTask):
             raise ValueError(
                 f"false_negative_margin is {self.false_negative_margin}; it must be 0 or more"
             )
+        if self.focal < 0:
+            raise ValueError(f"focal is {self.focal}; it must be 0 or more")
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold is {self.threshold}; it must lie in [0, 1]")
         if not self.loss_weight >= 0:
@@ -152,7 +154,8 @@ def mask_fault(tasks: Mapping[str, Any]) -> str | None:
 
 
 # Options that config.json has only where they differ from their default.
-LEFT_OUT = ("hierarchy", "label_smoothing", "mlm_probability", "whole_word", "blocks", "tied")
+LEFT_OUT = ("hierarchy", "label_smoothing", "class_weight", "focal", "mlm_probability")
+LEFT_OUT += ("whole_word", "blocks", "tied")
 # What HF's `from_pretrained` would take for a config's, and weights of a Polyhead contradict.
 FIXED = ("num_labels", "id2label", "label2id", "problem_type", "task_names", "adapters")
 FIXED += ("format_version", "hidden_size", "projection_dim", "num_hidden_layers")

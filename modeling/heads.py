@@ -25,9 +25,16 @@ from .checks import check_choice
 from .head_layers import LARGEST_LAYERS, ResidualLayers, dense_layer
 from .hierarchy import check_paths
 from .losses import LOSSES
-from .options import SCHEMES, HeadTask, check_grown, check_option_names, scheme_of
+from .options import (
+    SCHEMES,
+    HeadTask,
+    check_class_weight,
+    check_grown,
+    check_option_names,
+    scheme_of,
+)
 from .problem_types import IGNORE as IGNORE
-from .problem_types import PROBLEM_TYPES, ordinal_logits
+from .problem_types import PROBLEM_TYPES, Weighing, ordinal_logits
 from .tables import Table
 from .vocabulary_heads import CausalLMHead, MaskedLMHead
 
@@ -62,8 +69,9 @@ class SequenceClassificationHead(Head):
     options = frozenset(
         ("labels", "problem_type", "hierarchy", "pooling", "activation", "layers", "dropout")
         + ("threshold", "pair", "partial", "grown", "strict", "long_texts", "window_pooling")
-        + ("label_smoothing",)
+        + ("label_smoothing", "class_weight", "focal")
     )
+    weighs_rows = True
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
@@ -80,15 +88,15 @@ class SequenceClassificationHead(Head):
         logits = joined_logits(self.dropout(self.hidden(x)), self.out, self.more)
         return ordinal_logits(logits) if self.task.problem_type == "ordinal" else logits
 
-    def count(self, labels: Tensor) -> Tensor:
+    def count(self, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Rows with a label: not -100 (single-label) or not NaN (multi-label, regression)."""
-        return self.problem.count(labels)
+        return self.problem.count(labels, Weighing.of(self.task), weights)
 
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss_sum(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Cross-entropy, binary cross-entropy (mean over a row's known labels) or squared error."""
         if self.task.partial:
-            return super().loss_sum(logits, labels)
-        return self.problem.loss_sum(logits, labels, self.task.label_smoothing)
+            return super().loss_sum(logits, labels, weights)
+        return self.problem.loss_sum(logits, labels, Weighing.of(self.task), weights)
 
     @classmethod
     def only_with(cls) -> Conditions:
@@ -113,6 +121,8 @@ class SequenceClassificationHead(Head):
             raise ValueError(
                 f"label_smoothing is for one class of several, not {task.problem_type}"
             )
+        if task.problem_type == "regression" and (task.class_weight is not None or task.focal):
+            raise ValueError("class_weight and focal are for classes, not regression")
         least, labels = PROBLEM_TYPES[task.problem_type].least_labels, task.labels or []
         if labels and least == 0:
             raise ValueError(f"a {task.problem_type} task has no labels")
@@ -125,6 +135,7 @@ class SequenceClassificationHead(Head):
             if task.strict:
                 raise ValueError("hierarchy: labels with thresholds of their own are in no tree")
         check_grown(task)
+        check_class_weight(task)
 
     @classmethod
     def answer(
@@ -152,8 +163,9 @@ class TokenClassificationHead(Head):
     decodes_spans = True
     options = frozenset(
         ("labels", "layers", "activation", "dropout", "scheme", "signs")
-        + ("partial", "grown", "strict", "label_smoothing")
+        + ("partial", "grown", "strict", "label_smoothing", "class_weight", "focal")
     )
+    weighs_rows = True
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
@@ -178,6 +190,7 @@ class TokenClassificationHead(Head):
         if task.scheme is None:
             task.scheme = scheme_of(task.labels)
         check_grown(task)
+        check_class_weight(task)
         if task.scheme is None:
             return
         check_choice("scheme", task.scheme, SCHEMES)
@@ -222,11 +235,11 @@ class EmbeddingHead(Head):
             x = self.out(x)
         return F.normalize(x, dim=-1) if self.task.normalize else x
 
-    def count(self, labels: Tensor) -> Tensor:
+    def count(self, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Groups whose score (texts whose vector) is not NaN, a scalar."""
         return _whole(labels).sum()
 
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss_sum(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """The task's embedding loss over (N, D) embeddings and (G,) scores, or (N, D) vectors.
 
         Raises:
@@ -301,7 +314,8 @@ class MultipleChoiceHead(Head):
 
     grouped = True
     chooses = True
-    options = frozenset(("pooling", "activation", "layers", "dropout", "label_smoothing"))
+    options = frozenset(("pooling", "activation", "layers", "dropout", "label_smoothing", "focal"))
+    weighs_rows = True
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__(task=task, encoder_config=encoder_config, pooling=pooling)
@@ -316,7 +330,7 @@ class MultipleChoiceHead(Head):
             x = self.act(self.dense(self.dropout(x)))
         return self.out(self.dropout(self.hidden(x)))
 
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss_sum(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Cross-entropy of (N, 1) scores over the choices of each row, and (G,) of their numbers.
 
         Raises:
@@ -327,7 +341,7 @@ class MultipleChoiceHead(Head):
             return logits.sum() * 0
         if rows % groups:
             raise ValueError(f"{rows} rows for {groups} labels: each group has as many choices")
-        return super().loss_sum(logits.view(groups, rows // groups), labels)
+        return super().loss_sum(logits.view(groups, rows // groups), labels, weights)
 
 
 HEADS: Table[type[Head]] = Table(

@@ -23,6 +23,7 @@ NUMBERS = (  # options that are numbers
     "loss_weight",
     "mlm_probability",
     "label_smoothing",
+    "focal",
 )
 MASK_SHARES = (0.8, 0.1, 0.1)  # arXiv:1810.04805
 # Options that a saved model may have without effect, from before they were refused.
@@ -66,6 +67,11 @@ class TaskOptions:
         label_smoothing: share of each label that is spread over all classes evenly, for heads that
             choose one class: q = (1 - s) onehot + s / L (arXiv:1512.00567). It is in the loss of
             evaluation too.
+        class_weight: weight of each label in the loss, by label; those not named weigh 1. In a
+            recipe also `balanced`: n / (L n_l), with n_l of n rows (words) of train. Of a
+            multi-label task the weight of a label where it is set; balanced: (n - n_l) / n_l.
+        focal: gamma of the focal loss, (1 - p)^gamma times the cross-entropy, for heads over
+            classes; 0 for none (arXiv:1708.02002).
         mlm_probability: share of the tokens that `masked_lm` hides.
         mask_shares: of these, [masked, replaced by a random token, kept]; default [0.8, 0.1, 0.1].
         whole_word: all tokens of a word are hidden together.
@@ -102,6 +108,8 @@ class TaskOptions:
     prompts: list[str] | None = None
     matryoshka: list[int] | None = None
     label_smoothing: float = 0.0
+    class_weight: str | dict[str, float] | None = None
+    focal: float = 0.0
     mlm_probability: float = 0.15
     mask_shares: list[float] | None = None
     whole_word: bool = False
@@ -190,6 +198,28 @@ def scheme_of(labels: list[str]) -> str | None:
     return "iob2" if "B-" in prefixes else "iob1"
 
 
+def check_class_weight(task: HeadTask) -> None:
+    """Raise ValueError unless `class_weight` gives labels of the task weights above 0."""
+    weights = task.class_weight
+    if weights is None:
+        return
+    if isinstance(weights, str):
+        raise ValueError(
+            f"class_weight is {weights!r}; a model has a number for each label, as {{x: 2.0}}: "
+            "balanced is found by a recipe, in its data"
+        )
+    unknown = [label for label in weights if label not in (task.labels or [])]
+    if unknown:
+        raise ValueError(
+            f"class_weight names {', '.join(map(repr, unknown))}; labels: "
+            f"{', '.join(task.labels or [])}"
+        )
+    for label, weight in weights.items():
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not 0 < weight < float("inf"):
+            raise ValueError(f"class_weight of {label!r} is {weight!r}; write a number above 0")
+
+
 def check_grown(task: HeadTask) -> None:
     """Raise ValueError unless `grown` and `strict` go with the labels.
 
@@ -205,10 +235,10 @@ def check_grown(task: HeadTask) -> None:
         raise ValueError(f"strict is {strict!r:.80}; a threshold lies in [0, 1]")
     if strict and (not grown or set(strict) != set(new)):
         raise ValueError(f"strict names {', '.join(strict)}; it must name the labels grown last")
-    if task.partial and task.label_smoothing:
-        raise ValueError(
-            "label_smoothing spreads one label, but of partial rows several are allowed"
-        )
+    for name in ("label_smoothing", "class_weight", "focal") if task.partial else ():
+        if getattr(task, name):
+            verb = "spreads" if name == "label_smoothing" else "weighs"
+            raise ValueError(f"{name} {verb} one label, but of partial rows several are allowed")
     for part in task.partial or []:
         unknown = [label for label in part if label not in (task.labels or [])]
         if unknown or not part or len(set(part)) < len(part):

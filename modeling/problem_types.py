@@ -7,6 +7,7 @@ The names are HF's, and `ordinal`.
 Shapes: `N` rows, `L` labels.
 """
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,17 +21,66 @@ from .options import HeadTask
 IGNORE = -100  # the label that torch's cross-entropy and HF skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Weighing:
+    """How much each class and each answer counts in a loss over classes.
+
+    Args:
+        smoothing: share of a label that is spread over all classes (arXiv:1512.00567).
+        gamma: of the focal loss, (1 - p)^gamma times the cross-entropy (arXiv:1708.02002).
+        classes: weights of the L classes; None for all alike.
+    """
+
+    smoothing: float = 0.0
+    gamma: float = 0.0
+    classes: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, task: HeadTask) -> "Weighing":
+        """As the options of a task say."""
+        by_label: Any = task.class_weight
+        classes = tuple(by_label.get(label, 1.0) for label in task.labels or []) if by_label else ()
+        return cls(smoothing=task.label_smoothing, gamma=task.focal, classes=classes or None)
+
+    def of_classes(self, like: Tensor) -> Tensor | None:
+        """(L,), on the device and of the type of `like`."""
+        if self.classes is None:
+            return None
+        return torch.tensor(self.classes, dtype=like.dtype, device=like.device)
+
+    def focus(self, miss: Tensor) -> Tensor:
+        """(1 - p)^gamma of `miss`, 1 - p; a root is kept from its end, where it has no slope."""
+        return miss.clamp(min=torch.finfo(miss.dtype).tiny) ** self.gamma
+
+
+PLAIN = Weighing()
+
+
 class ProblemType(Protocol):
     """One problem type: its labels, its loss and how it answers."""
 
     least_labels: int  # 0: it has none
 
-    def count(self, labels: Tensor) -> Tensor:
-        """Number of labelled rows, a scalar."""
+    def count(
+        self, labels: Tensor, weighing: Weighing = PLAIN, weights: Tensor | None = None
+    ) -> Tensor:
+        """Number of labelled rows, each as often as it weighs; a scalar.
+
+        Args:
+            labels: (N,) or (N, L).
+            weighing: of classes.
+            weights: (N,), of rows; None for all alike.
+        """
         ...
 
-    def loss_sum(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Loss summed over the labelled rows, a scalar; `smoothing` of types with one class."""
+    def loss_sum(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weighing: Weighing = PLAIN,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Loss summed over the labelled rows, each as often as it weighs; a scalar."""
         ...
 
     def answer(
@@ -41,23 +91,49 @@ class ProblemType(Protocol):
 
 
 class SingleLabel:
-    """One class for each row (or token): cross-entropy over (N,) ids; -100 is no label."""
+    """One class for each row (or token): cross-entropy over (N,) ids; -100 is no label.
+
+        loss = -sum_l w_l q_l (1 - p_l)^gamma log p_l,   count = w_y
+
+    with q one at the label y, or smoothed.
+    """
 
     least_labels = 2
 
-    def count(self, labels: Tensor) -> Tensor:
-        """Rows whose label is not -100, a scalar."""
-        return (labels != IGNORE).sum()
+    def count(
+        self, labels: Tensor, weighing: Weighing = PLAIN, weights: Tensor | None = None
+    ) -> Tensor:
+        """Rows whose label is not -100, each as often as its class and it weigh; a scalar."""
+        known = labels != IGNORE
+        if weighing.classes is None and weights is None:
+            return known.sum()
+        units = known.float()
+        classes = weighing.of_classes(units)
+        if classes is not None:
+            units = units * classes[labels.clamp(min=0)]
+        return (units if weights is None else units * weights).sum()
 
-    def loss_sum(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    def loss_sum(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weighing: Weighing = PLAIN,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Cross-entropy of (..., L) logits and (...) ids, summed; a scalar."""
-        return F.cross_entropy(
-            logits.flatten(0, -2),
-            labels.flatten(),
-            ignore_index=IGNORE,
-            reduction="sum",
-            label_smoothing=smoothing,
-        )
+        logits, labels = logits.flatten(0, -2), labels.flatten()
+        if weighing.gamma:
+            losses = _focal(logits, labels, weighing)
+        else:
+            losses = F.cross_entropy(
+                logits,
+                labels,
+                weight=weighing.of_classes(logits),
+                ignore_index=IGNORE,
+                reduction="sum" if weights is None else "none",
+                label_smoothing=weighing.smoothing,
+            )
+        return losses.sum() if weights is None else (losses * weights.flatten()).sum()
 
     def answer(
         self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
@@ -73,7 +149,19 @@ class SingleLabel:
         )
 
 
-def marginal_loss_sum(logits: Tensor, labels: Tensor, partial: list[list[int]]) -> Tensor:
+def _focal(logits: Tensor, labels: Tensor, weighing: Weighing) -> Tensor:
+    """(N,) focal losses of (N, L) logits and (N,) ids; 0 without a label."""
+    known, count = labels != IGNORE, logits.shape[-1]
+    targets = F.one_hot(labels.clamp(min=0), count).to(logits.dtype) * (1 - weighing.smoothing)
+    targets = (targets + weighing.smoothing / count) * known[:, None]
+    classes, log_p = weighing.of_classes(logits), logits.log_softmax(-1)
+    targets = targets if classes is None else targets * classes
+    return -(targets * weighing.focus(-torch.expm1(log_p)) * log_p).sum(-1)
+
+
+def marginal_loss_sum(
+    logits: Tensor, labels: Tensor, partial: list[list[int]], weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy where a label may be one of several: the sum of their probabilities counts.
 
         loss = -log sum_{l in allowed} p(l),   the marginal likelihood of what the data says
@@ -82,6 +170,7 @@ def marginal_loss_sum(logits: Tensor, labels: Tensor, partial: list[list[int]]) 
         logits: (..., L).
         labels: (...) ids; L + k allows the ids `partial[k]`; -100 is no label.
         partial: sets of ids.
+        weights: (...), of the labels; None for all alike.
 
     Returns:
         sum over the labelled rows, a scalar.
@@ -94,7 +183,8 @@ def marginal_loss_sum(logits: Tensor, labels: Tensor, partial: list[list[int]]) 
     logits, ids = logits.flatten(0, -2)[known], labels.flatten()[known]
     barred = ~allowed.to(logits.device)[ids]
     inside = logits.masked_fill(barred, float("-inf")).logsumexp(-1)
-    return (logits.logsumexp(-1) - inside).sum()
+    losses = logits.logsumexp(-1) - inside
+    return losses.sum() if weights is None else (losses * weights.flatten()[known]).sum()
 
 
 def ordinal_logits(steps: Tensor) -> Tensor:
@@ -145,16 +235,36 @@ class MultiLabel:
 
     least_labels = 1
 
-    def count(self, labels: Tensor) -> Tensor:
-        """Rows with a label that is not NaN, a scalar."""
-        return _rows_known(labels)
+    def count(
+        self, labels: Tensor, weighing: Weighing = PLAIN, weights: Tensor | None = None
+    ) -> Tensor:
+        """Rows with a label that is not NaN, each as often as it weighs; a scalar."""
+        return _rows_known(labels, weights)
 
-    def loss_sum(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Sum over rows of the mean over a row's known labels, a scalar."""
+    def loss_sum(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weighing: Weighing = PLAIN,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Sum over rows of the mean over a row's known labels, a scalar.
+
+        A label that is set weighs as its class does (torch's `pos_weight`), one that is not 1.
+        """
         known = ~labels.isnan()
         filled = torch.where(known, labels, 0).to(logits.dtype)
-        errors = F.binary_cross_entropy_with_logits(logits, filled, reduction="none") * known
-        return (errors.sum(1) / known.sum(1).clamp(min=1)).sum()
+        classes = weighing.of_classes(logits)
+        if weighing.gamma:
+            p, positive = logits.sigmoid(), 1.0 if classes is None else classes
+            errors = positive * filled * weighing.focus(1 - p) * F.softplus(-logits)
+            errors = errors + (1 - filled) * weighing.focus(p) * F.softplus(logits)
+        else:
+            errors = F.binary_cross_entropy_with_logits(
+                logits, filled, pos_weight=classes, reduction="none"
+            )
+        losses = (errors * known).sum(1) / known.sum(1).clamp(min=1)
+        return losses.sum() if weights is None else (losses * weights).sum()
 
     def answer(
         self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
@@ -172,15 +282,24 @@ class Regression:
 
     least_labels = 0
 
-    def count(self, labels: Tensor) -> Tensor:
-        """Rows whose number is not NaN, a scalar."""
-        return _rows_known(labels)
+    def count(
+        self, labels: Tensor, weighing: Weighing = PLAIN, weights: Tensor | None = None
+    ) -> Tensor:
+        """Rows whose number is not NaN, each as often as it weighs; a scalar."""
+        return _rows_known(labels, weights)
 
-    def loss_sum(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    def loss_sum(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weighing: Weighing = PLAIN,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Squared error of (N, 1) logits and (N,) numbers, summed; a scalar."""
         known = ~labels.isnan()
         filled = torch.where(known, labels, 0).to(logits.dtype)
-        return ((logits.squeeze(-1) - filled.view(-1)).square() * known.view(-1)).sum()
+        losses = (logits.squeeze(-1) - filled.view(-1)).square() * known.view(-1)
+        return losses.sum() if weights is None else (losses * weights).sum()
 
     def answer(
         self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
@@ -189,9 +308,10 @@ class Regression:
         return {"score": float(values[0])}
 
 
-def _rows_known(labels: Tensor) -> Tensor:
-    """Rows of (N,) or (N, L) with any number that is not NaN, a scalar."""
-    return (~labels.isnan()).view(len(labels), -1).any(1).sum()
+def _rows_known(labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Rows of (N,) or (N, L) with any number that is not NaN, by their weights; a scalar."""
+    known = (~labels.isnan()).view(len(labels), -1).any(1)
+    return known.sum() if weights is None else (known * weights).sum()
 
 
 PROBLEM_TYPES: dict[str, ProblemType] = {

@@ -41,6 +41,8 @@ OTHER = {  # a value of each option that is not its default
     "matryoshka": [8, 4],
     "projection": 8,
     "label_smoothing": 0.1,
+    "class_weight": {"y": 2.0},
+    "focal": 2.0,
     "mlm_probability": 0.3,
     "mask_shares": [1.0, 0.0, 0.0],
     "whole_word": True,

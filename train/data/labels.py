@@ -36,6 +36,7 @@ def find_labels(
         the task's config, notes on how its labels were read, and no faults; or None and the faults.
     """
     column, labels, tags = str(task.data.label), None, TagSet()
+    counts: Counter[str] = Counter()
     faults: list[str] = []
     if kind_of(task).label_type in CLOSED:
         for split, rows in splits.items():
@@ -67,10 +68,32 @@ def find_labels(
     if faults:
         return None, [], faults
     try:
-        config = task.task_config(labels, tags.scheme, tags.signs)
+        weights = _class_weights(task, labels or [], counts, splits["train"])
+        config = task.task_config(labels, tags.scheme, tags.signs, weights)
         return replace(config, partial=partial), tags.notes, []
     except ValueError as error:
         return None, [], [f"tasks.{name}: {error} (labels found in column {column!r} of train)"]
+
+
+def _class_weights(
+    task: TaskRecipe, labels: list[str], counts: Counter[str], rows: datasets.Dataset
+) -> dict[str, float] | None:
+    """The weights of a task's classes; `balanced` ones by their number, 1 where there is none.
+
+    Args:
+        task: the task.
+        labels: all of it.
+        counts: rows (words) of each label in train.
+        rows: of train.
+    """
+    if not isinstance(task.class_weight, str):
+        return task.class_weight
+    there = [label for label in labels if counts[label]]
+    if kind_of(task).label_type == "classes":
+        total = sum(value is not None for value in rows[str(task.data.label)][:])
+        return {label: (total - counts[label]) / counts[label] or 1.0 for label in there}
+    total = sum(counts[label] for label in there)
+    return {label: total / (len(there) * counts[label]) for label in there}
 
 
 def _unlabelled(name: str, task: TaskRecipe, splits: dict[str, datasets.Dataset]) -> list[str]:

@@ -261,6 +261,9 @@ def _distill_faults(recipe: Recipe) -> list[str]:
         elif not kind_of(recipe.tasks[name]).has_teachers:
             head = recipe.tasks[name].head
             faults.append(f"distill.teachers.{name}: {head} has no teachers; take it out")
+        elif recipe.distill.rows == "own" and recipe.tasks[name].class_weight is not None:
+            fault = "its teacher weighs all labels alike, class_weight does not"
+            faults.append(f"distill.teachers.{name}: {fault}; take one of them out")
     if recipe.distill.rows == "others":
         faults += _taught_elsewhere_faults(recipe, recipe.distill)
     faults += [

@@ -230,6 +230,8 @@ class TaskRecipe(TaskOptions):
     margin: Number = 0.5
     matryoshka: list[Whole] | None = None
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1)
+    class_weight: Literal["balanced"] | dict[Label, Annotated[Number, Field(gt=0)]] | None = None
+    focal: Number = Field(default=0.0, ge=0, le=100)
     mlm_probability: Number = Field(default=0.15, gt=0, le=1)
     mask_shares: list[Number] | None = None
     projection: Whole | None = Field(default=None, gt=0, le=2**16)
@@ -249,8 +251,12 @@ class TaskRecipe(TaskOptions):
         labels: list[str] | None = None,
         scheme: str | None = None,
         signs: list[str] | None = None,
+        class_weight: dict[str, float] | None = None,
     ) -> TaskConfig:
-        """The model's side of this task, with labels, tag scheme and signs found in the data."""
+        """The model's side of this task, with what was found in the data.
+
+        Without the weights of its classes, where the recipe asks for some, it has none yet.
+        """
         options = {
             f.name: getattr(self, f.name)
             for f in fields(TaskOptions)
@@ -259,6 +265,8 @@ class TaskRecipe(TaskOptions):
         two = self.data.text_pair is not None or self.data.pairs is not None
         pair = "pair" in HEADS[self.head].options and two
         options |= {"scheme": scheme or self.scheme, "signs": signs}
+        if self.class_weight is not None:
+            options["class_weight"] = class_weight or {}
         return TaskConfig(labels=labels, pair=pair, **options)
 
 

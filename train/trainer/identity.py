@@ -26,8 +26,10 @@ from .callbacks import RunIdentity
 BLOCK = 10_000  # rows that are hashed at a time
 SAMPLES = 64  # blocks of a weights' file that stand for all of it
 MAY_DIFFER = {  # options of a task
+    "class_weight",
     "dropout",
     "false_negative_margin",
+    "focal",
     "label_smoothing",
     "loss_weight",
     "margin",
