@@ -22,6 +22,7 @@ from ..trainer.checkpoints import is_intact, latest_intact
 from ..trainer.identity import check_resume
 from ..trainer.trainer import MultiTaskTrainer
 from .encoders import length_notes
+from .few_shot import train_on_pairs
 from .setup import PreparedRun
 from .teachers import distil
 from .teaching_elsewhere import teach_others
@@ -63,8 +64,7 @@ def fit(
         logger.warning(line)
     for line in [] if checkpoint is None else check_resume(checkpoint, trainer.identity):
         logger.warning(line)
-    if run.recipe.distill is not None and run.recipe.distill.rows == "own":
-        distil(trainer, run.recipe, run.sources)
+    _train_before(trainer, run, checkpoint)
     try:
         with trainer.sigterm:
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -72,6 +72,14 @@ def fit(
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         raise
     return trainer, *final_scores(trainer, run)
+
+
+def _train_before(trainer: MultiTaskTrainer, run: PreparedRun, checkpoint: str | None) -> None:
+    """What other models say of the rows, and the stage that comes before the first checkpoint."""
+    if run.recipe.distill is not None and run.recipe.distill.rows == "own":
+        distil(trainer, run.recipe, run.sources)
+    if run.few_shot and checkpoint is None:
+        train_on_pairs(trainer, run)
 
 
 def final_scores(trainer: MultiTaskTrainer, run: PreparedRun) -> tuple[dict[str, Any], dict]:

@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ..optimization.parameter_groups import freeze_faults
 from ..recipe.arguments import optimizer_faults, training_arguments
 from ..recipe.reader import load_recipe
 from ..recipe.schema import Recipe
-from ..recipe.sections import MultiTaskArguments
+from ..recipe.sections import FewShot, MultiTaskArguments
 from ..trainer.checkpoints import is_intact
 from .encoders import Keep, add_heads, build_model, extend_heads, origin_of
 from .teachers import teacher_faults
@@ -80,7 +80,14 @@ class PreparedRun:
     @property
     def origin(self) -> str:
         """What tells the encoder's first weights from others."""
-        return origin_of(self.recipe.encoder)
+        stages = {name: asdict(options) for name, options in self.few_shot.items()}
+        return " ".join([origin_of(self.recipe.encoder), *([f"few_shot: {stages}"] * bool(stages))])
+
+    @property
+    def few_shot(self) -> dict[str, FewShot]:
+        """The tasks whose pairs of rows train the encoder first."""
+        tasks = {name: self.recipe.tasks[name].few_shot for name in sorted(self.configs)}
+        return {name: options for name, options in tasks.items() if options is not None}
 
     @property
     def evaluates(self) -> bool:

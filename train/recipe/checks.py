@@ -13,7 +13,15 @@ from ..data.formats import FORMATS, named_columns
 from ..data.splits import is_saved
 from ..evaluation.metrics import METRICS, metrics_for
 from ..kinds import kind_of
-from .schema import IN_BATCH_LOSSES, TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe, in_batch
+from .schema import (
+    IN_BATCH_LOSSES,
+    TEXT_COLUMNS,
+    DataConfig,
+    FinishedEncoder,
+    Recipe,
+    TaskRecipe,
+    in_batch,
+)
 from .sections import Distill
 
 
@@ -226,6 +234,7 @@ def output_dir_faults(name: str) -> list[str]:
 def section_faults(recipe: Recipe) -> list[str]:
     """What is wrong with sections that need no more than the recipe's other keys."""
     faults = [*_average_faults(recipe), *_distill_faults(recipe), *_stopping_faults(recipe)]
+    faults += _few_shot_faults(recipe)
     if mask := mask_fault(recipe.tasks):
         faults.append(f"tasks: {mask}")
     if recipe.compare is not None and len(recipe.tasks) < 2:
@@ -292,6 +301,42 @@ def _taught_elsewhere_faults(recipe: Recipe, distill: Distill) -> list[str]:
     if recipe.optimizer.by_task:
         faults.append("distill.rows: others does not go with optimizer.by_task; take one out")
     return faults
+
+
+def _few_shot_faults(recipe: Recipe) -> list[str]:
+    """Tasks without classes to make pairs of, and what cannot go before a training."""
+    stages = {name: task.few_shot for name, task in recipe.tasks.items() if task.few_shot}
+    if not stages:
+        return []
+    faults = []
+    for name in stages:
+        kind = kind_of(recipe.tasks[name])
+        plain = kind.label_type == "class" and not (kind.tree or kind.ordered)
+        if not plain or recipe.tasks[name].data.marks is not None:
+            fault = "only for classification with one label for each text, in no order or tree"
+            faults.append(f"tasks.{name}.few_shot: {fault}; take it out")
+    if len({options.learning_rate for options in stages.values()}) > 1:
+        fault = f"{' and '.join(stages)} train in one stage; write one learning_rate for all"
+        faults.append(f"few_shot: {fault}")
+    adapters = [name for name, task in recipe.tasks.items() if task.adapter is not None]
+    if adapters:
+        fault = f"the pairs train the encoder, {', '.join(adapters)} an adapter"
+        faults.append(f"few_shot: {fault}; take one of them out")
+    if isinstance(recipe.encoder, FinishedEncoder) and set(recipe.encoder.keep_tasks) - set(
+        recipe.tasks
+    ):
+        fault = "the pairs would change the encoder of encoder.keep_tasks that have no rows here"
+        faults.append(f"few_shot: {fault}; take one of them out")
+    faults += [
+        f"{key}: does not go with few_shot; take one of them out"
+        for key in ("retain", "average")
+        if getattr(recipe, key) is not None
+    ]
+    return faults + [
+        f"training.{key}: does not go with few_shot; take one of them out"
+        for key in ("fsdp", "deepspeed")
+        if recipe.training.get(key)
+    ]
 
 
 def _stopping_faults(recipe: Recipe) -> list[str]:

@@ -123,6 +123,11 @@ def build_recipe(
     faults += by_task_faults(recipe, sources_of(recipe))
     faults += retain_faults(recipe, sources_of(recipe))
     faults += section_faults(recipe)
+    faults += [
+        f"tasks.{name}.few_shot: would train the encoder, which the model's tasks read; take it out"
+        for name, task in recipe.tasks.items()
+        if onto is not None and task.few_shot is not None
+    ]
     faults += training_faults(recipe.training)
     faults += output_dir_faults(recipe.output_dir)
     if faults:

@@ -30,6 +30,7 @@ from .sections import (
     Balancing,
     Card,
     Distill,
+    FewShot,
     Freeze,
     Number,
     OptimizerOptions,
@@ -206,6 +207,8 @@ class TaskRecipe(TaskOptions):
         cached: an embedding loss that compares texts (contrastive, cosent, angle) does so over all
             micro-batches of an optimizer step (GradCache, arXiv:2101.06983): 32 x 32 is then one
             batch of 1,024 in the memory of 32, for one more forward pass.
+        few_shot: of a task with one label for each text and few rows: pairs of them train the
+            encoder first.
         examples: what the page of `polyhead demo` offers to try: texts; of a pair task [text,
             other], of one that chooses [text, [one, other]].
 
@@ -244,6 +247,7 @@ class TaskRecipe(TaskOptions):
     max_rows: Whole | None = Field(default=None, gt=0)
     epochs: Number | None = Field(default=None, gt=0, le=1000)
     learning_rate: Number | None = Field(default=None, gt=0)
+    few_shot: FewShot | None = None
     examples: list[Example] | None = None
 
     def task_config(

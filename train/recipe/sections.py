@@ -232,6 +232,21 @@ class Distill:
 
 
 @dataclass(config=STRICT, kw_only=True)
+class FewShot:
+    """Pairs of a task's rows train the encoder before its head (SetFit, arXiv:2209.11055).
+
+    A pair with the same label is to have cosine 1, another one 0; see `commands/few_shot.py`.
+
+    Args:
+        pairs: of each row with others of its class, and as many with rows of other classes.
+        learning_rate: of that stage, one pass over the pairs; then `training.learning_rate` goes.
+    """
+
+    pairs: Whole = Field(default=20, gt=0, le=10_000)
+    learning_rate: Number = Field(default=2e-5, gt=0)
+
+
+@dataclass(config=STRICT, kw_only=True)
 class Card:
     """What the model card says that no file knows.
 
