@@ -255,6 +255,7 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
     assert [sorted(set(config.tasks) - set(recipe["tasks"])) for config in configs] == [
         ["words"],
         ["damage", "topics"],
+        [],
         ["search"],
         ["vectors"],
         [],
@@ -262,7 +263,7 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
         ["contract", "search"],
     ]
     assert configs[0].get_text_config().hidden_size == 256
-    assert {task.adapter for task in configs[4].tasks.values()} == {"intent"}
+    assert {task.adapter for task in configs[5].tasks.values()} == {"intent"}
 
 
 @pytest.mark.slow
