@@ -128,8 +128,6 @@ def recipe(tmp_path_factory, encoder_folder) -> Path:
     }
     for task in tasks.values():
         task["dropout"] = 0.0
-    tasks["intent"] |= {"class_weight": "balanced", "focal": 1.5}
-    tasks["slots"] |= {"class_weight": {"O": 0.25}}
     training = {
         "max_steps": 8,
         "per_device_train_batch_size": 2,
