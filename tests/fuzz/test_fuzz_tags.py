@@ -5,7 +5,7 @@ from fuzzing import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from polyhead.modeling.tags import decode_tags, legal_transitions, spans_of, write_tags
-from polyhead.train.evaluation.metrics import entity_scores
+from polyhead.train.evaluation.entity_scores import entity_scores
 from seqeval.metrics.v1 import precision_recall_fscore_support
 from seqeval.scheme import IOB1, IOB2, IOBES, Entities
 
