@@ -187,14 +187,14 @@ def polyhead(
     return trainer_of(prepare(path))
 
 
-def train(trainer: Any) -> tuple[float, float, list[int]]:
+def train(trainer: Any, warm_up: int = WARM_UP) -> tuple[float, float, list[int]]:
     """Real tokens a second, the share of padding, and the lengths of all texts that count."""
-    clock, counted = Clock(WARM_UP), Counted(trainer.data_collator)
+    clock, counted = Clock(warm_up), Counted(trainer.data_collator)
     trainer.data_collator = counted
     trainer.add_callback(clock)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    timed = slice(WARM_UP, trainer.args.max_steps)  # batches fetched ahead are not trained
+    timed = slice(warm_up, trainer.args.max_steps)  # batches fetched ahead are not trained
     tokens, places = sum(counted.tokens[timed]), sum(counted.places[timed])
     lengths = [length for batch in counted.lengths[timed] for length in batch]
     return tokens / clock.seconds, 1 - tokens / places, lengths
