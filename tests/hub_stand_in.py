@@ -105,9 +105,15 @@ class Handler(BaseHTTPRequestHandler):
         if parts[:3] == ["api", "repos", "create"]:
             return self._create(json.loads(body))
         if parts[:2] == ["api", "validate-yaml"]:
-            return 200, {}, {"errors": _faults_of_card(json.loads(body)["content"]), "warnings": []}
+            card = json.loads(body)
+            faults = _faults_of_card(card["content"], card.get("repoType", "model"))
+            return 200, {}, {"errors": faults, "warnings": []}
         if parts[:2] == ["api", "models"]:
             return self._api(f"{parts[2]}/{parts[3]}", parts[4:], body)
+        if parts[:2] == ["api", "spaces"]:
+            return self._api(f"spaces/{parts[2]}/{parts[3]}", parts[4:], body)
+        if len(parts) > 4 and parts[0] == "spaces" and parts[3] == "resolve":
+            return self._resolve("/".join(parts[:3]), parts[4], "/".join(parts[5:]))
         if parts[2:] == ["info", "lfs", "objects", "batch"]:
             return self._batch(f"{parts[0]}/{parts[1]}".removesuffix(".git"), json.loads(body))
         if len(parts) > 3 and parts[2] == "resolve":
@@ -200,6 +206,10 @@ class Handler(BaseHTTPRequestHandler):
     def _create(self, asked: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
         self._needs_token()
         name = f"{asked.get('organization') or 'user'}/{asked['name']}"
+        if asked.get("type") == "space":
+            if asked.get("sdk") != "gradio":
+                raise Refused(400, message="a Space needs an sdk")
+            name = f"spaces/{name}"
         url = {"url": f"{self.hub.url}/{name}", "name": name}
         if name in self.hub.repositories:
             return 409, {}, {**url, "error": "You already created this model repo"}
@@ -256,11 +266,12 @@ class Handler(BaseHTTPRequestHandler):
         return 200, {}, {"success": True, "commitOid": sha, "commitUrl": url}
 
 
-def _faults_of_card(content: str) -> list[dict[str, str]]:
+def _faults_of_card(content: str, kind: str) -> list[dict[str, str]]:
     """What is wrong with the metadata of a card, as far as the stand-in knows."""
     _, head, _ = content.split("---\n", 2)
     metadata = yaml.safe_load(head)
-    faults = [key for key in ("library_name", "pipeline_tag", "tags") if key not in metadata]
+    needed = {"model": ("library_name", "pipeline_tag", "tags"), "space": ("title", "sdk")}
+    faults = [key for key in needed[kind] if key not in metadata]
     for entry in metadata.get("model-index", []):
         if not all({"task", "dataset", "metrics"} <= set(result) for result in entry["results"]):
             faults.append("model-index")

@@ -31,6 +31,7 @@ MODEL_FILES = (
     "export.json",
     "handler.py",
     "runner.py",
+    "runner.mjs",
     "model*.safetensors",
     "model.safetensors.index.json",
     "model.onnx",

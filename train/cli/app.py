@@ -153,6 +153,7 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch; made when not there.")] = None,
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload model",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, upload nothing.")] = False,
+    space: Annotated[str | None, typer.Option(help="user/space that shows the page.")] = None,
     allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -162,6 +163,7 @@ def push(
     from ..hub.push import push as run
 
     options: dict[str, Any] = {"revision": revision, "message": message, "dry_run": dry_run}
+    options["space"] = space
     try:
         upload = run(model, repo, private=private, **options)
     except HUB_ERRORS as error:

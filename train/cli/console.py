@@ -295,6 +295,10 @@ def print_push(upload: dict[str, Any]) -> None:
     rows = [(name, f"{size / 1e6:.2f}") for name, size in upload["files"].items()]
     out.print(table_of(("file", "MB"), rows))
     total = f"{len(upload['files'])} files, {sum(upload['files'].values()) / 1e6:.1f} MB"
+    space = upload.get("space")
+    if space is not None:
+        commit = "" if space["commit"] is None else f" at {space['commit']}"
+        say(f"Space {space['repo']}{commit}: {', '.join(space['files'])}")
     if upload["commit"] is None:
         say(f"{total}: nothing was uploaded")
         return

@@ -25,7 +25,7 @@ from ..artifacts import write_text
 from ..inference.exported import ExportedModel
 from ..inference.files import plain
 
-RUNNERS = ("runner.py",)
+RUNNERS = ("runner.py", "runner.mjs")
 HOW = {  # what the runners make of a head's output
     "embedding": "vector",
     "token_classification": "spans",
@@ -98,8 +98,11 @@ def add_runners(
 ) -> None:
     """Put the runner into a written export, and what it is told into `about`."""
     configs = {name: model.config.tasks[name] for name in about["tasks"]}
+    length = window_length(tokenizer, model.usable_length)
+    added, added_to_pairs = map(tokenizer.num_special_tokens_to_add, (False, True))
     about["bundle"] = {
-        "window": window_length(tokenizer, model.usable_length),
+        "window": length,
+        "room": {"text": length - added, "pair": length - added_to_pairs},
         "truncation_side": tokenizer.truncation_side,
         "pad_id": tokenizer.pad_token_id,
         "mask_id": tokenizer.mask_token_id,

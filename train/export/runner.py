@@ -57,9 +57,8 @@ class Runner:
         self.single, self.pair, self.whole = (
             Tokenizer.from_file(f"{folder}/tokenizer.json") for _ in range(3)
         )
-        self.room = bundle["window"] - self.single.num_special_tokens_to_add(is_pair=False)
-        for tokenizer, overlap in ((self.single, self.room // 4), (self.pair, 0), (self.whole, 0)):
-            side = bundle["truncation_side"]
+        stride, side = bundle["room"]["text"] // 4, bundle["truncation_side"]
+        for tokenizer, overlap in ((self.single, stride), (self.pair, 0), (self.whole, 0)):
             tokenizer.enable_truncation(bundle["window"], stride=overlap, direction=side)
             tokenizer.no_padding()
         self.whole.no_truncation()
@@ -172,13 +171,14 @@ class Runner:
             pairs = [(t, HALF.sub("\ufffd", row[1])) for t, row in zip(texts, rows, strict=True)]
             once = [] if several else self.pair.encode_batch(pairs)
             encoded = [self._of_pair(*pair) for pair in pairs] if several else [[e] for e in once]
-        units, entries, room = [], [], self.room - self.room // 4
+        room = self.bundle["room"]["text"]
+        units, entries, step = [], [], room - room // 4
         for row, windows in enumerate(encoded):
             windows = windows if several else windows[:1]
             words = [match.span() for match in self.word.finditer(texts[row])] if tags else []
             of_text, reads = self._units(texts[row], words, windows)
             units.append(of_text)
-            masks = [[(n * room + k, k) for k in self._masks(w.ids)] for n, w in enumerate(windows)]
+            masks = [[(n * step + k, k) for k in self._masks(w.ids)] for n, w in enumerate(windows)]
             best = list(_nearest(masks, windows).values())
             for n, window in enumerate(windows):
                 entries.append((row, n, window, reads[n], [token for at, token in best if at == n]))
@@ -192,7 +192,7 @@ class Runner:
         whole = self.whole.encode(first, second)
         if len(whole.ids) <= self.bundle["window"]:
             return [whole]
-        room = self.bundle["window"] - self.whole.num_special_tokens_to_add(is_pair=True)
+        room = self.bundle["room"]["pair"]
         one, other = self.whole.encode_batch([first, second], add_special_tokens=False)
         most = max(room // 2, room - len(other.ids))
         while len(one.ids) > most:  # a text cut inside a word may have more tokens

@@ -16,6 +16,7 @@ from ..escape import visible
 from ..inference.load import load_model
 from . import history
 from .folder import CARD, THIS_FOLDER
+from .space import check_space, push_space, space_files, space_report
 
 # What a trainer leaves beside a model in a checkpoint.
 STATE = re.compile(
@@ -39,6 +40,7 @@ def push(
     message: str = "Upload model",
     token: str | None = None,
     dry_run: bool = False,
+    space: str | None = None,
 ) -> dict[str, Any]:
     """Upload a saved model in one commit; files of an earlier version that it lacks are deleted.
 
@@ -55,21 +57,29 @@ def push(
         message: commit message.
         token: token for the Hub; default the one of `hf auth login`.
         dry_run: upload nothing.
+        space: name of a Space that shows the model on its page; made when it is not there.
 
     Returns:
-        `{"repo": ..., "files": {path: bytes}, "commit": hash or None}`.
+        `{"repo": ..., "files": {path: bytes}, "commit": hash or None}`, and the same of a Space
+        under `space`.
 
     Raises:
         UserError: `folder` holds no whole Polyhead, a link that leads out, or files that no model
-            needs: pickles, data, keys. Nothing has been uploaded then.
+            needs: pickles, data, keys; or the Space holds another program. Nothing has been
+            uploaded then.
         HfHubHTTPError: the Hub refuses.
     """
     files = _files_to_push(Path(folder))
-    report = {"repo": repo, "files": files, "commit": None}
+    report: dict[str, Any] = {"repo": repo, "files": files, "commit": None}
+    if space is not None:
+        page = space_files(Path(folder), repo, revision)
+        report["space"] = space_report(space, page)
     if dry_run:
         return report
     written = {n: history.published(Path(folder) / n) for n in files if n == history.FILE}
     api = HfApi(token=token)
+    if space is not None:
+        check_space(api, space)
     made = api.create_repo(repo, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(made.repo_id, branch=revision, exist_ok=True)
@@ -87,7 +97,11 @@ def push(
         commit_message=message,
         revision=revision,
     )
-    return {**report, "repo": made.repo_id, "commit": commit.oid}
+    report |= {"repo": made.repo_id, "commit": commit.oid}
+    if space is not None:
+        page = space_files(Path(folder), made.repo_id, revision)  # the user's name before it
+        report["space"] |= push_space(api, space, page, private=private, message=message)
+    return report
 
 
 def _files_to_push(folder: Path) -> dict[str, int]:

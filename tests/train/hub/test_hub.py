@@ -5,10 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from importlib import metadata
+from urllib.request import urlopen
 
 import hub_stand_in
 import pytest
 import torch
+import yaml
 from polyhead.modeling import PolyheadModel, TaskConfig
 from polyhead.train.adapters import attach_adapters
 from polyhead.train.hub import save_folder
@@ -401,3 +405,88 @@ def test_a_version_on_the_hub_is_put_back(hub, run, saved, tmp_path):
     assert file_hashes(folder) == first
     assert read_history(folder)[-1]["version"] == done["version"]
     assert [v["change"] for v in read_history(folder)] == ["trained", "trained", "restored"]
+
+
+SPACE = "user/model-page"
+APP_PORT = """
+import socket
+with socket.socket() as taken:
+    taken.bind(("127.0.0.1", 0))
+    print(taken.getsockname()[1])
+"""
+
+
+def space_of(hub):
+    """Content by path of the Space."""
+    repository = hub.repositories[f"spaces/{SPACE}"]
+    tree = repository.commits[repository.branches["main"]]
+    return {path: content.decode() for path, (content, _) in tree.items()}
+
+
+class TestSpace:
+    def test_a_dry_run_lists_its_files(self, hub, saved, capsys):
+        _, folder = saved
+        pytest.importorskip("gradio", reason='pip install "polyhead[page]"')
+        options = ("--space", SPACE, "--dry-run")
+        assert run_cli("push", folder, REPO, *options, "--json") == 0
+        space = json.loads(capsys.readouterr().out)["space"]
+        assert (space["repo"], space["commit"]) == (SPACE, None)
+        assert list(space["files"]) == ["app.py", "requirements.txt", "README.md"]
+        assert run_cli("push", folder, REPO, *options) == 0
+        said = capsys.readouterr().out
+        assert f"Space {SPACE}: app.py, requirements.txt, README.md" in said
+        assert hub.requests == []
+        assert run_cli("push", folder, REPO, "--space", "no/name/of/one", "--dry-run") == 2
+
+    @pytest.mark.slow
+    def test_its_program_opens_the_page_of_the_model(self, hub, run, saved, tmp_path):
+        gradio = pytest.importorskip("gradio", reason='pip install "polyhead[page]"')
+        model, folder = saved
+        said = json.loads(push(run, folder, "--space", SPACE).stdout)
+        files = space_of(hub)
+        assert said["space"]["commit"] == hub.repositories[f"spaces/{SPACE}"].branches["main"]
+        assert said["space"]["files"] == {n: len(text.encode()) for n, text in files.items()}
+        assert files["requirements.txt"] == f"polyhead[page]=={metadata.version('polyhead')}\n"
+        card = yaml.safe_load(files["README.md"].split("---\n")[1])
+        assert (card["sdk"], card["sdk_version"]) == ("gradio", gradio.__version__)
+        assert (card["app_file"], card["models"]) == ("app.py", [REPO])
+        assert hub.repositories[f"spaces/{SPACE}"].private
+
+        (tmp_path / "app.py").write_text(files["app.py"], encoding="utf-8")
+        port = run("-c", APP_PORT).stdout.strip()
+        address = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": port}
+        env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | address
+        env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "there")}
+        env |= {"HF_TOKEN": hub_stand_in.TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        command, log = [sys.executable, "app.py"], tmp_path / "log"
+        with (
+            log.open("w") as out,
+            subprocess.Popen(command, env=env, cwd=tmp_path, stdout=out, stderr=out) as app,
+        ):
+            try:
+                page = page_at(f"http://127.0.0.1:{port}/config", app, log)
+            finally:
+                app.terminate()
+        assert page["title"] == f"{REPO}: Polyhead"
+        assert "3 tasks" in json.dumps(page["components"])
+        assert f"POST /api/models/{REPO}/commit/main" in hub.requests
+
+        push(run, folder, "--space", SPACE)  # what it wrote it may write again
+        repository = hub.repositories[f"spaces/{SPACE}"]
+        repository.commit("main", {"app.py": (b"print('mine')", False)})
+        del hub.repositories[REPO]
+        refused = push(run, folder, "--space", SPACE, ok=False)
+        assert f"--space: {SPACE} holds another program; name a new Space" in refused.stderr
+        assert REPO not in hub.repositories
+
+
+def page_at(address, app, log):
+    """What a page says of itself, once it is there."""
+    for _ in range(600):
+        assert app.poll() is None, log.read_text()
+        try:
+            with urlopen(address, timeout=5) as answer:  # noqa: S310 - loopback
+                return json.load(answer)
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(log.read_text())
