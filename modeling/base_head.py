@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .decoding import decode_entities, decode_strict
+from .experts import Mixture
 from .options import HeadTask
 from .pooling import layers_needed
 from .problem_types import SingleLabel, Weighing, marginal_loss_sum
@@ -70,6 +71,7 @@ class Head(nn.Module):
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
         super().__init__()
         self.task = task
+        self.mixture: Mixture | None = None  # of a model with experts, which sets it
         self.pooling = task.pooling or pooling
         if layers_needed(self.pooling) > encoder_config.num_hidden_layers:
             raise ValueError(

@@ -32,7 +32,7 @@ STRICT_ERROR: type[Exception] = import_module("huggingface_hub.errors").StrictDa
 CONFIG_ERRORS = (AttributeError, IndexError, KeyError, OverflowError, TypeError, STRICT_ERROR)
 FORMAT_VERSION = 1  # of a saved folder; counted up when older code would read a new one wrongly
 TYPES = {  # of the options of a PolyheadConfig
-    **dict.fromkeys(("tasks", "adapter_hashes", "custom_pipelines", "auto_map"), dict),
+    **dict.fromkeys(("tasks", "adapter_hashes", "custom_pipelines", "auto_map", "experts"), dict),
     **dict.fromkeys(("id2label", "label2id"), dict),
     **dict.fromkeys(("task_names", "adapters", "architectures"), list),
     **dict.fromkeys(("tie_word_embeddings", "return_dict", "is_encoder_decoder"), bool),

@@ -28,6 +28,7 @@ from .checks import (
     check_task_name,
     check_types,
 )
+from .experts import checked_experts
 from .extension_files import check_imported, extension_files, extension_names
 from .head_layers import LARGEST_LAYERS
 from .heads import HEADS, Head
@@ -158,7 +159,7 @@ LEFT_OUT = ("hierarchy", "label_smoothing", "class_weight", "focal", "mlm_probab
 LEFT_OUT += ("whole_word", "blocks", "tied")
 # What HF's `from_pretrained` would take for a config's, and weights of a Polyhead contradict.
 FIXED = ("num_labels", "id2label", "label2id", "problem_type", "task_names", "adapters")
-FIXED += ("format_version", "hidden_size", "projection_dim", "num_hidden_layers")
+FIXED += ("format_version", "experts", "hidden_size", "projection_dim", "num_hidden_layers")
 FIXED += ("num_attention_heads", "vocab_size", "max_position_embeddings")
 
 
@@ -174,6 +175,7 @@ class PolyheadConfig(PreTrainedConfig):
         pooling: pooling of every task that names none.
         trained_causal: the encoder that the heads were put on had been trained with a causal mask;
             `encoder_config.is_causal` says with which it runs.
+        experts: what stands between encoder and heads, fields of `ExpertOptions`; None for nothing.
         adapters: names of the adapters saved with the model, in `adapters/<name>/`.
         adapter_hashes: adapter to the sha256 of its two files, as they were saved; loading compares
             them, so that no adapter answers for another. Without an entry an adapter is taken as
@@ -195,6 +197,7 @@ class PolyheadConfig(PreTrainedConfig):
     task_names: list[str] | None = None
     pooling: str = "mean"
     trained_causal: bool = False
+    experts: dict[str, Any] | None = None
     adapters: list[str] | None = None
     adapter_hashes: dict[str, str] | None = None
     tie_word_embeddings: bool = True
@@ -235,6 +238,8 @@ class PolyheadConfig(PreTrainedConfig):
                 check_fields(f"task {name!r}", TaskConfig, task)
             self.set_task(name, TaskConfig(**task) if isinstance(task, dict) else task)
         super().__post_init__(**kwargs)
+        if self.experts is not None:
+            self.experts = checked_experts(self.experts, self.hidden_size)
         if any(task.head_class.causal for task in self.tasks.values()):
             self.get_text_config().is_causal = True
 
@@ -354,6 +359,8 @@ class PolyheadConfig(PreTrainedConfig):
             }
             for name, task in self.tasks.items()
         }
+        if output.get("experts") is None:
+            output.pop("experts", None)
         if sources := self.extension_sources:
             output["extensions"] = extension_names(sources)
         return output

@@ -224,6 +224,7 @@ class EncoderPass:
         caller_texts: layout of the texts as the caller gave them.
         plan: how they were moved; None without adapters.
         vectors: by pooling, what `pooled` has made.
+        expert_parts: what the experts of all tasks made of the states.
     """
 
     output: BaseModelOutput
@@ -231,6 +232,7 @@ class EncoderPass:
     caller_texts: TextLayout
     plan: Plan | None = None
     vectors: dict[str, Tensor] = field(default_factory=dict)
+    expert_parts: tuple[Tensor, ...] = ()
 
     def pooled(self, pooling: str) -> Tensor:
         """(M, H), or (M, 4 H) for mean_last_4: one vector per text, made once for all heads."""

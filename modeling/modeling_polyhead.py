@@ -31,6 +31,7 @@ from .encoder import (
     usable_length,
 )
 from .encoder_parts import Parts, encode_in_parts
+from .experts import build_experts, mean_load
 from .first_use import FIRST_USE
 from .heads import IGNORE, Head
 from .packing import TextLayout, can_pack, moved_to
@@ -59,6 +60,8 @@ class PolyheadOutput(ModelOutput):
         losses: by task: scalar, the mean over labelled rows, tokens or groups.
         hidden_states: the encoder's, one (N, T, H) per layer and one for the input.
         attentions: the encoder's, one (N, heads, T, T) per layer.
+        expert_loads: by task: (experts,), the mean weight of each expert that it reads over the
+            tokens of its rows, in the order of `expert_names`; without experts None.
     """
 
     # A dict as first field would be taken for the whole output by ModelOutput.
@@ -69,6 +72,7 @@ class PolyheadOutput(ModelOutput):
     losses: dict[str, Tensor] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    expert_loads: dict[str, Tensor] | None = None
 
 
 class PolyheadModel(PolyheadPreTrainedModel):
@@ -90,6 +94,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         )
         self._tied_weights_keys = self._ties()
         self.register_load_state_dict_pre_hook(load_plain)
+        self.experts = build_experts(config.experts, config.hidden_size, self.task_names)
         self.post_init()
 
     def view(self, task: str) -> "PolyheadModel":
@@ -280,10 +285,12 @@ class PolyheadModel(PolyheadPreTrainedModel):
     ) -> PolyheadOutput:
         """The heads' outputs and losses, with the encoder's own; `keeps`, its hidden states too."""
         outputs: dict[str, dict[str, Tensor]] = {"logits": {}, "embeddings": {}}
-        losses = {}
+        losses, loads = {}, {}
+        if self.experts is not None and read.names:
+            encoded.expert_parts = self.experts(encoded.output.last_hidden_state)
         for name in read.names:
             target = read.labels(name, labels)
-            values, loss = self._run_head(name, encoded, read, target, num_items.get(name))
+            values, loss = self._run_head(name, encoded, read, target, num_items.get(name), loads)
             outputs[self._head(name).output][name] = values
             if loss is not None:
                 losses[name] = loss
@@ -296,6 +303,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
             losses=losses or None,
             hidden_states=encoded.hidden_states if keeps else None,
             attentions=encoded.output.get("attentions") if encoded.plan is None else None,
+            expert_loads=loads or None,
         )
 
     def _run_head(
@@ -305,25 +313,57 @@ class PolyheadModel(PolyheadPreTrainedModel):
         read: TaskRows,
         labels: Tensor | None,
         num_items: Tensor | None,
+        loads: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits (or embeddings) of the task's texts, and its loss if it has labels."""
+        """Logits (or embeddings) of the task's texts, and its loss if it has labels.
+
+        What its experts weigh goes into `loads`.
+        """
         head, rows = self._head(name), read.rows[name]
         if labels is not None and rows is not None and head.per_token:
             labels = encoded.select_labels(labels, rows)
         rows = encoded.rows_of(self.config.tasks[name].adapter, rows)
-        states: Any = encoded.output.last_hidden_state
-        x = states if head.per_token else encoded.pooled(head.pooling)
-        if rows is not None:
-            x = encoded.texts.select(x, rows) if head.per_token else x[moved_to(rows, x)]
+        keep = None
         if self.training and labels is not None and head.labelled_tokens_only:
             keep = labels != IGNORE
-            x, labels = x[keep], labels[keep]
-        values = head(x)
+            labels = labels[keep]
+        if self.experts is None:
+            values = head(self._head_input(head, encoded, rows, keep))
+        else:
+            x, load = self._mixed_input(name, encoded, rows, keep)
+            values = head(x)
+            if load is not None:
+                loads[name] = load
         if read.windows is not None:
             lengths = encoded.texts.lengths
             lengths = lengths if rows is None else lengths[moved_to(rows, lengths)]
             values = read.pool(name, values, lengths)
         return values, None if labels is None else head.loss(values, labels, num_items)
+
+    def _head_input(
+        self, head: Head, encoded: EncoderPass, rows: Tensor | None, keep: Tensor | None
+    ) -> Tensor:
+        """Token states or vectors of some rows; of their tokens those in `keep`."""
+        states: Any = encoded.output.last_hidden_state
+        x = states if head.per_token else encoded.pooled(head.pooling)
+        if rows is not None:
+            x = encoded.texts.select(x, rows) if head.per_token else x[moved_to(rows, x)]
+        return x if keep is None else x[keep]
+
+    def _mixed_input(
+        self, task: str, encoded: EncoderPass, rows: Tensor | None, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same of what the task's experts make of the states, and their mean weights."""
+        assert self.experts is not None
+        head, parts, texts = self._head(task), encoded.expert_parts, encoded.texts
+        if rows is not None:
+            parts = tuple(texts.select(part, rows) for part in parts)
+            texts = texts.of_rows(rows)
+        if keep is not None:
+            parts = tuple(part[keep] for part in parts)
+        x, gates = self.experts.of_task(task, head, parts)
+        load = None if gates is None else mean_load(gates, None if keep is not None else texts.mask)
+        return (x if head.per_token else pool((x,), texts, head.pooling)), load
 
     def _parts(self, read: TaskRows, *, keeps: bool) -> Parts:
         """How the rows go through the encoder, and what is kept of their states.
@@ -335,6 +375,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
             return Parts(read.count)
         heads = [self._head(name) for name in read.names]
         keeps = keeps or not heads or any(head.per_token for head in heads)
+        keeps = keeps or self.experts is not None  # each task pools states of its own
         poolings = None if keeps else frozenset(head.pooling for head in heads)
         return Parts(read.text_count, poolings)
 

@@ -45,6 +45,15 @@ class TextLayout:
         assert self.mask is not None
         return self.mask.sum(1).long()
 
+    @no_compile
+    def of_rows(self, rows: Tensor) -> "TextLayout":
+        """Layout of some texts only, as `select` gives their states; `rows` on the CPU."""
+        if self.cu_seq_lens is None:
+            assert self.mask is not None
+            return TextLayout(mask=self.mask[moved_to(rows, self.mask)])
+        host = cumulative(self.host_lengths[rows])
+        return TextLayout(cu_seq_lens=moved_to(host, self.cu_seq_lens), host=host)
+
     @property
     def host_lengths(self) -> Tensor:
         """(N,) `lengths` on the CPU, of a packed batch."""

@@ -27,6 +27,7 @@ from .encoder import (
     read_encoder_config,
     without_capturing_hooks,
 )
+from .experts import ZeroLinear
 from .first_use import FIRST_USE
 from .own_heads import load_own_heads
 from .routing import checkpoint_contexts, line_up
@@ -81,6 +82,7 @@ class PolyheadPreTrainedModel(TaskMixin, PreTrainedModel):
         tasks: dict[str, TaskConfig],
         *,
         pooling: str | None = None,
+        experts: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Put new heads on a pretrained encoder.
@@ -94,6 +96,7 @@ class PolyheadPreTrainedModel(TaskMixin, PreTrainedModel):
                 only, whatever it was trained with.
             tasks: task name to its config.
             pooling: pooling of every task that names none; default mean, or the Polyhead's.
+            experts: what stands between encoder and heads, fields of `ExpertOptions`.
             **kwargs: given to AutoModel.from_pretrained (`revision`, `dtype`, ...). Weights are
                 read from safetensors, unless `use_safetensors=False` is among them.
 
@@ -131,6 +134,7 @@ class PolyheadPreTrainedModel(TaskMixin, PreTrainedModel):
         with torch.device("meta"):  # the encoder made here is replaced at once
             model: Any = cls(config)
         model.encoder = encoder
+        model.set_experts(experts, tasks)
         for name, task in tasks.items():
             model.add_task(name, task)
         load_own_heads(model, name_or_path, told.architectures or [], **kwargs)
@@ -323,6 +327,12 @@ class PolyheadPreTrainedModel(TaskMixin, PreTrainedModel):
         return state
 
     # ---- parts that transformers asks for ----
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As PreTrainedModel's; experts give 0 at first."""
+        super()._init_weights(module)
+        if isinstance(module, ZeroLinear):
+            nn.init.zeros_(module.weight)  # transformers leaves weights that were read
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's token embeddings."""

@@ -2,7 +2,7 @@
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
 """Tasks in and out of a model, and which of their heads are tied to the input embeddings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from .adapter_mixin import AdapterMixin
 from .causal import is_causal
 from .configuration_polyhead import TaskConfig
+from .experts import Experts, Mixture, build_experts, checked_experts
 from .heads import Head
 from .rows import check_tasks
 from .unread_options import options_without_effect
@@ -20,6 +21,7 @@ class TaskMixin(AdapterMixin):
     """What a model does with its tasks; all but the task in question stays as it is."""
 
     heads: nn.ModuleDict
+    experts: Experts | None
     training: bool  # as all that follow, PreTrainedModel's
     all_tied_weights_keys: dict[str, str]
     _tied_weights_keys: dict[str, str]
@@ -36,8 +38,10 @@ class TaskMixin(AdapterMixin):
 
         Raises:
             ValueError: the name is not allowed or taken, the task does not fit the encoder, has an
-                option that it does not read, or wants another mask than the encoder runs with.
+                option that it does not read, or wants another mask than the encoder runs with; or
+                experts of the kind ple would change for the other tasks.
         """
+        self._check_experts_stay(name)
         faults = options_without_effect(task)
         if faults:
             raise ValueError(f"task {name!r}: {'; '.join(faults)}")
@@ -58,9 +62,10 @@ class TaskMixin(AdapterMixin):
         """Remove a task and its head, and its adapter unless another task reads it.
 
         Raises:
-            ValueError: there is no such task.
+            ValueError: there is no such task, or experts of the kind ple would change for others.
         """
         check_tasks(self.task_names, [name])
+        self._check_experts_stay()
         adapter = self.config.tasks[name].adapter
         if [t.adapter for t in self.config.tasks.values()].count(adapter) == 1 and adapter:
             self.detach_adapter(adapter)
@@ -92,9 +97,47 @@ class TaskMixin(AdapterMixin):
         self.config.tasks[name] = task
 
     def _build_head(self, task: TaskConfig) -> Head:
-        return task.head_class(
+        """A new head, with its gate and own experts where the model has experts."""
+        head = task.head_class(
             task=task, encoder_config=self.encoder.config, pooling=self.config.pooling
         )
+        if (options := self.config.experts) is not None:
+            if head.states_needed > 1:
+                raise ValueError(
+                    f"pooling {head.pooling} reads layers of the encoder below the experts; write "
+                    "another pooling, or leave experts out"
+                )
+            head.mixture = Mixture(width=self.config.hidden_size, options=options)
+        return head
+
+    def set_experts(self, options: dict[str, Any] | None, tasks: Iterable[str] = ()) -> None:
+        """Put new experts between encoder and heads, or take them out; before there are tasks.
+
+        Args:
+            options: fields of `ExpertOptions`; None for no experts.
+            tasks: those that will be added; experts of the kind ple are for these alone.
+
+        Raises:
+            ValueError: the model has tasks, whose heads have learned without them; or an option is
+                not allowed.
+        """
+        if self.task_names:
+            raise ValueError(f"experts come before tasks; there are: {', '.join(self.task_names)}")
+        width = self.config.hidden_size
+        self.config.experts = None if options is None else checked_experts(options, width)
+        self.experts = build_experts(self.config.experts, width, list(tasks))
+        if self.experts is not None:
+            self.experts.apply(self._init_weights)
+            self.experts.to(device=self.encoder.device, dtype=self.encoder.dtype)
+
+    def _check_experts_stay(self, new: str | None = None) -> None:
+        """Raise ValueError where other tasks would change with one less, or with the task `new`."""
+        lower = None if self.experts is None else self.experts.lower
+        if lower is not None and (new is None or new not in lower.tasks):
+            raise ValueError(
+                "experts of the kind ple are read by all tasks together: with one task more or "
+                "less the others would answer differently. Train all tasks anew, or take cgc"
+            )
 
     # ---- tied weights ----
 

@@ -163,7 +163,7 @@ def view_of(model: PolyheadModel, task: str) -> PolyheadModel:
         raise ValueError(f"task {task!r} is {head}; there are views of {', '.join(VIEWS)}")
     with torch.device("meta"):  # all of it is replaced at once
         view = VIEWS[head](copy.deepcopy(model.config))
-    view.encoder, view.heads = model.encoder, model.heads
+    view.encoder, view.heads, view.experts = model.encoder, model.heads, model.experts
     view.show(task)
     return view.train(model.training)
 

@@ -198,14 +198,21 @@ def encoder_folder(tmp_path_factory, tokenizer_of) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_model(encoder_folder) -> Callable[..., PolyheadModel]:
-    """(kind, tasks, pooling=, changes of the encoder's config) -> model with shaken heads."""
+    """(kind, tasks, pooling=, experts=, changes of the encoder) -> model with shaken heads."""
 
     def make(
-        kind: str, tasks: dict[str, TaskConfig], *, pooling: str = "mean", **changes: object
+        kind: str,
+        tasks: dict[str, TaskConfig],
+        *,
+        pooling: str = "mean",
+        experts: dict[str, object] | None = None,
+        **changes: object,
     ) -> PolyheadModel:
         folder = str(encoder_folder(kind, **changes))
-        model = PolyheadModel.from_encoder(folder, tasks=tasks, pooling=pooling)
+        model = PolyheadModel.from_encoder(folder, tasks=tasks, pooling=pooling, experts=experts)
         shake_heads(model)
+        if model.experts is not None:
+            shake(model.experts)
         return model
 
     return make

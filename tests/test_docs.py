@@ -224,7 +224,7 @@ def test_training_from_nothing_but_data_files(typed, make_model, tokenizer_of, e
     model = PolyheadModel.from_pretrained("runs/mine/model")
     assert model.config.tasks["intent"].labels == labels
     assert model.config.tasks["entities"].labels == tags
-    assert len(known["parts"]) == 11
+    assert len(known["parts"]) == 12
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ def build(rows_of, make_model, tokenizer_of, tmp_path) -> Callable[..., MultiTas
         dropout=0.0,
         output="out",
         multitask=None,
+        experts=None,
         **arguments,
     ):
         rows = rows_of(chosen)
@@ -96,7 +97,7 @@ def build(rows_of, make_model, tokenizer_of, tmp_path) -> Callable[..., MultiTas
             name: replace(config, dropout=dropout) if config.head in (SEQUENCE, TOKENS) else config
             for name, config in rows.configs.items()
         }
-        model = make_model("bert", configs)
+        model = make_model("bert", configs, experts=experts)
         usual = {
             "optim": "sgd",
             "learning_rate": 0.05,

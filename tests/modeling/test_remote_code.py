@@ -11,6 +11,7 @@ from pathlib import Path
 import polyhead.modeling
 import pytest
 import torch
+from conftest import shake
 from polyhead.modeling import PolyheadModel, PolyheadPipeline, TaskConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -233,7 +234,9 @@ print(json.dumps([type(pipe).__name__, results]))
 def stranger(tmp_path_factory, encoder_folder, tokenizer_of):
     """What a process without the package makes of a saved folder."""
     root = tmp_path_factory.mktemp("stranger")
-    model = PolyheadModel.from_encoder(str(encoder_folder("electra")), tasks=TASKS)
+    experts = {"kind": "ple", "experts": 2}
+    model = PolyheadModel.from_encoder(str(encoder_folder("electra")), TASKS, experts=experts)
+    shake(model.experts)
     model.save_pretrained(root / "model")
     tokenizer_of("wordpiece").save_pretrained(root / "model")
     ids = torch.randint(5, 160, (3, 8), generator=torch.Generator().manual_seed(0))

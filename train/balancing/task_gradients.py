@@ -21,17 +21,19 @@ SKETCH = 2**20 - 3  # numbers, a prime: weights of one column of a matrix do not
 
 
 def shared_parameters(model: PolyheadModel) -> list[nn.Parameter]:
-    """The encoder's trainable weights that more than one task reads.
+    """The trainable weights of encoder and shared experts that more than one task reads.
 
     An adapter that one task alone reads is that task's own, as its head is.
     """
     readers = Counter(task.adapter for task in model.config.tasks.values() if task.adapter)
     private = {name for name, count in readers.items() if count == 1}
-    return [
+    encoder = [
         parameter
         for name, parameter in model.encoder.named_parameters()
         if parameter.requires_grad and not private & set(name.split("."))
     ]
+    experts = [] if model.experts is None else list(model.experts.parameters())
+    return [*encoder, *(parameter for parameter in experts if parameter.requires_grad)]
 
 
 def task_gradients(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:

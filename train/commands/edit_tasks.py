@@ -114,12 +114,15 @@ def remove_task(
         faults.append("no task would be left")
     if faults := faults + target:
         raise UserError("remove-task", faults)
+    try:
+        for name in tasks:
+            model.remove_task(name)
+    except ValueError as error:  # experts that all tasks read together
+        raise UserError("remove-task", [str(error)]) from error
     source = Path(model_path)
     metrics, runs, _ = read_scores(source), read_runs(source), read_proofs(source)
     line = line_of(source)
     before = fresh_fingerprint(model_path)
-    for name in tasks:
-        model.remove_task(name)
     save_proven(
         model,
         tokenizer,

@@ -21,7 +21,7 @@ from ..recipe.schema import FinishedEncoder, Recipe, ScratchEncoder
 from ..records import MODULES, read_record
 from ..trainer.checkpoints import latest_intact
 from ..trainer.identity import weights_digest
-from .finished import take_finished
+from .finished import experts_of, take_finished
 from .tokenizers import train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -53,12 +53,16 @@ def build_model(
         tokenizer = _scratch_tokenizer(recipe, recipe.encoder, sources)
         encoder = _scratch_encoder(recipe.encoder.config, tokenizer, configs)
         pooling = recipe.pooling or "mean"
-        config = PolyheadConfig(encoder_config=encoder, tasks=configs, pooling=pooling)
+        config = PolyheadConfig(
+            encoder_config=encoder, tasks=configs, pooling=pooling, experts=experts_of(recipe)
+        )
         model = PolyheadModel(config)
     else:
         folder, pooling, _ = _sentence_transformer(resolve(recipe.encoder))
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = PolyheadModel.from_encoder(folder, configs, pooling=recipe.pooling or pooling)
+        model = PolyheadModel.from_encoder(
+            folder, configs, pooling=recipe.pooling or pooling, experts=experts_of(recipe)
+        )
         adapters = read_json(Path(folder) / "config.json", {}).get("adapters")
         if adapters:  # of a finished Polyhead
             logger.info(

@@ -1,6 +1,6 @@
 """A finished Polyhead as the start of another: encoder, an adapter merged, some of its tasks."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -39,8 +39,9 @@ def take_finished(
         model.config.adapters = []
         for task in model.config.tasks.values():
             task.adapter = None
-    for name in set(model.task_names) - set(spec.keep_tasks):
-        model.remove_task(name)
+    _leave_tasks(model, spec)
+    if not spec.keep_tasks:
+        model.set_experts(experts_of(recipe), configs)
     _set_mask(model, causal=any(t.head_class.causal for t in configs.values()))
     model.config.pooling = recipe.pooling or model.config.pooling
     model.config.name_or_path = ""
@@ -53,6 +54,19 @@ def take_finished(
     for name in set(old) - set(configs):
         _freeze(model, name)
     return model, tokenizer
+
+
+def _leave_tasks(model: PolyheadModel, spec: FinishedEncoder) -> None:
+    """Take out the tasks that are not kept, and with all of them the experts that they read."""
+    if not spec.keep_tasks:
+        model.experts, model.config.experts = None, None
+    for name in set(model.task_names) - set(spec.keep_tasks):
+        model.remove_task(name)
+
+
+def experts_of(recipe: Recipe) -> dict[str, Any] | None:
+    """What a recipe says of experts, as a model's config takes it."""
+    return None if recipe.experts is None else asdict(recipe.experts)
 
 
 def _set_mask(model: PolyheadModel, *, causal: bool) -> None:
@@ -81,6 +95,11 @@ def _faults(
     if spec.merge is not None and spec.merge not in known:
         there = ", ".join(known) or "none"
         faults.append(f"encoder.merge: {spec.model} has no adapter {spec.merge}; it has: {there}")
+    if spec.keep_tasks and model.config.experts is not None:
+        faults.append(
+            f"encoder.keep_tasks: the heads of {spec.model} read its experts, which its other "
+            "tasks read too; leave keep_tasks out, or add tasks to it by polyhead add-task"
+        )
     for name in spec.keep_tasks:
         if name not in tasks:
             there = ", ".join(tasks) or "none"

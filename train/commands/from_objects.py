@@ -27,6 +27,7 @@ from ..recipe.sections import (
     Balancing,
     Card,
     Distill,
+    Experts,
     Freeze,
     OptimizerOptions,
     Retain,
@@ -140,6 +141,7 @@ class Sections(TypedDict, total=False):
 
     Args:
         pooling: how a text's states become its vector.
+        experts: what stands between encoder and heads.
         max_length: tokens in a text.
         sampling: how rows of the tasks are mixed.
         balancing: how the tasks are weighed against each other.
@@ -157,6 +159,7 @@ class Sections(TypedDict, total=False):
     """
 
     pooling: str | None
+    experts: Experts | dict[str, Any] | None
     max_length: int | None
     sampling: Sampling | dict[str, Any] | None
     balancing: Balancing | dict[str, Any] | None

@@ -65,6 +65,9 @@ class Graph(nn.Module):
         self.encoder.set_attn_implementation("eager" if not encoder._supports_sdpa else "sdpa")
         heads = {name: copy.deepcopy(model.heads[name]).float().eval() for name in tasks}
         self.heads = nn.ModuleDict(heads)
+        self.experts = copy.deepcopy(model.experts)
+        if self.experts is not None:
+            self.experts.float().eval()
         self.adapter_of: Tensor
         self.register_buffer(
             "adapter_of", torch.tensor([self.adapters.index(a) for a in adapter_by_task])
@@ -87,12 +90,15 @@ class Graph(nn.Module):
         deep = any(head.states_needed > 1 for head in heads.values())
         output = self.encoder(**inputs, output_hidden_states=deep, return_dict=True)
         last, texts = output.last_hidden_state, TextLayout(mask=inputs["attention_mask"])
-        outputs = []
-        for head in heads.values():
+        outputs, parts = [], () if self.experts is None else self.experts(last)
+        for name, head in heads.items():
+            x = last
+            if self.experts is not None:
+                x, _ = self.experts.of_task(name, head, parts)
             if head.per_token:
-                outputs.append(head(last))
+                outputs.append(head(x))
             else:
-                states = output.hidden_states if head.states_needed > 1 else (last,)
+                states = output.hidden_states if head.states_needed > 1 else (x,)
                 outputs.append(head(pool(states, texts, head.pooling)))
         return tuple(outputs)
 

@@ -66,6 +66,9 @@ def export_hf(
     if config.answers_apart:
         fault = f"{task}: it {config.answers_apart}, which transformers does not know"
         raise UserError("export", [f"{fault}; export onnx or openvino"])
+    if model.experts is not None:
+        fault = f"{task}: transformers has no place for experts between encoder and head"
+        raise UserError("export", [f"{fault}; export onnx or openvino"])
     bare = kind.auto_class == BARE
     if bare and config.projection:
         raise UserError("export", [f"{task}: a plain encoder has no place for its projection"])

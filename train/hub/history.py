@@ -127,7 +127,7 @@ def weight_hashes(folder: str | Path) -> dict[str, Any]:
                 task, _, rest = rest.partition(".")
                 parts.setdefault(f"heads.{task}", {})[f"head.{rest}"] = tensor
             else:
-                parts["encoder"][rest] = tensor
+                parts["encoder"][key if kind == "experts" else rest] = tensor
     tasks = {}
     for name, options in sorted(config["tasks"].items()):
         weights = parts.get(f"heads.{name}", {})

@@ -37,12 +37,15 @@ def fingerprint(model: PolyheadModel) -> dict[str, Any]:
 
     Returns:
         `{"encoder": ..., "tasks": {task: {"weights": ..., "logits": ...}}, "made_with": {...}}`;
+        with the encoder are the experts that tasks share;
         a task's weights are its head and its adapter, its logits those of the probe through it
         alone (embeddings, for an embedding task). `older_logits` are those of the labels that it
         had before it grew last.
     """
     model.eval()
     encoder = plain_state(model.encoder, model.encoder.state_dict())
+    if model.experts is not None:
+        encoder |= {f"experts.{key}": value for key, value in model.experts.state_dict().items()}
     tasks = {}
     probe = probe_rows(model)
     for name in model.task_names:

@@ -93,7 +93,7 @@ def model_faults(
         name: {s for s, tasks in sources.items() for t in tasks if _adapter(model, t) == name}
         for name in model.loaded_adapters
     }
-    shared = any(p.of_encoder or len(readers.get(p.name, ())) > 1 for p in trained if _pooled(p))
+    shared = any(_pooled(p, readers) for p in trained)
     if multitask.optimizer.by_task:
         if shared:
             return []
@@ -107,8 +107,10 @@ def model_faults(
     ]
 
 
-def _pooled(part: Part) -> bool:
-    """May be read by several tasks."""
+def _pooled(part: Part, readers: Mapping[str, set[str]]) -> bool:
+    """Several tasks read it; `readers` are those of adapters."""
+    if part.kind == "adapter":
+        return len(readers[part.name]) > 1
     return part.kind != "head"
 
 

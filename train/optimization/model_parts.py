@@ -1,4 +1,6 @@
-"""The parts that a model's weights fall into: embeddings, layers, what lies above, heads, adapters.
+"""The parts that a model's weights fall into: embeddings, layers, what lies above, experts, heads.
+
+Adapters are parts of their own.
 
 Where the layers are, `layers_of` tells; what lies below and above them, the encoder tells by one
 pass over four tokens, of which only the graph is read: a weight outside the layers lies below the
@@ -31,7 +33,7 @@ class Part:
         weights: weights by the name that the model has for them.
     """
 
-    kind: Literal["embeddings", "layer", "layers", "above the layers", "head", "adapter"]
+    kind: Literal["embeddings", "layer", "layers", "above the layers", "experts", "head", "adapter"]
     name: str = ""
     layers: list[int] = field(default_factory=list)
     weights: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -44,11 +46,13 @@ class Part:
     @property
     def of_encoder(self) -> bool:
         """The encoder's own; what a head shares with it (masked LM) is among that."""
-        return self.kind not in ("head", "adapter")
+        return self.kind not in ("experts", "head", "adapter")
 
 
 def model_parts(model: PolyheadModel) -> list[Part]:
     """The parts of a model from the bottom up, then heads and adapters in alphabetical order.
+
+    What tasks share of experts is one part; gates and own experts are their heads'.
 
     Each weight is in one part. The encoder's parts without weights are left out.
     """
@@ -72,6 +76,10 @@ def model_parts(model: PolyheadModel) -> list[Part]:
             adapters[adapter].layers = sorted({*adapters[adapter].layers, *part.layers})
             part = adapters[adapter]
         part.weights[f"encoder.{name}"] = parameter
+    experts = Part("experts")
+    if model.experts is not None:
+        experts.weights = {f"experts.{n}": w for n, w in model.experts.named_parameters()}
+    parts.append(experts)
     heads = [Part("head", task) for task in sorted(model.task_names)]
     shared = {id(parameter) for parameter in encoder.parameters()}
     for part in heads:

@@ -40,7 +40,7 @@ def _rate(
         steps = count
     elif part.kind == "layer":
         steps = count - 1 - part.layers[0]
-    elif part.kind == "head" and options.head_lr is not None:
+    elif part.kind in ("experts", "head") and options.head_lr is not None:
         return options.head_lr
     elif part.kind == "adapter" and options.adapter_lr is not None:
         return options.adapter_lr

@@ -39,6 +39,8 @@ def readers_of(
     for name, weight in model.encoder.named_parameters():
         named = set(adapters).intersection(name.split("."))
         readers[weight] = adapters[named.pop()] if named else set(range(len(sources)))
+    if model.experts is not None:
+        readers |= {weight: set(range(len(sources))) for weight in model.experts.parameters()}
     for task, number in heads.items():
         for weight in model.heads[task].parameters():  # one tied to the encoder has all of them
             readers.setdefault(weight, {number})

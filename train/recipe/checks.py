@@ -7,6 +7,7 @@ from ...modeling.checks import check_task_name
 from ...modeling.configuration_polyhead import mask_fault
 from ...modeling.heads import HEADS
 from ...modeling.inputs import FORMS, form_of
+from ...modeling.pooling import layers_needed
 from ...modeling.unread_options import options_without_effect
 from ..data.document_pairs import with_columns
 from ..data.formats import FORMATS, named_columns
@@ -239,6 +240,27 @@ def section_faults(recipe: Recipe) -> list[str]:
         faults.append(f"tasks: {mask}")
     if recipe.compare is not None and len(recipe.tasks) < 2:
         faults.append("compare: the recipe has one task; take it out")
+    return [*faults, *_experts_faults(recipe)]
+
+
+def _experts_faults(recipe: Recipe) -> list[str]:
+    """What does not go with experts, which read the encoder's last states."""
+    if recipe.experts is None:
+        return []
+    faults = []
+    if recipe.experts.kind == "mmoe" and recipe.experts.per_task is not None:
+        faults.append("experts.per_task: belongs to cgc and ple, not to mmoe; take it out")
+    named = {"pooling": recipe.pooling}
+    named |= {f"tasks.{name}.pooling": task.pooling for name, task in recipe.tasks.items()}
+    faults += [
+        f"{key}: {pooling} reads layers of the encoder below the experts; write another"
+        for key, pooling in named.items()
+        if pooling is not None and layers_needed(pooling) > 1
+    ]
+    if isinstance(recipe.encoder, FinishedEncoder) and recipe.encoder.keep_tasks:
+        faults.append(
+            "encoder.keep_tasks: these heads were trained without the experts; take one out"
+        )
     return faults
 
 

@@ -11,7 +11,7 @@ BEST_MODEL = ("metric_for_best_model", "greater_is_better")
 
 
 def alone(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with one of its tasks; what mixes and weighs tasks is left out."""
+    """The recipe with one of its tasks; what mixes and weighs several is left out, experts too."""
     task, training = recipe.tasks[name], dict(recipe.training)
     if isinstance(task.adapter, str):  # the name of one that another task defines
         sections = {
@@ -33,6 +33,7 @@ def alone(recipe: Recipe, name: str) -> Recipe:
         average=None,
         distill=None,
         compare=None,
+        experts=None,
         freeze=replace(recipe.freeze, heads=[head for head in recipe.freeze.heads if head == name]),
         training=training,
     )

@@ -217,6 +217,7 @@ def _yaml_fault(error: yaml.YAMLError) -> str:
 FROM_MODEL = {
     "encoder": "it is the model's that the tasks are added to; take it out",
     "pooling": "it is the model's; write the pooling of a new task in that task",
+    "experts": "they are the model's; take it out",
     "max_length": "it is the model's; take it out",
     "freeze": "all but the new heads and adapters is frozen; take it out",
     "compare": "on a frozen encoder a task is trained alone already; take it out",

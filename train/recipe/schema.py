@@ -30,6 +30,7 @@ from .sections import (
     Balancing,
     Card,
     Distill,
+    Experts,
     FewShot,
     Freeze,
     Number,
@@ -328,6 +329,7 @@ class Recipe:
         output_dir: checkpoints go here, the finished model to `output_dir/model`.
         pooling: pooling of every task that names none; default that of a sentence-transformers
             model, where the encoder is one, else mean.
+        experts: what stands between encoder and heads; default nothing.
         max_length: tokens in a text; default what encoder and tokenizer take.
         sampling: how rows of the tasks are mixed.
         balancing: how the tasks are weighed against each other.
@@ -355,6 +357,7 @@ class Recipe:
     tasks: dict[str, TaskRecipe] = Field(min_length=1)
     output_dir: str
     pooling: PoolingName | None = None
+    experts: Experts | None = None
     max_length: Whole | None = Field(default=None, ge=8)
     sampling: Sampling = Field(default_factory=Sampling)
     balancing: Balancing = Field(default_factory=Balancing)

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from ...modeling.experts import LARGEST_COUNT, LARGEST_SIZE
+
 STRICT = ConfigDict(extra="forbid")
 LARGEST = 1e9  # of any number in a recipe
 
@@ -124,6 +126,24 @@ class Unfreeze:
 
 
 @dataclass(config=STRICT, kw_only=True)
+class Experts:
+    """What stands between encoder and heads: each task reads a mixture of experts.
+
+    Args:
+        kind: mmoe, all experts are all tasks'; cgc, each task has some of its own beside them; ple,
+            two levels of these (Ma et al., KDD 2018; Tang et al., RecSys 2020).
+        experts: how many all tasks share.
+        per_task: how many each task has beside them, for cgc and ple; default 1.
+        size: hidden units of an expert; default half of the encoder's width.
+    """
+
+    kind: Literal["mmoe", "cgc", "ple"]
+    experts: Whole = Field(default=4, ge=1, le=LARGEST_COUNT)
+    per_task: Whole | None = Field(default=None, ge=1, le=LARGEST_COUNT)
+    size: Whole | None = Field(default=None, ge=1, le=LARGEST_SIZE)
+
+
+@dataclass(config=STRICT, kw_only=True)
 class Freeze:
     """What does not train.
 
@@ -148,7 +168,7 @@ class OptimizerOptions:
 
     Args:
         layer_decay: each layer's rate is that of the layer above times this (arXiv:1801.06146).
-        head_lr: of the heads.
+        head_lr: of the heads, and of experts.
         adapter_lr: of the adapters.
         by_task: which moments AdamW keeps by task on weights that tasks share (AdaTask,
             arXiv:2211.15055), so that no task sets the step of another: moments for both,

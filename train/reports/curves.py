@@ -20,6 +20,7 @@ from ..artifacts import REPORTS
 from ..balancing.agreement import agreement_with_itself, own_agreement, standard_error, verdict
 from ..escape import drawn
 from ..evaluation.metrics import METRICS
+from .experts import expert_loads, experts_figure
 from .figures import draw
 from .heat_map import heat_map
 
@@ -31,6 +32,7 @@ NEEDS = {
     "cosines": ("cosines",),
     "layers": ("layers",),
     "rates": ("rates",),
+    "experts": ("experts",),
 }
 ON_TRAIN = "train rows"
 
@@ -49,7 +51,8 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
         per pair of tasks: tasks, mean and its `standard_error`, share of comparisons below 0
         (`negative`), `compared`, and `own`, what tasks have with themselves (`agreement.py`); the
         lowest first. `layers`, norms of the gradient by part of the encoder, from the bottom up;
-        `rates`, learning rates by part of the model. Scores of training rows are named as
+        `rates`, learning rates by part of the model. `experts`, by task and expert the mean weight
+        over the second half of the log. Scores of training rows are named as
         `accuracy, train rows`, their losses `train rows`.
 
     Raises:
@@ -83,6 +86,7 @@ def training_curves(log_history: list[dict[str, Any]], task_names: Sequence[str]
         "cosines": _cosines(log_history, names),
         "layers": _by_part(log_history, "gradient_"),
         "rates": _by_part(log_history, "lr_") or _one_rate(log_history),
+        "experts": expert_loads(log_history, names),
     }
 
 
@@ -183,7 +187,12 @@ def draw_training(curves: dict[str, Any], folder: Path) -> list[Path]:
     """
     names = [name for name, keys in NEEDS.items() if any(curves[key] for key in keys)]
     makers = {"losses": _losses, "scores": _scores, "gradients": _gradients}
-    makers |= {"cosines": _cosine_map, "layers": _layers, "rates": _rates}
+    makers |= {
+        "experts": experts_figure,
+        "cosines": _cosine_map,
+        "layers": _layers,
+        "rates": _rates,
+    }
     return draw(folder, makers, names, curves)
 
 

@@ -105,6 +105,7 @@ def identity_of(
         "tasks": {n: {k: v for k, v in t.items() if k not in MAY_DIFFER} for n, t in tasks.items()},
         "encoder": {"weights": origin, **_lasting(model.encoder.config.to_dict())},
         "adapters": {name: _lasting(adapters[name].to_dict()) for name in model.loaded_adapters},
+        "experts": model.config.experts,
         "data": {name: _data_of(part) for name, part in sorted(rows.items())},
         "rows of a step": step_rows,
         "sampling": {**asdict(multitask.sampling), "passes": multitask.passes},

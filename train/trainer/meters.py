@@ -47,6 +47,42 @@ class GroupSizes:
         return {name: round(total / times) for name, (total, times) in counts.items() if times}
 
 
+class ExpertLoads:
+    """How much each task's gate weighs its experts, added up over micro-batches and then ranks.
+
+    Args:
+        names: the tasks.
+        experts: what a task reads, in the order of its gate; none without experts.
+    """
+
+    def __init__(self, names: list[str], experts: list[str]) -> None:
+        self.names = sorted(names)
+        self.experts = experts
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, loads: dict[str, Tensor]) -> None:
+        """Add a micro-batch: (experts,) mean weights by task."""
+        for name, load in loads.items():
+            new = torch.cat([load, load.new_ones(1)])
+            self._sums[name] = self._sums[name] + new if name in self._sums else new
+
+    def log(self, accelerator: Any) -> dict[str, float]:
+        """`load_<task>_<expert>`, means since the last log over all ranks; starts anew."""
+        if not self.experts:
+            return {}
+        zero = torch.zeros(len(self.experts) + 1, device=accelerator.device)
+        rows = torch.stack([self._sums.get(name, zero) for name in self.names])
+        self._sums = {}
+        return {
+            f"load_{name}_{expert}": total / count
+            for name, (*totals, count) in zip(
+                self.names, accelerator.reduce(rows, "sum").tolist(), strict=True
+            )
+            for expert, total in zip(self.experts, totals, strict=True)
+            if count
+        }
+
+
 class TaskCounters:
     """Rows and tokens seen by task since training began, and losses skipped.
 

@@ -19,13 +19,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ...modeling.experts import expert_names
 from ...modeling.modeling_polyhead import PolyheadModel, PolyheadOutput
 from ..balancing.base import Balancer
 from ..balancing.output_gradients import OutputGradients
 from ..optimization.freezing import Unfreezing
 from ..optimization.source_gradients import SourceGradients
 from .layer_norms import LayerNorms
-from .meters import GroupSizes, LossMeter, TaskCounters
+from .meters import ExpertLoads, GroupSizes, LossMeter, TaskCounters
 from .nan_losses import NanLosses
 from .retain import Retention
 from .shared_gradients import SharedGradients
@@ -96,6 +97,9 @@ class OptimizerStep:
     def __post_init__(self) -> None:
         self.meter = LossMeter(self.model.task_names)
         self.group_sizes = GroupSizes()
+        options = self.model.config.experts
+        experts = [] if options is None else expert_names(options)
+        self.expert_loads = ExpertLoads(self.model.task_names, experts if len(experts) > 1 else [])
         self._state = StepState()
         reads_output = self.balancer.reads_output
         self.output_gradients = OutputGradients(self.model) if reads_output else None
@@ -171,6 +175,7 @@ class OptimizerStep:
             if name in self.losses.in_batch:
                 groups = self.losses.groups_compared(name, counts[name].detach())
                 self.group_sizes.add(name, groups)
+        self.expert_loads.add(outputs.expert_loads or {})
         loss = self._weigh(losses)
         if self.retention is not None and state.counts.retained:
             retained = self.retention.weighted_loss(
@@ -302,4 +307,5 @@ class OptimizerStep:
                 logs |= part.log(self.accelerator)
         norms = {} if self.gradients is None else self.gradients.log()
         logs |= self.counters.log() | self.balancer.log() | self.shared.comparison.log()
+        logs |= self.expert_loads.log(self.accelerator)
         return logs | self.layers.log() | norms

@@ -308,7 +308,8 @@ class MultiTaskTrainer(EvaluatingTrainer):
         `loss_<task>`, the mean over its units since the last log; `rows_` and `tokens_` seen;
         `weight_` of its loss; `grad_norm_` and the `cosine_` of two tasks, where compared since the
         last log; `gradient_` of embeddings and layers; `lr_` of parts of the model, where they
-        differ; `norm_<source>` with `optimizer.by_task`; `skipped_` losses that were not finite.
+        differ; `load_<task>_<expert>` of experts; `norm_<source>` with `optimizer.by_task`;
+        `skipped_` losses that were not finite.
         """
         if "loss" in logs:
             groups = getattr(self.optimizer, "param_groups", [])  # DeepSpeed has its own

@@ -370,4 +370,4 @@ def test_an_unknown_keyword_is_told_with_those_that_are_allowed(tmp_path):
     with pytest.raises(UserError) as error:
         train(tasks={}, encoder="bert", output_dir=tmp_path / "out", samplng={})
     assert "samplng: unknown keyword; allowed: tasks, encoder, output_dir, " in str(error.value)
-    assert "overwrite, pooling, max_length, sampling, balancing, " in str(error.value)
+    assert "overwrite, pooling, experts, max_length, sampling, balancing, " in str(error.value)

@@ -86,6 +86,13 @@ class TestOutputs:
         assert_same(model, graph, batch_of(model, LENGTHS))
         assert_same(model, graph, batch_of(model, [2]))
 
+    @pytest.mark.parametrize("experts", ["mmoe", "cgc", "ple"])
+    def test_of_experts_are_the_models(self, experts, make_model, tokenizer_of, batch_of, tmp_path):
+        model = make_model("bert", TASKS, experts={"kind": experts, "experts": 2}).eval()
+        only, tokenizer = ["slots", "vectors"], tokenizer_of("wordpiece")
+        export_graph(model, tokenizer, "onnx", tasks=only, folder=tmp_path / "x")
+        assert_same(model, ExportedModel(tmp_path / "x"), batch_of(model, LENGTHS))
+
     def test_of_texts_in_windows_are_the_models(self, written, batch_of):
         windows = {"long_texts": "windows"}
         tasks = {name: replace(TASKS[name], **windows) for name in ("intent", "vectors", "urgency")}

@@ -408,6 +408,7 @@ class TestCurves:
             "gradient_norms": {"a": [[2, 0.5]], "a_b": [[2, 0.1]], "c": [[2, 2.0]]},
             "layers": {"embeddings": [[3, 0.1]], "layer 0": [[3, 0.5]], "layer 1": [[3, 2.0]]},
             "rates": {"all parts": [[2, 0.1]]},
+            "experts": {},
         }
         assert cosines == [  # those that pull apart first; one that is no number is none
             {
