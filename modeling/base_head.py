@@ -116,7 +116,13 @@ class Head(nn.Module):
         num_items: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """Sum over labelled units / `num_items` (default: the units of this batch)."""
+        """Sum over labelled units / `num_items` (default: the units of this batch).
+
+        Raises:
+            ValueError: there are weights, which this kind of head does not know.
+        """
+        if weights is not None and not self.weighs_rows:
+            raise ValueError(f"the loss of {self.task.head} knows no weights of rows")
         more = () if weights is None else (weights,)
         units = self.count(labels, *more) if num_items is None else num_items
         return self.loss_sum(logits.float(), labels, *more) / units.masked_fill(units <= 0, 1)

@@ -131,6 +131,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         task_ids: Tensor | None = None,
         labels: dict[str, Tensor] | None = None,
         num_items: dict[str, Tensor] | None = None,
+        label_weights: dict[str, Tensor] | None = None,
         cu_seq_lens_q: Tensor | None = None,
         cu_seq_lens_k: Tensor | None = None,
         max_length_q: int | None = None,
@@ -158,6 +159,8 @@ class PolyheadModel(PolyheadPreTrainedModel):
                 task's rows only or (but for groups) of all N.
             num_items: by task, the labelled units that the loss is divided by; default the units
                 in this batch. A trainer gives the count over the whole optimizer step.
+            label_weights: by task, how often each label counts: (N,), or as token labels are;
+                of the rows that `labels` are of. Without `num_items` the loss is a mean over them.
             cu_seq_lens_q: (N + 1,) int32: the batch is packed, N texts end to end in one row of P
                 tokens: `input_ids` (1, P). `position_ids` restart with each text; left out, they
                 are made. Token logits and labels are then (1, tokens of the task's texts, L) and
@@ -212,7 +215,9 @@ class PolyheadModel(PolyheadPreTrainedModel):
             compute=self.compute,
             packs=packs,
         )
-        output = self._run_heads(encoded, read, labels, num_items or {}, keeps=bool(deep))
+        output = self._run_heads(
+            encoded, read, labels, num_items or {}, label_weights, keeps=bool(deep)
+        )
         if return_dict is None:
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
@@ -280,6 +285,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         read: TaskRows,
         labels: dict[str, Tensor] | None,
         num_items: dict[str, Tensor],
+        label_weights: dict[str, Tensor] | None,
         *,
         keeps: bool,
     ) -> PolyheadOutput:
@@ -289,7 +295,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         if self.experts is not None and read.names:
             encoded.expert_parts = self.experts(encoded.output.last_hidden_state)
         for name in read.names:
-            target = read.labels(name, labels)
+            target = read.labels(name, labels), read.labels(name, label_weights)
             values, loss = self._run_head(name, encoded, read, target, num_items.get(name), loads)
             outputs[self._head(name).output][name] = values
             if loss is not None:
@@ -311,7 +317,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
         name: str,
         encoded: EncoderPass,
         read: TaskRows,
-        labels: Tensor | None,
+        target: tuple[Tensor | None, Tensor | None],
         num_items: Tensor | None,
         loads: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor | None]:
@@ -319,9 +325,10 @@ class PolyheadModel(PolyheadPreTrainedModel):
 
         What its experts weigh goes into `loads`.
         """
-        head, rows = self._head(name), read.rows[name]
-        if labels is not None and rows is not None and head.per_token:
-            labels = encoded.select_labels(labels, rows)
+        head, rows, (labels, weights) = self._head(name), read.rows[name], target
+        if rows is not None and head.per_token:
+            labels = None if labels is None else encoded.select_labels(labels, rows)
+            weights = None if weights is None else encoded.select_labels(weights, rows)
         rows = encoded.rows_of(self.config.tasks[name].adapter, rows)
         keep = None
         if self.training and labels is not None and head.labelled_tokens_only:
@@ -338,7 +345,7 @@ class PolyheadModel(PolyheadPreTrainedModel):
             lengths = encoded.texts.lengths
             lengths = lengths if rows is None else lengths[moved_to(rows, lengths)]
             values = read.pool(name, values, lengths)
-        return values, None if labels is None else head.loss(values, labels, num_items)
+        return values, None if labels is None else head.loss(values, labels, num_items, weights)
 
     def _head_input(
         self, head: Head, encoded: EncoderPass, rows: Tensor | None, keep: Tensor | None
@@ -379,9 +386,15 @@ class PolyheadModel(PolyheadPreTrainedModel):
         poolings = None if keeps else frozenset(head.pooling for head in heads)
         return Parts(read.text_count, poolings)
 
-    def count_items(self, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    def count_items(
+        self, labels: dict[str, Tensor], label_weights: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Labelled units by task: what `num_items` sums over the batches of an optimizer step."""
-        return {name: self._head(name).count(values) for name, values in labels.items()}
+        weights = label_weights or {}
+        return {
+            name: self._head(name).count(values, *([weights[name]] if name in weights else []))
+            for name, values in labels.items()
+        }
 
 
 PolyheadConfig.register_for_auto_class()

@@ -95,7 +95,8 @@ class SingleLabel:
 
         loss = -sum_l w_l q_l (1 - p_l)^gamma log p_l,   count = w_y
 
-    with q one at the label y, or smoothed.
+    with q one at the label y, or smoothed. Of rows, also over (N, L) distributions q; NaN is no
+    label, and count = sum_l w_l q_l.
     """
 
     least_labels = 2
@@ -104,6 +105,10 @@ class SingleLabel:
         self, labels: Tensor, weighing: Weighing = PLAIN, weights: Tensor | None = None
     ) -> Tensor:
         """Rows whose label is not -100, each as often as its class and it weigh; a scalar."""
+        if labels.is_floating_point():
+            classes, shares = weighing.of_classes(labels), labels.nan_to_num()
+            units = (shares if classes is None else shares * classes).sum(-1)
+            return (units if weights is None else units * weights).sum()
         known = labels != IGNORE
         if weighing.classes is None and weights is None:
             return known.sum()
@@ -120,10 +125,11 @@ class SingleLabel:
         weighing: Weighing = PLAIN,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """Cross-entropy of (..., L) logits and (...) ids, summed; a scalar."""
-        logits, labels = logits.flatten(0, -2), labels.flatten()
-        if weighing.gamma:
-            losses = _focal(logits, labels, weighing)
+        """Cross-entropy of (..., L) logits and (...) ids, or distributions, summed; a scalar."""
+        soft, logits = labels.is_floating_point(), logits.flatten(0, -2)
+        labels = labels if soft else labels.flatten()
+        if weighing.gamma or soft:
+            losses = _losses(logits, labels, weighing)
         else:
             losses = F.cross_entropy(
                 logits,
@@ -149,14 +155,20 @@ class SingleLabel:
         )
 
 
-def _focal(logits: Tensor, labels: Tensor, weighing: Weighing) -> Tensor:
-    """(N,) focal losses of (N, L) logits and (N,) ids; 0 without a label."""
-    known, count = labels != IGNORE, logits.shape[-1]
-    targets = F.one_hot(labels.clamp(min=0), count).to(logits.dtype) * (1 - weighing.smoothing)
-    targets = (targets + weighing.smoothing / count) * known[:, None]
-    classes, log_p = weighing.of_classes(logits), logits.log_softmax(-1)
-    targets = targets if classes is None else targets * classes
-    return -(targets * weighing.focus(-torch.expm1(log_p)) * log_p).sum(-1)
+def _losses(logits: Tensor, labels: Tensor, weighing: Weighing) -> Tensor:
+    """(N,) losses of (N, L) logits and (N,) ids or (N, L) distributions; 0 without a label."""
+    count, log_p = logits.shape[-1], logits.log_softmax(-1)
+    if labels.is_floating_point():
+        known, targets = ~labels.isnan().any(-1), labels.nan_to_num().to(logits.dtype)
+    else:
+        known = labels != IGNORE
+        targets = F.one_hot(labels.clamp(min=0), count).to(logits.dtype)
+    targets = targets * (1 - weighing.smoothing) + weighing.smoothing / count
+    classes = weighing.of_classes(logits)
+    targets = (targets if classes is None else targets * classes) * known[:, None]
+    if weighing.gamma:
+        targets = targets * weighing.focus(-torch.expm1(log_p))
+    return -(targets * log_p).sum(-1)
 
 
 def marginal_loss_sum(

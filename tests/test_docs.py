@@ -237,6 +237,12 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
     damages = ["None", "Water", "Torn", "n/a", "?", ""] * 2
     lines = [{"text": f"claim {i}", "damage": damage} for i, damage in enumerate(damages)]
     write("claims [2024].csv", lines, "text", "damage")
+    claims = [
+        {"text": f"claim {i}", "damage": name, "trust": i / 5, "votes": None if i % 2 else votes}
+        for i, name in enumerate(["none", "torn", "water"] * 4)
+        for votes in ([0.1, 0.8, 0.1],)
+    ]
+    write("claims.jsonl", claims, "text", "damage", "trust", "votes")
     vectors = [{"text": f"text {i}", "vector": [i % 2, 1, i % 3 % 2]} for i in range(12)]
     write("topics.jsonl", vectors, "text", "vector")
     long = "the train to paris and then some music " * 12
@@ -256,6 +262,7 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
         ["words"],
         ["damage", "topics"],
         [],
+        ["damage"],
         ["search"],
         ["vectors"],
         [],
@@ -263,7 +270,7 @@ def test_sections_of_recipes(recipe, make_model, tokenizer_of, encoder_folder):
         ["contract", "search"],
     ]
     assert configs[0].get_text_config().hidden_size == 256
-    assert {task.adapter for task in configs[5].tasks.values()} == {"intent"}
+    assert {task.adapter for task in configs[6].tasks.values()} == {"intent"}
 
 
 @pytest.mark.slow

@@ -226,6 +226,13 @@ class TestRuns:
     def test_two_ranks_give_the_weights_of_one(self, two_ranks, alone):
         assert_close(weights(two_ranks / "model"), weights(alone() / "model"), rtol=0, atol=1e-5)
 
+    def test_two_ranks_weigh_labels_and_rows_as_one(self, start, alone):
+        weighed = ["tasks.intent.class_weight=balanced", "tasks.slots.class_weight={O: 0.25}"]
+        weighed += ["tasks.intent.focal=1.5", "training.optim=sgd", "training.learning_rate=0.05"]
+        weighed += [f"tasks.{name}.data.weight=urgency" for name in ("intent", "slots")]
+        two = start([*TORCHRUN, "-m", "polyhead.train"], *weighed)
+        assert_close(weights(two / "model"), weights(alone(*weighed) / "model"), rtol=0, atol=1e-5)
+
     def test_two_ranks_log_the_losses_and_metrics_of_one(self, two_ranks, alone):
         lines, expected = history(two_ranks), history(alone())
         assert len(lines) == len(expected) == 8 + 2

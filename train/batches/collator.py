@@ -11,7 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.heads import HEADS
 from ...modeling.packing import cumulative
+from ..data.tokenization import WEIGHT
 from ..kinds import BatchLayout, LanguageModel, kind_of
 
 TAUGHT = "taught_"  # column of a token task's tags by its teacher, of rows of other tasks
@@ -23,7 +25,8 @@ class MultiTaskCollator:
     """Batches tokenized rows (see `tokenization.py`) of one or several sources.
 
     Keys in: `source`, `input_ids`, `row`, `window`, perhaps `token_type_ids` and `window_counts`,
-    and `labels_<task>`; `taught_<task>`, tags by text of a token task that is not the row's own.
+    `labels_<task>` and perhaps `weight_<task>`; `taught_<task>`, tags by text of a token task that
+    is not the row's own.
     Keys out, with N texts (windows, where some texts have several) and T tokens:
         input_ids, attention_mask, perhaps token_type_ids: (N, T)
             or, packed: input_ids (1, P), perhaps token_type_ids, cu_seq_lens_q (N + 1,)
@@ -32,6 +35,8 @@ class MultiTaskCollator:
         task_ids: (M, K), the tasks of each text, -1 fills
         labels: by task, of its own texts only: (n,) ids or numbers, (n, L) multi-label, (n, T) or
             packed (1, tokens) token tasks and language models, (groups,) heads over groups
+        label_weights: by task whose rows have weights, those of its labels: (n,) or, of token
+            tasks, as the labels
         rows: (examples,), the number of each example in its dataset
         windows: (examples,), the number of its window in a long text
         sources: (examples,), its source, as counted in `sources`
@@ -68,14 +73,18 @@ class MultiTaskCollator:
         counts = [count for row in rows for count in windows_of(row)]
         if max(counts) > 1:
             batch["window_counts"] = torch.tensor(counts)
-        labels = {}
+        labels, weights = {}, {}
         for name in self.task_names:
             if any(name in tasks for tasks in members):
                 rows_of_task = [
                     row for row, tasks in zip(rows, members, strict=True) if name in tasks
                 ]
                 labels[name] = self._labels(name, rows_of_task, batch)
+                if any(WEIGHT + name in row for row in rows_of_task):
+                    weights[name] = self._weights(name, rows_of_task, labels[name])
         batch["labels"] = labels
+        if weights:
+            batch["label_weights"] = weights
         batch["rows"] = torch.tensor([row["row"] for row in rows])
         batch["windows"] = torch.tensor([row["window"] for row in rows])
         names = list(self.sources)
@@ -137,6 +146,18 @@ class MultiTaskCollator:
             for row, of_texts in zip(rows, taught, strict=True)
         ]
         return kind.collate([label for of_row in labels for label in of_row], layout)
+
+    def _weights(self, name: str, rows: list[dict[str, Any]], labels: Tensor) -> Tensor:
+        """Weights of the labels of a task: of its rows, or of their tokens."""
+        weights = [float(row.get(WEIGHT + name, 1.0)) for row in rows]
+        if not HEADS[self.configs[name].head].per_token:
+            return torch.tensor(weights)
+        texts = [len(row["input_ids"]) for row in rows]
+        of_texts = torch.tensor(weights).repeat_interleave(torch.tensor(texts))
+        if not self.packed:
+            return of_texts[:, None].expand(labels.shape).contiguous()
+        lengths = torch.tensor([len(text) for row in rows for text in row["input_ids"]])
+        return of_texts.repeat_interleave(lengths)[None]
 
     def _labels_of_tokens(
         self, kind: LanguageModel, name: str, rows: list[dict[str, Any]], batch: dict[str, Any]

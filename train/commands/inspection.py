@@ -102,7 +102,9 @@ def _decoded(run: PreparedRun, source: Source, name: str, row: dict[str, Any]) -
     tokenizer, config = run.tokenizer, run.configs[name]
     texts = [tokenizer.decode(ids) for ids in row["input_ids"]]
     kind, label = kind_of(config), row.get(f"labels_{name}")
-    if not kind.labels_from_tokens:
+    if source.tasks[name].data.soft_label is not None:
+        label = dict(zip(kind.labels, label or [], strict=True))
+    elif not kind.labels_from_tokens:
         tokens: Any = tokenizer.convert_ids_to_tokens(row["input_ids"][0])
         label = kind.decode(label, tokens)
     return {"row": row["row"], "text": texts[0] if len(texts) == 1 else texts, "label": label}

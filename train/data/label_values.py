@@ -19,6 +19,7 @@ from ..kinds.values import NUMBER, is_real, number_of
 from ..recipe.schema import TEXT_COLUMNS, TaskRecipe
 from .jsonlines import JsonText
 from .source import with_column
+from .tags import MARKED
 
 INTEGER = re.compile(r"-?[0-9]{1,18}")
 BITS = (0, 1, "0", "1")  # floats and booleans compare equal to the first two
@@ -51,12 +52,8 @@ def read_labels(
                 if task.data.missing_label is not None
             ]
             continue
-        marks = {repr(task.data.missing_label) for task in readers.values()}
-        if len(marks) > 1:
-            faults.append(
-                f"tasks.{next(iter(readers))}.data.missing_label: {' and '.join(sorted(marks))} "
-                f"for one column {column!r}; write the same in {', '.join(readers)}"
-            )
+        if more := _marks_at_odds(readers, column):
+            faults += more
             continue
         more, wrong = _read_splits(splits, column, readers)
         notes += more
@@ -65,6 +62,19 @@ def read_labels(
         notes += more
         faults += wrong
     return notes, faults
+
+
+def _marks_at_odds(readers: dict[str, TaskRecipe], column: str) -> list[str]:
+    """Marks of one column that are not the same for all tasks that read it."""
+    faults = []
+    for key in ("missing_label", "ignore_labels"):
+        marks = {repr(getattr(task.data, key)) for task in readers.values()}
+        if len(marks) > 1:
+            faults.append(
+                f"tasks.{next(iter(readers))}.data.{key}: {' and '.join(sorted(marks))} "
+                f"for one column {column!r}; write the same in {', '.join(readers)}"
+            )
+    return faults
 
 
 def missing_notes(name: str, task: TaskRecipe, splits: dict[str, datasets.Dataset]) -> list[str]:
@@ -123,7 +133,8 @@ def _read_splits(
     splits: dict[str, datasets.Dataset], column: str, readers: dict[str, TaskRecipe]
 ) -> tuple[list[str], list[str]]:
     """Notes and faults; `splits` is changed."""
-    marks = _Marks(next(iter(readers.values())).data.missing_label, _kind(readers))
+    data = next(iter(readers.values())).data
+    marks = _Marks(data.missing_label, _kind(readers), data.ignore_labels or [])
     for split, rows in splits.items():
         try:
             splits[split] = _read_column(rows, column, readers, marks)
@@ -133,6 +144,9 @@ def _read_splits(
     if unseen := marks.unseen():
         named = ", ".join(map(repr, unseen[:SHOWN]))
         notes.append(f"{', '.join(readers)}: no row holds the missing_label {named} in {column!r}")
+    if unseen := sorted(marks.ignored - marks.ignored_seen):
+        named = ", ".join(map(repr, unseen[:SHOWN]))
+        notes.append(f"{', '.join(readers)}: no row holds the ignore_labels {named} in {column!r}")
     return notes, []
 
 
@@ -191,7 +205,7 @@ def _feature(values: list, *, mixed: bool) -> Any:
 class _Marks:
     """Which values of a column stand for no label."""
 
-    def __init__(self, marks: Any, kind: str) -> None:
+    def __init__(self, marks: Any, kind: str, ignored: list[str]) -> None:
         marks = marks if isinstance(marks, list) else [] if marks is None else [marks]
         self.texts = {str(mark) for mark in marks}
         numbers = map(number_of, marks) if kind in ("numbers", "several") else ()
@@ -199,6 +213,8 @@ class _Marks:
         self.kind = kind
         self.marks = marks
         self.seen: set[Any] = set()  # of texts and numbers
+        self.ignored = set(ignored)  # tags, or types of entities
+        self.ignored_seen: set[str] = set()
 
     def unseen(self) -> list[Any]:
         """Marks that no value so far was."""
@@ -207,7 +223,8 @@ class _Marks:
     def without(self, value: Any) -> Any:
         """The value, or None where it is a mark; a list without its marks, of tags with None."""
         if isinstance(value, list):
-            if not (self.texts or self.kind == "classes") or not any(map(self._is_mark, value)):
+            may_have = self.texts or self.ignored or self.kind == "classes"
+            if not may_have or not any(map(self._is_mark, value)):
                 return value
             if self.kind == "tags":
                 return [None if self._is_mark(x) else x for x in value]
@@ -219,6 +236,12 @@ class _Marks:
             return False
         if self.kind == "classes" and type(value) is int and value == IGNORE:
             return True
+        if self.kind == "tags" and self.ignored:
+            tag = str(value)
+            ignored = {tag, tag[2:] if MARKED.fullmatch(tag) else tag} & self.ignored
+            self.ignored_seen |= ignored
+            if ignored:
+                return True
         if not self.texts:
             return False
         number = number_of(value) if self.numbers else None

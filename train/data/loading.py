@@ -28,6 +28,7 @@ from .document_pairs import make_pairs
 from .formats import named_columns, read_annotations
 from .label_values import class_notes, missing_notes, read_labels
 from .labels import find_labels
+from .row_weights import read_row_weights
 from .splits import load_splits
 from .tags import tag_faults
 
@@ -223,7 +224,7 @@ def _columns_read(tasks: dict[str, TaskRecipe]) -> set[str]:
         for column in (getattr(data, key) for key in COLUMNS):
             names |= set(column) if isinstance(column, list) else {column}
         names |= {data.marks} if isinstance(data.marks, str) else set()
-        names.add(data.group_by)
+        names |= {data.group_by, data.weight, data.soft_label}
     return names - {None}
 
 
@@ -236,6 +237,8 @@ def _column_faults(source: Source) -> list[str]:
             named = {key: getattr(task.data, key) for key in COLUMNS}
             named |= {"marks": task.data.marks} if isinstance(task.data.marks, str) else {}
             named["group_by"] = task.data.group_by
+            if split == "train":  # other rows count alike
+                named |= {key: getattr(task.data, key) for key in ("weight", "soft_label")}
             for key, column in named.items():
                 if column is not None and column not in rows.column_names:
                     in_train = column in source.splits["train"].column_names
@@ -250,6 +253,7 @@ def _column_faults(source: Source) -> list[str]:
 def _check_rows(source: Source) -> list[str]:
     """Faults of values; then, where there are none, of labels, which makes the task configs."""
     notes, faults = read_labels(source.tasks, source.splits)
+    faults += read_row_weights(source.tasks, source.splits)
     source.notes += notes
     unread = {name for name in source.tasks if any(f"tasks.{name}." in fault for fault in faults)}
     for split, rows in source.splits.items():

@@ -7,8 +7,10 @@ A tokenized row (one per window of a long text, where tasks read windows each fo
     row, window      number of the row in its split, and of the window in its row
     cut              a text of the row is too long for tasks that read the first window, or for a
                      pair's first text to be whole in all of them
-    labels_<task>    class id, number, list of 0/1, or one tag id per token (-100: not read);
-                     nothing for language models, whose labels are made when rows are collated
+    labels_<task>    class id (of train perhaps a distribution), number, list of 0/1, or one tag id
+                     per token (-100: not read); nothing for language models, whose labels are
+                     made when rows are collated
+    weight_<task>    of train, where the task's rows have weights: that of the row
     words            token tasks: per token the number of the first word that is read there, or -1
     word_counts      and how many words are
     token_words      where whole words are masked: per token the number of its word, -1 for special
@@ -36,6 +38,7 @@ from ..kinds import LanguageModel, TaskKind, kind_of
 from ..kinds.tokens import Tokens
 from .loading import Source
 
+WEIGHT = "weight_"  # column of a task's weights of rows
 OPEN_BLOCKS = 64  # that are looked at for room; the fullest are closed
 
 
@@ -59,7 +62,7 @@ def tokenize(
     configs = configs or source.configs
     rows = source.splits[split]
     features = rows.map(
-        lambda batch, numbers: _encode(source, configs, tokenizer, batch, numbers),
+        lambda batch, numbers: _encode(source, split, configs, tokenizer, batch, numbers),
         with_indices=True,
         batched=True,
         remove_columns=rows.column_names,
@@ -113,6 +116,7 @@ def cut_notes(
 
 def _encode(
     source: Source,
+    split: str,
     configs: dict[str, TaskConfig],
     tokenizer: PreTrainedTokenizerBase,
     batch: dict[str, list],
@@ -127,10 +131,12 @@ def _encode(
         words = [split_words(text) for text in texts[0]]
     windows, counts, cut = _cut(next(iter(kinds.values())), configs, tokenizer, texts, words)
     labels = _labels(source, configs, kinds, batch, words, windows)
+    targets = {f"labels_{name}": values for name, values in labels.items()}
+    targets |= _row_weights(source, kinds, batch, labels) if split == "train" else {}
+    by_window = {f"labels_{name}" for name in word_kinds}
     token_words = _token_words(kinds, configs, tokenizer, texts[0])
     columns: dict[str, list] = {"input_ids": [], "row": [], "window": [], "cut": []}
-    if counts:
-        columns["window_counts"] = counts
+    columns |= {"window_counts": counts} if counts else {}
     if "token_type_ids" in tokenizer.model_input_names:
         columns["token_type_ids"] = []
     for i, row in enumerate(windows):
@@ -147,9 +153,9 @@ def _encode(
                 columns.setdefault("word_counts", []).append(counts)
             if token_words is not None:
                 columns.setdefault("token_words", []).append(token_words[i][number])
-            for name, values in labels.items():
-                of_row = values[i][number] if name in word_kinds else values[i]
-                columns.setdefault(f"labels_{name}", []).append(of_row)
+            for name, values in targets.items():
+                of_row = values[i][number] if name in by_window else values[i]
+                columns.setdefault(name, []).append(of_row)
     return columns
 
 
@@ -172,6 +178,29 @@ def _labels(
             rows = source.split_rows(name, batch)
             labels[name] = [kind.encode(value, source.tasks[name].data) for value in rows.labels]
     return labels
+
+
+def _row_weights(
+    source: Source, kinds: dict[str, TaskKind], batch: dict[str, list], labels: dict[str, list]
+) -> dict[str, list]:
+    """Columns of rows of train whose label is a distribution, and of their weights."""
+    columns = {}
+    for name, kind in kinds.items():
+        data = source.tasks[name].data
+        if data.weight is not None:
+            columns[WEIGHT + name] = batch[data.weight]
+        if data.soft_label is not None:
+            both = zip(labels[name], batch[data.soft_label], strict=True)
+            columns[f"labels_{name}"] = [
+                _one_hot(label, len(kind.labels)) if distribution is None else distribution
+                for label, distribution in both
+            ]
+    return columns
+
+
+def _one_hot(label: int, count: int) -> list[float]:
+    """1 at a label, NaN everywhere where there is none."""
+    return [float("nan") if label < 0 else float(label == i) for i in range(count)]
 
 
 def _prompted(source: Source, texts: list[list[Any]]) -> list[list[Any]]:

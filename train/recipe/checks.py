@@ -85,7 +85,7 @@ def _column_faults(task: TaskRecipe) -> list[str]:
         faults.append("tokens: a pair task reads text and text_pair; take it out")
     if data.missing_label is not None and (data.label is None or kind.label_type == "vector"):
         faults.append("missing_label: only beside a label, and not for vectors; take it out")
-    faults += _marks_faults(task)
+    faults += [*_marks_faults(task), *_weight_faults(task)]
     if data.group_by is not None and (data.more or data.pairs):
         faults.append("group_by: not with pairs or a list of places, which make rows of their own")
     if data.label_range is not None:
@@ -93,6 +93,25 @@ def _column_faults(task: TaskRecipe) -> list[str]:
             faults.append("label_range: only for tasks with numbers as labels")
         elif data.label_range[0] >= data.label_range[1]:
             faults.append(f"label_range: {list(data.label_range)}; write [lowest, highest]")
+    return faults
+
+
+def _weight_faults(task: TaskRecipe) -> list[str]:
+    """Weights of rows, distributions and tags left out, where they have no meaning."""
+    data, kind, faults = task.data, kind_of(task), []
+    if data.weight is not None and not HEADS[task.head].weighs_rows:
+        faults.append(f"weight: the loss of {task.head} knows no weights of rows; take it out")
+    if data.ignore_labels is not None and kind.label_type != "tags":
+        faults.append("ignore_labels: only for token tasks; elsewhere write missing_label")
+    if data.soft_label is None:
+        return faults
+    if kind.label_type != "class" or kind.tree or kind.ordered or data.marks is not None:
+        fault = "only for classification with one label for each text, in no order or tree"
+        faults.append(f"soft_label: {fault}; take it out")
+    elif task.labels is None:
+        faults.append("soft_label: its numbers stand in the order of labels; name them in the task")
+    if task.few_shot is not None:
+        faults.append("soft_label: few_shot makes pairs of rows with one label; take one out")
     return faults
 
 
@@ -127,6 +146,8 @@ def _corpora_faults(task: TaskRecipe) -> list[str]:
         faults.append("rows in memory are one place; join them first")
     if data.separator is not None or any(other.separator for other in data.more):
         faults.append("separator: not in a list of places; convert those rows first")
+    if data.weight is not None or any(other.weight for other in data.more):
+        faults.append("weight: not in a list of places; write the rows into one file")
     return faults
 
 
@@ -292,9 +313,19 @@ def _distill_faults(recipe: Recipe) -> list[str]:
         elif not kind_of(recipe.tasks[name]).has_teachers:
             head = recipe.tasks[name].head
             faults.append(f"distill.teachers.{name}: {head} has no teachers; take it out")
-        elif recipe.distill.rows == "own" and recipe.tasks[name].class_weight is not None:
-            fault = "its teacher weighs all labels alike, class_weight does not"
-            faults.append(f"distill.teachers.{name}: {fault}; take one of them out")
+        elif recipe.distill.rows == "own":
+            task = recipe.tasks[name]
+            weighing = {
+                "class_weight": task.class_weight,
+                "data.weight": task.data.weight,
+                "data.soft_label": task.data.soft_label,
+            }
+            faults += [
+                f"distill.teachers.{name}: all of its rows count alike for the teacher, not with "
+                f"{key}; take one of them out"
+                for key, value in weighing.items()
+                if value is not None
+            ]
     if recipe.distill.rows == "others":
         faults += _taught_elsewhere_faults(recipe, recipe.distill)
     faults += [

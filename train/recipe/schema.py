@@ -140,6 +140,12 @@ class DataConfig:
         offsets: what start and end of spans count; default characters.
         overlap: error (default) refuses spans that overlap or are empty; longest takes the longest
             of those that overlap and leaves empty ones out, with a note.
+        weight: column with a number from 0 for each row of train: how often it counts in the loss
+            of the task. Validation and test rows count alike.
+        soft_label: column of train with a distribution over `labels`, a list of numbers in their
+            order, instead of the one label in `label`; null where that counts.
+        ignore_labels: of a token task, tags or types of entities whose words train nothing and are
+            not scored; they are no labels of the head.
         missing_label: a value, or several, of `label` that stand for no label, as -1 or "n/a"; null
             and NaN always do.
         marks: the labels (of token tasks the types of entities) that the rows mark, a list; or, of
@@ -170,6 +176,9 @@ class DataConfig:
     label: str | list[str] | None = None
     separator: str | None = Field(default=None, min_length=1, max_length=8)
     pairs: Literal["next_sentence", "sentence_order"] | None = None
+    weight: str | None = None
+    soft_label: str | None = None
+    ignore_labels: list[Label] | None = Field(default=None, min_length=1)
     offsets: Literal["characters", "bytes", "utf16"] | None = None
     overlap: Literal["error", "longest"] | None = None
     missing_label: (

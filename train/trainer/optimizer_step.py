@@ -169,7 +169,7 @@ class OptimizerStep:
         state, num_items = self._state, self._state.counts.num_items
         losses = self.losses.take(outputs, batch)
         losses = self.nan.finite(losses, batch, state.number, state.epoch)
-        counts = self.model.count_items(batch["labels"])
+        counts = self.model.count_items(batch["labels"], batch.get("label_weights"))
         for name, loss in losses.items():
             self.meter.add(name, loss.detach() * num_items[name], counts[name])
             if name in self.losses.in_batch:

@@ -66,7 +66,8 @@ class StepCounter:
         total = torch.zeros(len(names), 3, dtype=torch.float64)  # units, rows, tokens
         for batch in batches:
             total[:, 1:] += batch["counts"]
-            for name, count in self.model.count_items(batch["labels"]).items():
+            units = self.model.count_items(batch["labels"], batch.get("label_weights"))
+            for name, count in units.items():
                 total[names.index(name), 0] += count
         retained = 0
         if self.retention is not None:
