@@ -382,7 +382,7 @@ def _few_shot_faults(recipe: Recipe) -> list[str]:
         faults.append(f"few_shot: {fault}; take one of them out")
     faults += [
         f"{key}: does not go with few_shot; take one of them out"
-        for key in ("retain", "average")
+        for key in ("retain", "average", "experts")
         if getattr(recipe, key) is not None
     ]
     return faults + [
