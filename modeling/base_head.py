@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .decoding import decode_entities, decode_strict
 from .experts import Mixture
+from .head_layers import LayerMix
 from .options import HeadTask
 from .pooling import layers_needed
 from .problem_types import SingleLabel, Weighing, marginal_loss_sum
@@ -78,11 +79,19 @@ class Head(nn.Module):
                 f"pooling {self.pooling} reads {layers_needed(self.pooling)} layers; this encoder "
                 f"has {encoder_config.num_hidden_layers}"
             )
+        if task.layer_mix and layers_needed(self.pooling) > 1 and not self.per_token:
+            raise ValueError(
+                f"layer_mix reads all layers, pooling {self.pooling} some; take one of them out"
+            )
+        layers = encoder_config.num_hidden_layers + 1
+        self.layer_mix = LayerMix(layers) if task.layer_mix else None
         self.pooled_size = encoder_config.hidden_size * layers_needed(self.pooling)
 
     @property
     def states_needed(self) -> int:
         """How many of the last hidden states the head reads."""
+        if self.layer_mix is not None:
+            return len(self.layer_mix.weights)
         return 1 if self.per_token else layers_needed(self.pooling)
 
     def forward(self, x: Tensor) -> Tensor:

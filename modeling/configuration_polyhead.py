@@ -155,7 +155,7 @@ def mask_fault(tasks: Mapping[str, Any]) -> str | None:
 
 
 # Options that config.json has only where they differ from their default.
-LEFT_OUT = ("hierarchy", "label_smoothing", "class_weight", "focal", "mlm_probability")
+LEFT_OUT = ("hierarchy", "layer_mix", "label_smoothing", "class_weight", "focal", "mlm_probability")
 LEFT_OUT += ("whole_word", "blocks", "tied")
 # What HF's `from_pretrained` would take for a config's, and weights of a Polyhead contradict.
 FIXED = ("num_labels", "id2label", "label2id", "problem_type", "task_names", "adapters")

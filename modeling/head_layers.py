@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
-"""What stands between what a head reads and its output layer: nothing, one layer or several."""
+"""What a head reads of the encoder's layers, and what stands before its output layer."""
 
+import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -41,3 +42,33 @@ class ResidualLayers(nn.Module):
         for layer in self.layers:
             x = x + self.act(layer(self.dropout(x)))
         return x
+
+
+class LayerMix(nn.Module):
+    """A learned mean of the encoder's layers, of a task with `layer_mix` (arXiv:1802.05365).
+
+        x = scale sum_j softmax(weights)_j h_j
+
+    It begins with equal weights.
+
+    Args:
+        count: layers of the encoder, and one for what they read.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(count))
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def reset(self) -> None:
+        """Equal weights, and none of them scaled."""
+        nn.init.zeros_(self.weights)
+        nn.init.ones_(self.scale)
+
+    def forward(self, states: tuple[Tensor, ...]) -> Tensor:
+        """The states of all layers, each (..., H), from the bottom up -> (..., H)."""
+        shares = self.weights.softmax(0)
+        mixed = shares[0] * states[0]
+        for share, state in zip(shares[1:], states[1:], strict=True):
+            mixed = mixed + share * state
+        return self.scale * mixed

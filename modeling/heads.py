@@ -69,7 +69,7 @@ class SequenceClassificationHead(Head):
     options = frozenset(
         ("labels", "problem_type", "hierarchy", "pooling", "activation", "layers", "dropout")
         + ("threshold", "pair", "partial", "grown", "strict", "long_texts", "window_pooling")
-        + ("label_smoothing", "class_weight", "focal")
+        + ("label_smoothing", "class_weight", "focal", "layer_mix")
     )
     weighs_rows = True
 
@@ -162,7 +162,7 @@ class TokenClassificationHead(Head):
     per_token = True
     decodes_spans = True
     options = frozenset(
-        ("labels", "layers", "activation", "dropout", "scheme", "signs")
+        ("labels", "layers", "layer_mix", "activation", "dropout", "scheme", "signs")
         + ("partial", "grown", "strict", "label_smoothing", "class_weight", "focal")
     )
     weighs_rows = True
@@ -314,7 +314,9 @@ class MultipleChoiceHead(Head):
 
     grouped = True
     chooses = True
-    options = frozenset(("pooling", "activation", "layers", "dropout", "label_smoothing", "focal"))
+    options = frozenset(
+        ("pooling", "activation", "layers", "layer_mix", "dropout", "label_smoothing", "focal")
+    )
     weighs_rows = True
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:

@@ -352,10 +352,24 @@ class PolyheadModel(PolyheadPreTrainedModel):
     ) -> Tensor:
         """Token states or vectors of some rows; of their tokens those in `keep`."""
         states: Any = encoded.output.last_hidden_state
+        if head.layer_mix is not None:
+            x = self._layer_mixed(head, encoded, rows)
+            return x if keep is None else x[keep]
         x = states if head.per_token else encoded.pooled(head.pooling)
         if rows is not None:
             x = encoded.texts.select(x, rows) if head.per_token else x[moved_to(rows, x)]
         return x if keep is None else x[keep]
+
+    def _layer_mixed(self, head: Head, encoded: EncoderPass, rows: Tensor | None) -> Tensor:
+        """Token states of all layers as one, or vectors of these, of some rows."""
+        assert head.layer_mix is not None
+        last: Any = encoded.output.last_hidden_state
+        states, texts = (*(encoded.output.hidden_states or ())[:-1], last), encoded.texts
+        if rows is not None:
+            states = tuple(texts.select(state, rows) for state in states)
+            texts = texts.of_rows(rows)
+        x = head.layer_mix(states)
+        return x if head.per_token else pool((x,), texts, head.pooling)
 
     def _mixed_input(
         self, task: str, encoded: EncoderPass, rows: Tensor | None, keep: Tensor | None
@@ -382,7 +396,8 @@ class PolyheadModel(PolyheadPreTrainedModel):
             return Parts(read.count)
         heads = [self._head(name) for name in read.names]
         keeps = keeps or not heads or any(head.per_token for head in heads)
-        keeps = keeps or self.experts is not None  # each task pools states of its own
+        own = self.experts is not None or any(head.layer_mix is not None for head in heads)
+        keeps = keeps or own  # each task pools states of its own
         poolings = None if keeps else frozenset(head.pooling for head in heads)
         return Parts(read.text_count, poolings)
 

@@ -50,6 +50,8 @@ class TaskOptions:
             (tanh) or DistilBERT's pre-classifier (relu) do; None is one linear layer.
         layers: hidden layers of a head that classifies or chooses, each x + act(W dropout(x) + b),
             with `activation` or gelu; they stand in the place of the one dense layer. None: none.
+        layer_mix: the head reads a learned mean of all layers of the encoder, not the last alone
+            (ELMo, arXiv:1802.05365).
         dropout: probability before each linear layer of a classification head.
         scheme: `iob1`, `iob2` or `bioes` for entity tags; None for token labels that stand alone
             (part of speech). Found from the labels when not given.
@@ -97,6 +99,7 @@ class TaskOptions:
     pooling: str | None = None
     activation: str | None = None
     layers: int | None = None
+    layer_mix: bool = False
     dropout: float = 0.1
     scheme: str | None = None
     threshold: float = 0.5

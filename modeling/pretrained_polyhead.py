@@ -29,6 +29,7 @@ from .encoder import (
 )
 from .experts import ZeroLinear
 from .first_use import FIRST_USE
+from .head_layers import LayerMix
 from .own_heads import load_own_heads
 from .routing import checkpoint_contexts, line_up
 from .rows import check_tasks
@@ -333,6 +334,8 @@ class PolyheadPreTrainedModel(TaskMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ZeroLinear):
             nn.init.zeros_(module.weight)  # transformers leaves weights that were read
+        if isinstance(module, LayerMix):
+            module.reset()
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's token embeddings."""

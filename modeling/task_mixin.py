@@ -103,9 +103,10 @@ class TaskMixin(AdapterMixin):
         )
         if (options := self.config.experts) is not None:
             if head.states_needed > 1:
+                what = "layer_mix" if task.layer_mix else f"pooling {head.pooling}"
                 raise ValueError(
-                    f"pooling {head.pooling} reads layers of the encoder below the experts; write "
-                    "another pooling, or leave experts out"
+                    f"{what} reads layers of the encoder below the experts; take it "
+                    "out, or leave experts out"
                 )
             head.mixture = Mixture(width=self.config.hidden_size, options=options)
         return head

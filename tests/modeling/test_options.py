@@ -25,6 +25,7 @@ OTHER = {  # a value of each option that is not its default
     "pooling": "cls",
     "activation": "tanh",
     "layers": 2,
+    "layer_mix": True,
     "dropout": 0.3,
     "scheme": "iob2",
     "signs": ["("],

@@ -95,10 +95,13 @@ class Graph(nn.Module):
             x = last
             if self.experts is not None:
                 x, _ = self.experts.of_task(name, head, parts)
+            mixes = head.layer_mix is not None
+            if mixes:
+                x = head.layer_mix((*output.hidden_states[:-1], last))
             if head.per_token:
                 outputs.append(head(x))
             else:
-                states = output.hidden_states if head.states_needed > 1 else (x,)
+                states = output.hidden_states if head.states_needed > 1 and not mixes else (x,)
                 outputs.append(head(pool(states, texts, head.pooling)))
         return tuple(outputs)
 

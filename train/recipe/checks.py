@@ -278,6 +278,11 @@ def _experts_faults(recipe: Recipe) -> list[str]:
         for key, pooling in named.items()
         if pooling is not None and layers_needed(pooling) > 1
     ]
+    faults += [
+        f"tasks.{name}.layer_mix: reads layers of the encoder below the experts; take it out"
+        for name, task in recipe.tasks.items()
+        if task.layer_mix
+    ]
     if isinstance(recipe.encoder, FinishedEncoder) and recipe.encoder.keep_tasks:
         faults.append(
             "encoder.keep_tasks: these heads were trained without the experts; take one out"

@@ -73,6 +73,8 @@ class TestOutputs:
             "deep_slots": TaskConfig(head="token_classification", **options),
             "deep_intent": TaskConfig(head="sequence_classification", **options),
         }
+        mixed = {name: replace(task, layer_mix=True) for name, task in deep.items()}
+        deep |= {name.replace("deep", "mixed"): task for name, task in mixed.items()}
         tasks = {**TASKS, **pooled, **deep, "masked": TaskConfig(head="masked_lm")}
         model, graph = written(to=to, tasks=tasks)
         assert graph.about["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
