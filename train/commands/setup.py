@@ -86,8 +86,8 @@ class PreparedRun:
     @property
     def few_shot(self) -> dict[str, FewShot]:
         """The tasks whose pairs of rows train the encoder first."""
-        tasks = {name: self.recipe.tasks[name].few_shot for name in sorted(self.configs)}
-        return {name: options for name, options in tasks.items() if options is not None}
+        tasks = self.recipe.tasks.items()  # a finished model has others too
+        return {name: task.few_shot for name, task in tasks if task.few_shot is not None}
 
     @property
     def evaluates(self) -> bool:
