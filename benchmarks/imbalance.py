@@ -22,6 +22,7 @@ RARE, OFTEN, TIMES = "negative", "positive", 10
 WAYS: dict[str, dict[str, Any]] = {  # options of the task
     "plain": {},
     "class_weight: balanced": {"class_weight": "balanced"},
+    "balance: label": {"sampling": {"balance": "label"}},
     "focal: 2": {"focal": 2.0},
     "both": {"class_weight": "balanced", "focal": 2.0},
 }

@@ -27,6 +27,7 @@ import numpy as np
 from transformers import TrainingArguments
 
 from ..recipe.sections import MultiTaskArguments, Sampling
+from .by_class import balanced_stream
 from .mixing import even, fill, interleave
 from .strategies import (
     apportion,
@@ -56,6 +57,7 @@ class MultiTaskBatchSampler:
             where batches are pure, then get equal shares of its tokens) and for order by length.
         texts: the texts of each row, as numbers; rows with a text in common then share no step, as
             far as there are other rows to put between them.
+        classes: by source whose rows are drawn by class, the class of each row, negative for none.
         together: by source, how many of its rows come into a mixed step, or none. They stand at its
             beginning, so that as many as fit share a micro-batch. Not where rows are sorted by
             length or `batch_tokens` are counted: both say themselves which rows share a step.
@@ -80,6 +82,7 @@ class MultiTaskBatchSampler:
         lengths: Sequence[int] | None = None,
         texts: Sequence[frozenset[int]] | None = None,
         together: Mapping[str, int] | None = None,
+        classes: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.ranges = dict(sorted(ranges.items()))
         self.sampling = sampling or Sampling()
@@ -92,6 +95,7 @@ class MultiTaskBatchSampler:
         self.lengths = np.asarray([] if lengths is None else lengths)
         self.texts = texts
         self.together = dict(together or {}) if can_gather(self.sampling) else {}
+        self.classes = dict(classes or {})
         self.epoch = 0
         self.stopped: dict[str, int] = {}  # source to the first epoch without it
         if faults := option_faults(self.sampling, {name: [name] for name in self.ranges}):
@@ -138,9 +142,10 @@ class MultiTaskBatchSampler:
             total = sum(part * count for part, count in zip(parts, counts, strict=True))
             low, high = min(counts), max(counts)
             each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+            alike = ", of each class as many" if name in self.classes else ""
             lines.append(
                 f"{name}: draws {each} of its {len(rows):,} rows an epoch, "
-                f"{total:,.0f} in {epochs:g} epochs ({total / len(rows):.2f} passes)"
+                f"{total:,.0f} in {epochs:g} epochs ({total / len(rows):.2f} passes){alike}"
             )
         return lines
 
@@ -313,6 +318,9 @@ class MultiTaskBatchSampler:
     def _stream(self, name: str, start: int, count: int) -> np.ndarray:
         """Rows `start` to `start + count` of a source's endless stream."""
         rows = self.ranges[name]
+        if name in self.classes:
+            seed = [self.seed, zlib.crc32(name.encode())]
+            return rows.start + balanced_stream(self.classes[name], start, count, seed)
         first, last = start // len(rows), (start + count - 1) // len(rows)
         seeds = [
             [self.seed, zlib.crc32(name.encode()), number] for number in range(first, last + 1)
@@ -349,6 +357,7 @@ def make_sampler(
     lengths: Sequence[int] | None = None,
     texts: Sequence[frozenset[int]] | None = None,
     together: Mapping[str, int] | None = None,
+    classes: Mapping[str, np.ndarray] | None = None,
 ) -> MultiTaskBatchSampler:
     """The sampler of a training.
 
@@ -360,6 +369,7 @@ def make_sampler(
         lengths: tokens of each row, where tokens are counted or rows sorted by them.
         texts: the texts of each row, to be kept apart.
         together: by source, how many of its rows come into a mixed step, or none.
+        classes: by source, the class of each row, where rows are drawn by class.
 
     Raises:
         ValueError: there are fewer rows than ranks.
@@ -375,6 +385,7 @@ def make_sampler(
         lengths=lengths,
         texts=texts,
         together=together,
+        classes=classes,
     )
 
 

@@ -20,6 +20,7 @@ from ..kinds import kind_of
 from ..kinds.values import is_real
 from ..recipe.schema import IN_BATCH_LOSSES, Recipe, TaskRecipe, in_batch
 from ..recipe.sections import Sampling
+from .by_class import balanced_tasks
 
 TEMPERATURE = 2.0  # of the strategy with this name
 ROWS_TOGETHER = 16  # of a loss that compares the rows of a batch; 120 pairs of them
@@ -189,6 +190,12 @@ def sampling_faults(recipe: Recipe) -> list[str]:
     size = "per_device_train_batch_size"
     if recipe.sampling.batch_tokens is not None and size in recipe.training:
         faults.append(f"sampling.batch_tokens: training.{size} is given too; take one of them out")
+    if recipe.sampling.balance is not None:
+        faults += balanced_tasks(sources, recipe.tasks)[1] + [
+            f"sampling.balance: rows of {name} have distributions (soft_label), not one label"
+            for name, task in recipe.tasks.items()
+            if task.data.soft_label is not None
+        ]
     if recipe.sampling.rows_together is not None:
         faults += _together_faults(recipe, sources)
     return faults

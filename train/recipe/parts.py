@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..adapters import adapter_name
+from ..kinds import kind_of
 from .schema import Recipe
 from .sections import Balancing, Sampling
 
@@ -26,7 +27,11 @@ def alone(recipe: Recipe, name: str) -> Recipe:
     return replace(
         recipe,
         tasks={name: task},
-        sampling=Sampling(packing=recipe.sampling.packing, order=recipe.sampling.order),
+        sampling=Sampling(
+            packing=recipe.sampling.packing,
+            order=recipe.sampling.order,
+            balance=recipe.sampling.balance if kind_of(task).label_type == "class" else None,
+        ),
         balancing=Balancing(),
         optimizer=replace(recipe.optimizer, by_task=False),
         retain=None,

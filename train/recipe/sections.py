@@ -65,6 +65,8 @@ class Sampling:
         order: shuffled; length: rows of like length share a batch, which saves padding;
             no_duplicates: rows of text groups (embedding tasks) that have a text in common do not
             share an optimizer step, where it would be a false negative of a contrastive loss.
+        balance: label draws as many rows of each class, of tasks with one label for each text; an
+            epoch has as many rows as before, those of rare classes several times.
         rows_together: a task whose loss compares the rows of a batch (contrastive, cosent, angle)
             comes into a mixed step with at least so many of them, or not at all; default
             `ROWS_TOGETHER`. 1 spreads them over all steps as those of other tasks.
@@ -82,6 +84,7 @@ class Sampling:
     batch_tokens: Whole | None = Field(default=None, ge=8)
     packing: bool = True
     order: Literal["shuffled", "length", "no_duplicates"] = "shuffled"
+    balance: Literal["label"] | None = None
     rows_together: Whole | None = Field(default=None, ge=1)
 
 

@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
@@ -16,6 +17,7 @@ from ...modeling.modeling_polyhead import PolyheadModel
 from ..balancing.base import Balancer
 from ..balancing.methods import COMPILED, make_balancer, reads_tasks_apart
 from ..balancing.task_gradients import GradientComparison, shared_parameters
+from ..batches.by_class import classes_by_source
 from ..batches.sampler import MultiTaskBatchSampler, make_sampler
 from ..batches.strategies import together_by_source
 from ..data.dataset import MultiTaskDataset
@@ -80,7 +82,11 @@ class TrainerParts:
             lengths=dataset.lengths if by_length else None,
             texts=dataset.texts if sampling.order == "no_duplicates" else None,
             together=together_by_source(sampling, self.sources, self.model.config.tasks),
+            classes=None if sampling.balance is None else self._classes(dataset),
         )
+
+    def _classes(self, dataset: MultiTaskDataset) -> dict[str, np.ndarray]:
+        return classes_by_source(dataset, self.sources, self.model.config.tasks)
 
     def optimizer_step(
         self,

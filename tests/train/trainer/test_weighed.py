@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from polyhead.modeling.heads import IGNORE
 from polyhead.train.batches.collator import model_inputs
+from polyhead.train.recipe.sections import MultiTaskArguments, Sampling
 from torch.testing import assert_close
 from train_helpers import messages, pairs, private_cache, write_rows  # noqa: F401
 from trainer_fixtures import logged, weights
@@ -93,3 +94,14 @@ def test_the_loss_of_a_task_is_over_the_weights_of_the_step(build, weighed, pack
     errors = (outputs.logits["urgency"][:, 0] - numbers) ** 2
     expected = (weight * errors).sum() / weight.sum()
     assert losses["loss_urgency"] == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_rows_are_drawn_by_class(build, usual_tasks):
+    chosen = {name: usual_tasks[name] for name in ("same", "near", "urgency")}
+    multitask = MultiTaskArguments(sampling=Sampling(balance="label"))
+    sampler = build(chosen, multitask=multitask).sampler
+    assert list(sampler.classes) == ["near+same"]
+    lines = sampler.summary(1)
+    assert [line.endswith(", of each class as many") for line in lines] == [
+        name in sampler.classes for name in sampler.ranges
+    ]
