@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .decoding import decode_entities, decode_strict
+from .decoding import decode_entities, decode_strict, if_sure, sure_entities
 from .experts import Mixture
 from .head_layers import LayerMix
 from .options import HeadTask
@@ -97,6 +97,10 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Token states (..., H), or vectors of texts (N, pooled_size) -> logits, embeddings."""
         raise NotImplementedError
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Logits divided by the task's `calibration`; as they are where it has none."""
+        return logits if self.task.calibration is None else logits / self.task.calibration
 
     # ---- the loss ----
 
@@ -212,7 +216,8 @@ class Head(nn.Module):
         """
         scores = torch.tensor([answer["score"] for answer in answers]).softmax(0)
         best = int(scores.argmax())
-        return {"label": choices[best], "choice": best, "score": float(scores[best])}
+        answer = {"label": choices[best], "choice": best, "score": float(scores[best])}
+        return if_sure(answer, task.abstain)
 
     @classmethod
     def answer_spans(
@@ -226,8 +231,9 @@ class Head(nn.Module):
             units: character spans of the words of each unit.
             scores: (U, L) log-probabilities of the units, as `log_scores` gives them.
         """
-        labels = task.labels or []
+        of_task = (text, units, scores, task.labels or [], task.scheme, task.signs)
         if task.strict:
-            of_task = (labels, task.scheme, task.signs, task.strict)
-            return decode_strict(text, units, scores, *of_task)
-        return decode_entities(text, units, scores, labels, task.scheme, task.signs)
+            entities = decode_strict(*of_task, task.strict)
+        else:
+            entities = decode_entities(*of_task)
+        return sure_entities(entities, task.abstain, task.strict)

@@ -33,7 +33,7 @@ from .extension_files import check_imported, extension_files, extension_names
 from .head_layers import LARGEST_LAYERS
 from .heads import HEADS, Head
 from .losses import LOSSES
-from .options import ACTIVATIONS, LONG_TEXTS, NUMBERS, WINDOW_POOLINGS, HeadTask
+from .options import ACTIVATIONS, LONG_TEXTS, NUMBERS, WINDOW_POOLINGS, HeadTask, check_decisions
 from .options import scheme_of as scheme_of
 from .pooling import POOL, POOLINGS, layers_needed
 from .reading import read_json
@@ -69,6 +69,7 @@ class TaskConfig(HeadTask):
         if self.labels and "labels" not in self.head_class.options:
             raise ValueError(f"a {self.head} task has no labels, got {len(self.labels)}")
         check_read(self)
+        check_decisions(self)
         self.head_class.check(self)
 
     @property

@@ -7,10 +7,14 @@ at one sub-token each (`windows.py`), and a head's scores of the units are decod
 characters. The pipeline answers with them, evaluation scores them against the entities of the data,
 and in training `unit_tags` says which tags of the units would be decoded to those of the data.
 
+What a task decides beside its logits is decided here: labels from their thresholds on
+(`decode_classes`), and no answer below a score (`if_sure`, `sure_entities`).
+
 Shapes: `U` units, `L` labels.
 """
 
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -285,9 +289,21 @@ def word_tags(
 
 
 def decode_classes(
-    logits: Tensor, labels: list[str], *, multi_label: bool, top_k: int | None, threshold: float
+    logits: Tensor,
+    labels: list[str],
+    *,
+    multi_label: bool,
+    top_k: int | None,
+    threshold: float | Mapping[str, float],
 ) -> dict[str, Any] | list[dict[str, Any]]:
     """(L,) logits of one text -> label and score.
+
+    Args:
+        logits: (L,).
+        labels: their names.
+        multi_label: each label is set or not.
+        top_k: of a single label: how many; None for all.
+        threshold: of a multi-label task, one for all labels or by label.
 
     Returns:
         single-label: the best label for `top_k` 1, else a list of the `top_k` best, or of all for
@@ -298,5 +314,31 @@ def decode_classes(
     order = scores.argsort(descending=True, stable=True).tolist()
     ranked = [{"label": labels[i], "score": float(scores[i])} for i in order]
     if multi_label:
-        return [entry for entry in ranked if entry["score"] >= threshold]
+        if not isinstance(threshold, Mapping):
+            threshold = dict.fromkeys(labels, threshold)
+        return [entry for entry in ranked if entry["score"] >= threshold[entry["label"]]]
     return ranked[0] if top_k == 1 else ranked[:top_k]
+
+
+def if_sure(
+    answer: dict[str, Any], abstain: float | None, apart: Collection[str] | None = None
+) -> dict[str, Any]:
+    """An answer, or None in the place of its label (and choice) where its score is below `abstain`.
+
+    Args:
+        answer: with `label` and `score`.
+        abstain: least score; None takes all.
+        apart: labels with thresholds of their own, which they have reached.
+    """
+    if abstain is None or answer["score"] >= abstain or answer["label"] in (apart or ()):
+        return answer
+    return {key: None if key in ("label", "choice") else value for key, value in answer.items()}
+
+
+def sure_entities(
+    entities: list[dict[str, Any]], abstain: float | None, apart: Collection[str] | None = None
+) -> list[dict[str, Any]]:
+    """The entities without those whose score is below `abstain`; arguments as of `if_sure`."""
+    if abstain is None:
+        return entities
+    return [e for e in entities if e["score"] >= abstain or e["entity_group"] in (apart or ())]

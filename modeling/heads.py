@@ -39,6 +39,12 @@ from .tables import Table
 from .vocabulary_heads import CausalLMHead, MaskedLMHead
 
 OUTPUTS = ("logits", "embeddings")
+# Of classes: what may be decided beside the logits, and of which problem types.
+DECISIONS = {
+    "calibration": ("single_label_classification", "multi_label_classification"),
+    "thresholds": ("multi_label_classification",),
+    "abstain": ("single_label_classification",),
+}
 
 
 def output_layers(task: HeadTask, size: int) -> tuple[nn.Linear, nn.ModuleList]:
@@ -70,6 +76,7 @@ class SequenceClassificationHead(Head):
         ("labels", "problem_type", "hierarchy", "pooling", "activation", "layers", "dropout")
         + ("threshold", "pair", "partial", "grown", "strict", "long_texts", "window_pooling")
         + ("label_smoothing", "class_weight", "focal", "layer_mix")
+        + ("calibration", "thresholds", "abstain")
     )
     weighs_rows = True
 
@@ -86,7 +93,9 @@ class SequenceClassificationHead(Head):
         if self.dense is not None and self.act is not None:
             x = self.act(self.dense(self.dropout(x)))
         logits = joined_logits(self.dropout(self.hidden(x)), self.out, self.more)
-        return ordinal_logits(logits) if self.task.problem_type == "ordinal" else logits
+        if self.task.problem_type == "ordinal":
+            return ordinal_logits(logits)
+        return self.calibrated(logits)
 
     def count(self, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Rows with a label: not -100 (single-label) or not NaN (multi-label, regression)."""
@@ -136,6 +145,7 @@ class SequenceClassificationHead(Head):
                 raise ValueError("hierarchy: labels with thresholds of their own are in no tree")
         check_grown(task)
         check_class_weight(task)
+        _check_decided(task)
 
     @classmethod
     def answer(
@@ -153,6 +163,13 @@ class SequenceClassificationHead(Head):
         return problem.answer(task, values, top_k=top_k, threshold=threshold)
 
 
+def _check_decided(task: HeadTask) -> None:
+    """Raise ValueError for a decision that classes of this problem type do not have."""
+    for option, kinds in DECISIONS.items():
+        if getattr(task, option) is not None and task.problem_type not in kinds:
+            raise ValueError(f"{option} belongs to problem_type: {' or '.join(kinds)}")
+
+
 class TokenClassificationHead(Head):
     """One label per token: logits = W dropout(h) + b, as in HF's token classification heads.
 
@@ -164,6 +181,7 @@ class TokenClassificationHead(Head):
     options = frozenset(
         ("labels", "layers", "layer_mix", "activation", "dropout", "scheme", "signs")
         + ("partial", "grown", "strict", "label_smoothing", "class_weight", "focal")
+        + ("calibration", "abstain")
     )
     weighs_rows = True
 
@@ -175,7 +193,8 @@ class TokenClassificationHead(Head):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, H) -> (N, T, L), or packed (1, P, H) -> (1, P, L)."""
-        return joined_logits(self.dropout(self.hidden(x)), self.out, self.more)
+        logits = joined_logits(self.dropout(self.hidden(x)), self.out, self.more)
+        return self.calibrated(logits)
 
     @classmethod
     def only_with(cls) -> Conditions:
@@ -316,6 +335,7 @@ class MultipleChoiceHead(Head):
     chooses = True
     options = frozenset(
         ("pooling", "activation", "layers", "layer_mix", "dropout", "label_smoothing", "focal")
+        + ("calibration", "abstain")
     )
     weighs_rows = True
 
@@ -330,7 +350,7 @@ class MultipleChoiceHead(Head):
         """(N, pooled_size) -> (N, 1)."""
         if self.dense is not None and self.act is not None:
             x = self.act(self.dense(self.dropout(x)))
-        return self.out(self.dropout(self.hidden(x)))
+        return self.calibrated(self.out(self.dropout(self.hidden(x))))
 
     def loss_sum(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Cross-entropy of (N, 1) scores over the choices of each row, and (G,) of their numbers.

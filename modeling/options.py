@@ -6,6 +6,7 @@
 head says (`heads.py`).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -24,7 +25,10 @@ NUMBERS = (  # options that are numbers
     "mlm_probability",
     "label_smoothing",
     "focal",
+    "calibration",
+    "abstain",
 )
+DECIDED = ("calibration", "thresholds", "abstain")  # on validation rows, after training
 MASK_SHARES = (0.8, 0.1, 0.1)  # arXiv:1810.04805
 # Options that a saved model may have without effect, from before they were refused.
 ONCE_ALLOWED = frozenset(
@@ -143,6 +147,11 @@ class HeadTask(TaskOptions):
             it is put; where none is, the older ones are answered as they were before.
         adapter: name of the PEFT adapter that its rows go through, its own or a shared one; None
             for the bare encoder.
+        calibration: number that the logits are divided by, so that probabilities are as often right
+            as they say (temperature scaling, arXiv:1706.04599); found on validation rows.
+        thresholds: of a multi-label task, by label, before `threshold`; above 1 it is never set.
+        abstain: least probability of an answer; below it there is none: no label, no entity. Labels
+            of `strict` have thresholds of their own.
     """
 
     pair: bool = False
@@ -151,6 +160,9 @@ class HeadTask(TaskOptions):
     grown: list[int] | None = None
     strict: dict[str, float] | None = None
     adapter: str | None = None
+    calibration: float | None = None
+    thresholds: dict[str, float] | None = None
+    abstain: float | None = None
 
     def prompt(self, part: int = 0) -> str:
         """What is put before a text: 0 for the query (anchor), 1 and more for the document."""
@@ -165,6 +177,21 @@ class HeadTask(TaskOptions):
     def strict_labels(self) -> int:
         """How many labels, the last ones, are put by thresholds of their own."""
         return self.grown[-1] if self.strict and self.grown else 0
+
+    @property
+    def label_thresholds(self) -> dict[str, float]:
+        """By label, the probability from which a multi-label task sets it."""
+        return dict.fromkeys(self.labels or [], self.threshold) | (self.thresholds or {})
+
+    @property
+    def decided(self) -> list[str]:
+        """Its options that were decided after training."""
+        return [name for name in DECIDED if getattr(self, name) is not None]
+
+    @property
+    def decided_apart(self) -> str | None:
+        """What of its decisions no class of transformers knows; it sees the logits alone."""
+        return " and ".join(name for name in self.decided if name != "calibration") or None
 
     @property
     def answers_apart(self) -> str | None:
@@ -246,6 +273,20 @@ def check_grown(task: HeadTask) -> None:
         unknown = [label for label in part if label not in (task.labels or [])]
         if unknown or not part or len(set(part)) < len(part):
             raise ValueError(f"partial has {part!r:.80}; it must be labels of the task, each once")
+
+
+def check_decisions(task: HeadTask) -> None:
+    """Raise ValueError unless calibration, thresholds and abstain can have their values."""
+    if task.calibration is not None and task.calibration <= 0:
+        raise ValueError(f"calibration is {task.calibration}; it must be above 0")
+    if task.abstain is not None and task.abstain < 0:
+        raise ValueError(f"abstain is {task.abstain}; it must be 0 or more")
+    for label, value in (task.thresholds or {}).items():
+        if label not in (task.labels or []):
+            raise ValueError(f"thresholds names {label!r:.40}, which is no label of the task")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:
+            raise ValueError(f"thresholds has {label!r:.40}: {value!r:.40}; write 0 or more")
 
 
 def check_option_names(what: str, names: Iterable[str]) -> None:

@@ -69,7 +69,8 @@ class PolyheadPipeline(Pipeline):
         `{"score"}`, token classification a list of `{"entity_group", "score", "word", "start",
         "end"}`, embedding a float32 numpy vector, masked LM a list over the masks of `{"label",
         "score"}`, a task that chooses `{"label", "choice", "score"}`: the text, its number from 0
-        and its probability among the choices.
+        and its probability among the choices. Below a task's `abstain` label and choice are None,
+        and entities are left out.
 
     Raises:
         ValueError: an option is unknown or not in its range, a task is unknown or does not read

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .decoding import decode_classes, rank_strict
+from .decoding import decode_classes, if_sure, rank_strict
 from .hierarchy import decode_tree
 from .options import HeadTask
 
@@ -144,15 +144,19 @@ class SingleLabel:
     def answer(
         self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
     ) -> Any:
-        """(L,) -> the best label and its probability; a list of them unless `top_k` is 1."""
+        """(L,) -> the best label and its probability; a list of them unless `top_k` is 1.
+
+        The one answer has no label where its probability is below `abstain`; a list has all.
+        """
+        labels = task.labels or []
         if task.strict:
-            ranked = rank_strict(values, task.labels or [], task.strict)
-            return ranked[0] if top_k == 1 else ranked[:top_k]
-        if task.hierarchy:
-            return decode_tree(values, task.labels or [], top_k)
-        return decode_classes(
-            values, task.labels or [], multi_label=False, top_k=top_k, threshold=0.0
-        )
+            ranked = rank_strict(values, labels, task.strict)
+            answer = ranked[0] if top_k == 1 else ranked[:top_k]
+        elif task.hierarchy:
+            answer = decode_tree(values, labels, top_k)
+        else:
+            answer = decode_classes(values, labels, multi_label=False, top_k=top_k, threshold=0.0)
+        return if_sure(answer, task.abstain, task.strict) if isinstance(answer, dict) else answer
 
 
 def _losses(logits: Tensor, labels: Tensor, weighing: Weighing) -> Tensor:
@@ -283,9 +287,11 @@ class MultiLabel:
     ) -> Any:
         """(L,) -> labels from `threshold` on (None: the task's; all, if `top_k` is), best first."""
         if threshold is None:
-            threshold = 0.0 if top_k is None else task.threshold
+            chosen = 0.0 if top_k is None else task.label_thresholds
+        else:
+            chosen = threshold
         return decode_classes(
-            values, task.labels or [], multi_label=True, top_k=top_k, threshold=threshold
+            values, task.labels or [], multi_label=True, top_k=top_k, threshold=chosen
         )
 
 

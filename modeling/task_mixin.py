@@ -2,6 +2,7 @@
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
 """Tasks in and out of a model, and which of their heads are tied to the input embeddings."""
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from .experts import Experts, Mixture, build_experts, checked_experts
 from .heads import Head
 from .rows import check_tasks
 from .unread_options import options_without_effect
+
+logger = logging.getLogger(__name__)
 
 
 class TaskMixin(AdapterMixin):
@@ -77,6 +80,9 @@ class TaskMixin(AdapterMixin):
     def extend_task(self, name: str, labels: list[str], **options: Any) -> None:
         """Give a task more labels, with an output layer of their own; all else stays as it is.
 
+        `calibration` stays, so that old labels keep their logits. `abstain` was found for answers
+        among the old labels: it stays beside `strict`, else it is dropped, and that is logged.
+
         Args:
             name: of a task with one label for each text or token.
             labels: the new ones.
@@ -88,6 +94,12 @@ class TaskMixin(AdapterMixin):
         check_tasks(self.task_names, [name])
         old, head = self.config.tasks[name], self.heads[name]
         grown = [*(old.grown or []), len(labels)]
+        if old.abstain is not None and not options.get("strict"):
+            options = {"abstain": None, **options}
+            logger.warning(
+                f"task {name!r}: its abstain {old.abstain:.4g} was found among fewer labels and is "
+                "dropped; all its answers have a label again"
+            )
         task = replace(old, labels=[*(old.labels or []), *labels], grown=grown, **options)
         larger = self._build_head(task)
         larger.apply(self._init_weights)

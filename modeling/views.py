@@ -9,6 +9,7 @@ Polyhead it was loaded from.
 """
 
 import copy
+import logging
 import os
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from .modeling_polyhead import PolyheadModel
+
+logger = logging.getLogger(__name__)
 
 
 class _View(PolyheadModel):
@@ -70,6 +73,11 @@ class _View(PolyheadModel):
             raise ValueError(
                 f"task {task!r} {chosen.answers_apart}, which no class of transformers knows; ask "
                 "PolyheadPipeline"
+            )
+        if chosen.decided_apart:
+            logger.warning(
+                f"task {task!r}: transformers' pipelines see the logits alone, and not its "
+                f"{chosen.decided_apart}; PolyheadPipeline answers by them"
             )
         self.task = task
         self.config.id2label = dict(enumerate(chosen.labels or ["LABEL_0"]))

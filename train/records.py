@@ -42,6 +42,29 @@ class ClassScores(TypedDict):
     support: Count
 
 
+@with_config(STRICT)
+class Share(TypedDict):
+    """A share of answers with its interval; None of none."""
+
+    share: float | None
+    low: float | None
+    high: float | None
+    of: Count
+
+
+@with_config(STRICT)
+class Decision(TypedDict):
+    """What was decided for a task, and what it is worth on rows."""
+
+    calibration: NotRequired[float]
+    thresholds: NotRequired[dict[str, float]]
+    abstain: NotRequired[float]
+    ece_before: NotRequired[float | None]
+    ece: NotRequired[float | None]
+    kept: NotRequired[Share]
+    precision: NotRequired[Share]
+
+
 Metrics = dict[str, float | None | dict[str, ClassScores]]
 ModelScores = dict[TaskName, Metrics]  # scores.json of a model
 
@@ -53,6 +76,7 @@ class RunScores(TypedDict):
     tasks: ModelScores
     macro: float | None
     splits: dict[TaskName, str]
+    decisions: NotRequired[dict[TaskName, Decision]]
 
 
 def _splits(scores: dict[str, Any]) -> dict[str, Any]:
@@ -184,6 +208,7 @@ class TaskReport(TypedDict):
     confusion: NotRequired[LabelCounts]
     labels: NotRequired[LabelCounts]
     reliability: NotRequired[Reliability]
+    decision: NotRequired[Decision]
     entities: NotRequired[dict[str, ClassScores]]
     numbers: NotRequired[Numbers]
     map: NotRequired[RowMap]
@@ -269,6 +294,7 @@ class Training(TypedDict):
     versions: dict[str, str]
     gradient_cosines: list[PairOfTasks]
     average: NotRequired[Averaged]
+    decisions: NotRequired[dict[TaskName, Decision]]
     alone: NotRequired[dict[TaskName, SideBySide]]
 
 

@@ -54,6 +54,9 @@ OTHER = {  # a value of each option that is not its default
     "window_pooling": "max",
     "head_options": {"depth": 2},
     "pair": True,
+    "calibration": 1.5,
+    "thresholds": {"y": 0.3},
+    "abstain": 0.7,
 }
 COMMON = ("head", "loss_weight", "adapter")
 
@@ -72,6 +75,8 @@ def test_an_option_is_taken_by_the_heads_that_read_it_alone(head, option):
         options["labels"] = ["O", "B-x", "I-x"]
     if read and option == "strict":  # of the labels that came last
         options["grown"] = [1]
+    if read and option == "thresholds":
+        options["problem_type"] = "multi_label_classification"
     if option in HEADS[head].only_with():
         other, values = HEADS[head].only_with()[option]
         options[other] = values[0]

@@ -120,6 +120,12 @@ def print_scores(scores: dict[str, Any], title: str) -> None:
                 for kind, row in values["per_type"].items()
             ]
             out.print(table_of(header, rows, title=f"{task} by type"))
+    if decisions := scores.get("decisions"):
+        from ..evaluation.decisions import decision_words  # with torch, as by now all is
+
+        say("Decisions, with 95 % intervals", "bold")
+        for task, decision in decisions.items():
+            say(f"  {task}: {'; '.join(decision_words(decision))}")
 
 
 def print_affinity(result: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ the rows that do not train.
 """
 
 import logging
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ...modeling.modeling_polyhead import PolyheadModel
 from ...modeling.pipeline_polyhead import PolyheadPipeline
 from ..artifacts import SCORES, write_json
 from ..data.loading import Source
+from ..evaluation.decisions import UNSURE, best_threshold
 from ..hub.card import read_runs, read_scores
 from ..hub.folder import write_card
 from ..hub.history import Made, line_of
@@ -37,7 +37,6 @@ from .training import output_faults, run_metadata, write_run_reports
 
 logger = logging.getLogger(__name__)
 EXTENSION = "extension.json"  # of a run: which old answers changed
-UNSURE = 0.5  # threshold of a new label that no validation row has
 
 
 def extend_task(
@@ -126,27 +125,6 @@ def _taught_by(source: Path, recipe: Recipe) -> list[str]:
 
 
 # ---- thresholds ----
-
-
-def best_threshold(scored: Iterable[tuple[float, bool]], total: int) -> float:
-    """The score from which answers are taken so that their F1 is largest.
-
-    Args:
-        scored: each answer's score, and whether it is right.
-        total: how many there are to be found.
-
-    Returns:
-        the highest such score; `UNSURE` where there is nothing to be found.
-    """
-    best, threshold, right, taken = 0.0, UNSURE, 0, 0
-    ranked = sorted(scored, reverse=True)
-    for number, (score, hit) in enumerate(ranked):
-        right, taken = right + hit, taken + 1
-        last = number + 1 == len(ranked) or ranked[number + 1][0] < score
-        f1 = 2 * right / (taken + total) if last and total else 0.0
-        if f1 > best:
-            best, threshold = f1, score
-    return threshold
 
 
 def _set_thresholds(model: PolyheadModel, run: PreparedRun) -> None:

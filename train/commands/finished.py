@@ -1,5 +1,6 @@
 """A finished Polyhead as the start of another: encoder, an adapter merged, some of its tasks."""
 
+import logging
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -8,13 +9,16 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from ...modeling.causal import is_causal, make_causal
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel
+from ...modeling.options import DECIDED
 from ..adapters import merged_encoder
 from ..data.loading import Source
 from ..errors import UserError
 from ..inference.load import load_model
 from ..recipe.schema import FinishedEncoder, Recipe
 
-FOUND = ("labels", "signs", "scheme", "adapter", "loss_weight")  # compared apart, or not at all
+logger = logging.getLogger(__name__)
+# Compared apart, or not at all.
+FOUND = (*DECIDED, "labels", "signs", "scheme", "adapter", "loss_weight")
 
 
 def take_finished(
@@ -51,8 +55,11 @@ def take_finished(
     old = {name: model.config.tasks[name] for name in spec.keep_tasks}
     for source in sources:
         source.configs |= {name: task for name, task in old.items() if name in source.configs}
-    for name in set(old) - set(configs):
-        _freeze(model, name)
+    for name, task in old.items():
+        if name in configs:
+            _undecide(name, task)
+        else:
+            _freeze(model, name)
     return model, tokenizer
 
 
@@ -75,6 +82,15 @@ def _set_mask(model: PolyheadModel, *, causal: bool) -> None:
     model.encoder.config.is_causal = causal  # pyright: ignore[reportAttributeAccessIssue]
     if causal:
         make_causal(model.encoder)
+
+
+def _undecide(name: str, task: TaskConfig) -> None:
+    """Leave out what was decided for the weights that a task goes on from."""
+    decided = task.decided
+    for option in decided:
+        setattr(task, option, None)
+    if decided:
+        logger.info(f"{name}: it trains on, so its {', '.join(decided)} are dropped; see decide")
 
 
 def _freeze(model: PolyheadModel, task: str) -> None:

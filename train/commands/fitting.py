@@ -18,9 +18,11 @@ from ..errors import Interrupted, UserError
 from ..evaluation.scoring import EvalSplit, eval_splits, macro
 from ..outputs import begin_anew, checkpoints_in
 from ..reports.row_maps import row_maps
+from ..reports.task_report import decisions_in
 from ..trainer.checkpoints import is_intact, latest_intact
 from ..trainer.identity import check_resume
 from ..trainer.trainer import MultiTaskTrainer
+from .deciding import decide
 from .encoders import length_notes
 from .few_shot import train_on_pairs
 from .setup import PreparedRun
@@ -71,6 +73,7 @@ def fit(
     except (Interrupted, UserError):  # close the bar and trackers, as HF does after a whole run
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         raise
+    decide(trainer, run)
     return trainer, *final_scores(trainer, run)
 
 
@@ -97,6 +100,8 @@ def final_scores(trainer: MultiTaskTrainer, run: PreparedRun) -> tuple[dict[str,
         return {}, {}
     by_task = {task: splits[s.name] for s in run.sources if s.name in splits for task in s.tasks}
     whole = {"tasks": dict(sorted(scores.items())), "macro": macro(scores), "splits": by_task}
+    if decided := decisions_in(reports):
+        whole["decisions"] = decided
     for task, section in _row_maps(trainer, run).items():
         reports[task]["map"] = section
     return whole, reports

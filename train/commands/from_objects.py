@@ -26,6 +26,7 @@ from ..recipe.sections import (
     Average,
     Balancing,
     Card,
+    Decide,
     Distill,
     Experts,
     Freeze,
@@ -71,6 +72,7 @@ class Task(TaskOptions):
         epochs: passes over its rows in an epoch of the run.
         learning_rate: of its own head and adapter; with `optimizer.by_task` of all its updates.
         cached: compare texts over all micro-batches of a step (GradCache).
+        decide: as of a recipe, `{"calibrate": True, "abstain": {"precision": 0.95}}`.
         examples: texts or pairs that the page of `polyhead demo` offers to try.
 
     The other options are those of `TaskOptions`.
@@ -96,6 +98,7 @@ class Task(TaskOptions):
     epochs: float | None = None
     learning_rate: float | None = None
     cached: bool = False
+    decide: dict[str, Any] | None = None
     examples: list[Any] | None = None
 
     def keys(self) -> dict[str, Any]:
@@ -151,6 +154,7 @@ class Sections(TypedDict, total=False):
         retain: what the encoder keeps of itself.
         average: how much of what it was the encoder gets back after training.
         distill: what tasks learn from other models.
+        decide: what is decided on validation rows after training.
         compare: single trains each task alone too; without `args`, `callbacks`, `compute_metrics`
             and `optimizers`.
         nan_loss: stop, or skip; default stop.
@@ -169,6 +173,7 @@ class Sections(TypedDict, total=False):
     retain: Retain | dict[str, Any] | None
     average: Average | dict[str, Any] | None
     distill: Distill | dict[str, Any] | None
+    decide: Decide | dict[str, Any] | None
     compare: str | None
     nan_loss: str
     compute: str

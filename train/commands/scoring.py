@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..evaluation.scoring import eval_splits, macro
 from ..inference.exported import load_any
 from ..recipe.reader import load_recipe
+from ..reports.task_report import decisions_in
 from ..trainer.rows import misfit
 from ..trainer.trainer import MultiTaskTrainer
 
@@ -36,7 +37,8 @@ def evaluate(
         split: train, validation or test.
 
     Returns:
-        `{"tasks": {task: {metric: value}}, "macro": value}`.
+        `{"tasks": {task: {metric: value}}, "macro": value}`; `decisions` by task beside them, where
+        the model has some, see `decision_scores`.
 
     Raises:
         UserError: faults of the recipe or data, a task that the model lacks, no rows in `split`.
@@ -78,5 +80,8 @@ def evaluate(
             configs = {name: model.config.tasks[name] for name in part.source.tasks}
             for line in cut_notes(part.rows, split, configs, tokenizer.model_max_length):
                 logger.warning(line)
-        scores, _ = trainer.evaluate_tasks(parts, split)
-    return {"tasks": scores, "macro": macro(scores)}
+        reports: dict[str, Any] = {}
+        decided = any(task.decided for task in model.config.tasks.values())
+        scores, _ = trainer.evaluate_tasks(parts, split, reports=reports if decided else None)
+    decisions = {"decisions": found} if (found := decisions_in(reports)) else {}
+    return {"tasks": scores, "macro": macro(scores), **decisions}

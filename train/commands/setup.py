@@ -25,9 +25,11 @@ from ..errors import UserError
 from ..evaluation.scoring import MetricFunction
 from ..inference.load import load_model
 from ..kinds import kind_of
+from ..kinds.values import is_missing
 from ..optimization.by_task import learning_rates, model_faults
 from ..optimization.parameter_groups import freeze_faults
 from ..recipe.arguments import optimizer_faults, training_arguments
+from ..recipe.decide import decisions_of
 from ..recipe.reader import load_recipe
 from ..recipe.schema import Recipe
 from ..recipe.sections import FewShot, MultiTaskArguments
@@ -239,10 +241,31 @@ def _argument_faults(run: PreparedRun) -> list[str]:
     if recipe.stopping is not None and args.eval_strategy == "no":
         faults.append("stopping: there are no evaluations to stop by")
     faults += _compare_faults(run)
+    faults += _decide_faults(run)
     if recipe.average is not None and recipe.average.start == "auto" and not run.evaluates:
         fault = "there are no validation rows to choose the share by"
         faults.append(f"average.start: {fault}; write a number, as 0.2")
     return faults
+
+
+def _decide_faults(run: PreparedRun) -> list[str]:
+    """Tasks without labelled validation rows to decide on, or with thresholds of another origin."""
+    faults = []
+    for source in run.sources:
+        for name in set(source.tasks) & set(decisions_of(run.recipe)):
+            strict = run.configs[name].strict
+            rows = source.splits.get("validation")
+            labels = [] if rows is None else source.split_rows(name, rows[:]).labels
+            if strict:
+                fault = f"{', '.join(strict)} have thresholds of their own; take it out"
+                faults.append(f"tasks.{name}.decide: {fault}")
+            elif all(map(is_missing, labels)):
+                faults.append(
+                    f"tasks.{name}.data: no validation rows with a label, and decide is made by "
+                    "them; give some, as splits: {train: 'train[:90%]', validation: "
+                    f"'train[90%:]'}}, or write decide: {{}} for {name}"
+                )
+    return sorted(faults)
 
 
 def _compare_faults(run: PreparedRun) -> list[str]:

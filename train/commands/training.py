@@ -225,7 +225,10 @@ def run_metadata(
         processes=trainer.args.world_size,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )
-    return record if trainer.average is None else {**record, "average": trainer.average.record()}
+    if trainer.average is not None:
+        record["average"] = trainer.average.record()
+    decisions = scores.get("decisions")
+    return {**record, "decisions": decisions} if decisions else record
 
 
 def write_run_reports(

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..evaluation.alone import side_by_side
 from ..evaluation.metrics import main_metric
 from ..evaluation.scoring import macro
+from ..recipe.decide import undecided
 from ..recipe.parts import epochs_of, rate_of, rows_per_step
 from ..recipe.schema import Recipe
 from .fitting import fit
@@ -150,7 +151,7 @@ def scores_of(recipe: Recipe, share: float) -> dict[str, dict[str, Any]]:
         training.pop(key, None)
     training |= NOT_SAVED | {"num_train_epochs": max(1.0, share)}
     with tempfile.TemporaryDirectory() as folder:
-        recipe = replace(recipe, output_dir=folder, training=training)
+        recipe = replace(undecided(recipe), output_dir=folder, training=training)
         run = prepare(recipe)
         sources = [part_of(source, min(1.0, share), run.args.seed) for source in run.sources]
         _, scores, _ = fit(replace(run, sources=sources))

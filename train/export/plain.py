@@ -5,6 +5,8 @@ one. Layers are matched by kind and shape, and the written model is read again a
 task's logits: what does not fit is refused, not approximated.
 """
 
+import copy
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from ..outputs import source_fault, target_faults
 
 BARE = "AutoModel"  # transformers' class without a head
 TOLERANCE = 1e-4  # of logits: merging rounds the sum of two weights once, instead of two products
+
+logger = logging.getLogger(__name__)
 
 
 def export_hf(
@@ -84,6 +88,11 @@ def export_hf(
         difference = _difference(model, task, aside)
         if not difference <= TOLERANCE:
             raise UserError("export", [_misfit(type(exported).__name__, task, config, difference)])
+    if config.decided_apart:
+        logger.warning(
+            f"{task}: a plain model has logits alone; its {config.decided_apart} "
+            "(config.json of the Polyhead) are yours to apply"
+        )
     return type(exported).__name__
 
 
@@ -135,6 +144,8 @@ def _with_head(encoder: PreTrainedModel, task: TaskConfig, head: nn.Module) -> P
     parts = [m for m in head.children() if isinstance(m, (nn.Linear, nn.LayerNorm))]
     if task.grown:
         parts[-1] = _one_layer([parts[-1], *head.more])  # pyright: ignore
+    if task.calibration is not None:
+        parts[-1] = _divided(parts[-1], task.calibration)
     for layer, part in zip(layers, parts, strict=False):
         if layer.weight.shape == part.weight.shape:  # else the check of the logits tells
             layer.load_state_dict(part.state_dict(), strict=False)
@@ -148,6 +159,14 @@ def _one_layer(layers: list[nn.Linear]) -> nn.Linear:
     bias = torch.cat([layer.bias for layer in layers]).detach()
     whole.load_state_dict({"weight": weight, "bias": bias})
     return whole
+
+
+def _divided(layer: Any, temperature: float) -> Any:
+    """An output layer whose logits are those of another, divided."""
+    divided = copy.deepcopy(layer)
+    for parameter in divided.parameters():
+        parameter.data /= temperature
+    return divided
 
 
 @torch.no_grad()

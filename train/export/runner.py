@@ -98,8 +98,9 @@ class Runner:
             answers |= self._run(rows, group, (top_k, threshold, dimensions))
         if items[0][0] == "choices":
             for name, scores in answers.items():
-                every = iter(scores)
-                answers[name] = [_choice(list(islice(every, len(of))), of) for *_, of in items]
+                every, least = iter(scores), self.tasks[name].get("abstain", 0)
+                chosen = [_choice(list(islice(every, len(of))), of) for *_, of in items]
+                answers[name] = [_if_sure(answer, least) for answer in chosen]
         return [{name: answers[name][row] for name in names} for row in range(len(items))]
 
     def _choose(self, forms: set[str], tasks: Iterable[str] | None) -> list[str]:
@@ -240,16 +241,19 @@ class Runner:
             return [_ranked(_softmax(scores[at]), self.single.id_to_token, top_k) for at in read]
         label = task["labels"].__getitem__
         if how == "several":
+            own = task.get("thresholds", {}) if threshold is None and top_k else {}
             threshold = (task["threshold"] if top_k else 0) if threshold is None else threshold
             labels = _ranked(1 / (1 + np.exp(-values)), label, None)
-            return [[entry for entry in labels if entry["score"] >= threshold]]
+            return [[one for one in labels if one["score"] >= own.get(one["label"], threshold)]]
         scores = _softmax(values)
         if how == "branches":
-            return [_branches(scores, task["labels"], self.bundle["levels"][name], top_k)]
-        if how == "middle" and top_k == 1:
+            answer = _branches(scores, task["labels"], self.bundle["levels"][name], top_k)
+        elif how == "middle" and top_k == 1:
             middle = int((scores.cumsum()[:-1] < 0.5).sum())
-            return [{"label": label(middle), "score": float(scores[middle])}]
-        return [_ranked(scores, label, top_k)]
+            answer = {"label": label(middle), "score": float(scores[middle])}
+        else:
+            answer = _ranked(scores, label, top_k)
+        return [_if_sure(answer, task.get("abstain", 0)) if top_k == 1 else answer]
 
     def _entities(self, name: str, text: str, units: list, scores: np.ndarray) -> list[dict]:
         """Entities in characters of one text, of (U, L) log-probabilities of its units."""
@@ -275,7 +279,8 @@ class Runner:
                 spans.append((kind, sum(chances[start:number]) / (number - start), begin, end))
             start, before = start if step == 2 else number, tag
         names = ("entity_group", "score", "word", "start", "end")
-        return [dict(zip(names, (k, p, text[a:b], a, b), strict=True)) for k, p, a, b in spans]
+        sure = [span for span in spans if span[1] >= self.tasks[name].get("abstain", 0)]
+        return [dict(zip(names, (k, p, text[a:b], a, b), strict=True)) for k, p, a, b in sure]
 
     def _units(self, text: str, words: list, windows: list) -> tuple[list, list[list]]:
         """Units: words that share their first token; (unit, token) read in each window."""
@@ -372,6 +377,12 @@ def _branches(scores: np.ndarray, labels: list[str], levels: list, top_k: int | 
         path = [{"label": labels[leaf][:end], "score": float(s[leaf])} for end, s in nodes]
         entries.append(path[-1] | {"path": path[:-1]})
     return entries[0] if top_k == 1 else entries
+
+
+def _if_sure(answer: dict[str, Any], least: float) -> dict[str, Any]:
+    """The answer; below this score without its label, and the number of its choice."""
+    sure = answer["score"] >= least
+    return answer if sure else answer | dict.fromkeys({"label", "choice"} & answer.keys())
 
 
 def _choice(answers: list[dict], choices: list[str]) -> dict[str, Any]:

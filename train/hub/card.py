@@ -19,6 +19,7 @@ from ...modeling.modeling_polyhead import PolyheadModel
 from ..artifacts import PLOTS, RUNS, SCORES
 from ..balancing.agreement import noise_of, summary
 from ..escape import code, fenced, in_markdown, paragraph
+from ..evaluation.decisions import HEADER, decision_row
 from ..evaluation.metrics import HUB_TYPES
 from ..kinds import kind_of
 from ..records import MODEL_SCORES, TRAININGS, read_record
@@ -206,6 +207,7 @@ def _run(run: dict[str, Any]) -> str:
         f"{run['threads']} thread(s) on {in_markdown(run['device'])} ({machine}).",
         "The energy was not measured.\n",
         *_averaged(run.get("average")),
+        *_decided(run),
         *_compared(run.get("alone", {})),
         f"{fenced(recipe, 'yaml')}\n",
     ]
@@ -234,6 +236,25 @@ def _averaged(average: dict[str, Any] | None) -> list[str]:
         ]
         lines.append("")
     return lines
+
+
+def _decided(run: dict[str, Any]) -> list[str]:
+    """What was decided on validation rows, and what it is worth on others."""
+    decisions = run.get("decisions")
+    if not decisions:
+        return []
+    lines = [
+        "Decided on validation rows after it: a temperature for calibrated probabilities (ECE, the "
+        "expected calibration error, in 15 bins), thresholds of labels, a score below which there "
+        "is no answer. Measured on the rows named; intervals of 95 %.\n",
+        f"| {' | '.join((*HEADER, 'rows'))} |",
+        f"|{'---|' * (len(HEADER) + 1)}",
+    ]
+    for name, decision in decisions.items():
+        _, *cells = map(in_markdown, decision_row(name, decision))
+        split = run["tasks"].get(name, {}).get("scored_on") or "-"
+        lines.append(f"| {' | '.join((code(name), *cells, in_markdown(split)))} |")
+    return [*lines, ""]
 
 
 def _compared(alone: dict[str, Any]) -> list[str]:
@@ -295,7 +316,9 @@ def _limits(model: PolyheadModel, runs: list[dict[str, Any]]) -> str:
             said.append(f"Overlapping windows of them are read by {', '.join(map(code, windows))}.")
         lines.append(f"- {' '.join(said)}")
     lines.append("- Scores hold for rows like those of the data above; other texts may fare worse.")
-    lines.append("- A classifier always answers with one of its labels, whatever the text.")
+    abstain = [n for n in model.task_names if model.config.tasks[n].abstain is not None]
+    but = f", but for {', '.join(map(code, abstain))} below a score of its own" if abstain else ""
+    lines.append(f"- A classifier always answers with one of its labels, whatever the text{but}.")
     limits = [paragraph(run["card"]["limits"] or "") for run in runs]
     lines += [f"- {words}" for words in limits if words]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.heads import HEADS
 from ..recipe.schema import DataConfig, TaskRecipe
+from .counting import reliability
 from .values import is_missing, is_text, rows_named
 
 # What stands in the column of labels, before anything is read:
@@ -71,6 +72,8 @@ class Answers:
         unit_tags: of a token task, the labels of those units.
         entities: of a token task with a tag scheme, the entities of the model and of the rows, as
             (row, kind, start, end), characters.
+        scored: of a token task, the score of each entity (word) that was answered, and whether it
+            is right.
     """
 
     predictions: list
@@ -78,6 +81,7 @@ class Answers:
     values: Any
     unit_tags: list[str] = field(default_factory=list)
     entities: tuple[set[tuple], set[tuple]] | None = None
+    scored: list[tuple[float, bool]] = field(default_factory=list)
 
 
 @dataclass
@@ -116,6 +120,7 @@ class TaskKind(ABC):
     tree: ClassVar[bool] = False  # its labels are paths, and a row may say where one begins
     ordered: ClassVar[bool] = False  # its labels have an order, the lowest first
     scores_itself: ClassVar[bool] = False  # by `score`: there are no answers beside references
+    decides: ClassVar[tuple[str, ...]] = ()  # of a recipe's `decide`, what such tasks can
 
     def __init__(self, task: TaskConfig | TaskRecipe) -> None:
         self.task = task
@@ -269,6 +274,31 @@ class TaskKind(ABC):
     def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
         """Sections of the task's report, see `reports/task_report.py`."""
         return {}
+
+    # ---- decisions, of kinds that have some ----
+
+    def truth(self, answers: Answers) -> tuple[Tensor, Tensor]:
+        """(n, L) logits, and what is true: (n,) ids, or (n, L) of 0 and 1 for several labels.
+
+        A label that the model does not know is -1, and among several a column of -inf.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no probabilities of labels")
+
+    def chances(self, logits: Tensor) -> Tensor:
+        """(n, L) logits -> probabilities."""
+        return logits.softmax(-1)
+
+    def reliability(self, answers: Answers) -> dict[str, Any]:
+        """How far the probabilities can be trusted."""
+        logits, truth = self.truth(answers)
+        return reliability(self.chances(logits).numpy(), truth.numpy())
+
+    def scored(self, answers: Answers) -> list[tuple[float, bool]]:
+        """The score of each answer that is given at any score, and whether it is right.
+
+        Of labels with thresholds of their own, which they have reached, it is 1.
+        """
+        return answers.scored
 
     # ---- files ----
 

@@ -1,9 +1,11 @@
 """Classes of a text or a pair of texts: one of them, or any number."""
 
+import math
+from operator import eq
 from typing import Any, ClassVar
 
 import datasets
-import numpy as np
+import torch
 import torch.nn.functional as F
 from sklearn.preprocessing import MultiLabelBinarizer
 from torch import Tensor
@@ -15,9 +17,9 @@ from ...modeling.hierarchy import SEPARATOR, best_leaves, leaves_under, nodes_of
 from ...modeling.problem_types import middle_class
 from ..recipe.schema import DataConfig
 from .base import Answers, LabelType, SplitRows, TaskKind
-from .counting import confusion, multi_label_confusion, reliability
+from .counting import confusion, multi_label_confusion
 from .partial import allowed_id, shown_id
-from .values import labels_in, rows_named, soft_cross_entropy, taught
+from .values import ids_of, labels_in, rows_named, soft_cross_entropy, taught
 
 BLANK = "a label with letters is wanted (name a mark of a missing one in data.missing_label)"
 ANSWER = {"label": datasets.Value("string"), "score": datasets.Value("float64")}
@@ -63,6 +65,7 @@ class SingleLabel(Classes):
     label_type: ClassVar[LabelType] = "class"
     metrics = ("accuracy", "f1_macro", "f1_micro", "mcc")
     usual_metrics = ("accuracy", "f1_macro")
+    decides = ("calibrate", "abstain")
 
     def fault(self, value: Any) -> str | None:
         """See the base class."""
@@ -110,13 +113,26 @@ class SingleLabel(Classes):
 
     def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
         """Confusions and calibration."""
-        ids = {label: i for i, label in enumerate(self.labels)}
-        true_ids = [ids.get(label, -1) for label in answers.references]
-        probabilities = answers.values.softmax(-1).numpy()
         return {
             "confusion": confusion(self.labels, answers.predictions, answers.references),
-            "reliability": reliability(probabilities, true_ids),
+            "reliability": self.reliability(answers),
         }
+
+    def truth(self, answers: Answers) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        return answers.values, ids_of(self.labels, answers.references)
+
+    def scored(self, answers: Answers) -> list[tuple[float, bool]]:
+        """See the base class."""
+        right = map(eq, answers.predictions, answers.references)
+        return list(zip(self.scores(answers.values), right, strict=True))
+
+    def scores(self, values: Tensor) -> list[float]:
+        """(N, L) logits to the score of what `read` says."""
+        if isinstance(self.task, TaskConfig) and (strict := self.task.strict):
+            ranked = [rank_strict(row, self.labels, strict)[0] for row in values]
+            return [1.0 if one["label"] in strict else one["score"] for one in ranked]
+        return self.chances(values).amax(-1).tolist()
 
     def feature(self) -> Any:
         """Label and score."""
@@ -129,6 +145,7 @@ class Ordinal(SingleLabel):
     metrics = ("quadratic_kappa", "mae", "accuracy", "f1_macro", "f1_micro", "mcc")
     usual_metrics = ("quadratic_kappa", "mae", "accuracy")
     ordered = True
+    decides = ()
 
     def read(self, values: Tensor) -> list[str]:
         """(N, L) logits to the class in the middle of the distribution."""
@@ -167,6 +184,11 @@ class Tree(SingleLabel):
         """(N, L) logits to the leaf of the best branch."""
         return [self.labels[i] for i in best_leaves(values, self.labels).tolist()]
 
+    def scores(self, values: Tensor) -> list[float]:
+        """(N, L) logits to the probability of that leaf."""
+        best = best_leaves(values, self.labels)[:, None]
+        return self.chances(values).gather(1, best)[:, 0].tolist()
+
     def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
         """See the base class; of the rows that say no inner node."""
         inner = {node for label in self.labels for node in nodes_of(label)[:-1]}
@@ -185,6 +207,7 @@ class MultiLabel(Classes):
 
     label_type: ClassVar[LabelType] = "classes"
     metrics = ("f1_micro", "f1_macro")
+    decides = ("calibrate", "threshold")
 
     def fault(self, value: Any) -> str | None:
         """See the base class."""
@@ -219,18 +242,44 @@ class MultiLabel(Classes):
         return (errors.mean(1) * (~labels.isnan()).any(1)).sum()
 
     def read(self, values: Tensor) -> list[list[str]]:
-        """(N, L) logits to the labels whose probability reaches the task's threshold."""
-        chosen = values.sigmoid() >= self.task.threshold
+        """(N, L) logits to the labels whose probability reaches their threshold."""
+        thresholds: Any = self.task.threshold
+        if isinstance(self.task, TaskConfig):
+            by_label = self.task.label_thresholds
+            thresholds = torch.tensor([by_label[x] for x in self.labels], dtype=torch.float64)
+        chosen = self.chances(values).double() >= thresholds
         return [[self.labels[i] for i in row.nonzero().squeeze(1).tolist()] for row in chosen]
 
     def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
         """How often each label is rightly and wrongly set, and calibration."""
         counts = multi_label_confusion(self.labels, answers.predictions, answers.references)
-        binary = MultiLabelBinarizer(classes=counts["labels"])
+        return {"labels": counts, "reliability": self.reliability(answers)}
+
+    def truth(self, answers: Answers) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        unknown = sorted({label for row in answers.references for label in row} - {*self.labels})
+        binary = MultiLabelBinarizer(classes=[*self.labels, *unknown])
         true: Any = binary.fit_transform(answers.references)
-        unknown = true.shape[1] - len(self.labels)  # the model gives them no probability
-        probabilities = np.pad(answers.values.sigmoid().numpy(), ((0, 0), (0, unknown)))
-        return {"labels": counts, "reliability": reliability(probabilities, true)}
+        return F.pad(answers.values, (0, len(unknown)), value=-math.inf), torch.tensor(true)
+
+    def chances(self, logits: Tensor) -> Tensor:
+        """(n, L) logits -> probabilities, each by itself."""
+        return logits.sigmoid()
+
+    def scored(self, answers: Answers) -> list[tuple[float, bool]]:
+        """See the base class; of the labels that are set."""
+        ids = {label: i for i, label in enumerate(self.labels)}
+        rows = zip(
+            self.chances(answers.values).tolist(),
+            answers.predictions,
+            answers.references,
+            strict=True,
+        )
+        return [
+            (chances[ids[label]], label in expected)
+            for chances, labels, expected in rows
+            for label in labels
+        ]
 
     def feature(self) -> Any:
         """A list of labels with scores."""

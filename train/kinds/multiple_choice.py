@@ -1,16 +1,17 @@
 """A question and several choices, of which one is right."""
 
 from collections.abc import Hashable
+from operator import eq
 from typing import Any, ClassVar
 
 import datasets
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...modeling.heads import IGNORE
 from ..recipe.schema import DataConfig
 from .base import Answers, LabelType, TaskKind
-from .counting import reliability
 from .values import is_text, rows_named, soft_cross_entropy
 
 
@@ -23,6 +24,7 @@ class MultipleChoice(TaskKind):
     label_type: ClassVar[LabelType] = "index"
     needed = frozenset({"text", "text_pair", "label"})
     metrics = ("accuracy",)
+    decides = ("calibrate", "abstain")
     pipeline_tag = "multiple-choice"
     auto_class = "AutoModelForMultipleChoice"
 
@@ -100,8 +102,16 @@ class MultipleChoice(TaskKind):
 
     def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
         """Calibration."""
-        true_ids = list(map(int, answers.references))
-        return {"reliability": reliability(answers.values.softmax(-1).numpy(), true_ids)}
+        return {"reliability": self.reliability(answers)}
+
+    def truth(self, answers: Answers) -> tuple[Tensor, Tensor]:
+        """See the base class; of (G, C) scores."""
+        return answers.values, torch.tensor(list(map(int, answers.references)), dtype=torch.long)
+
+    def scored(self, answers: Answers) -> list[tuple[float, bool]]:
+        """See the base class."""
+        right = map(eq, answers.predictions, answers.references)
+        return list(zip(self.chances(answers.values).amax(-1).tolist(), right, strict=True))
 
     def plain_logits(self, model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
         """(N, 1): the N sequences as the choices of one row, (1, N, T)."""

@@ -1,6 +1,6 @@
 """A label for each word of a text: entities by a tag scheme, or labels that stand alone."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import datasets
@@ -22,9 +22,9 @@ from ...modeling.heads import IGNORE
 from ...modeling.windows import Span, Window, joined_words, locate_words, split_words, units_of
 from ..recipe.schema import DataConfig, TaskRecipe
 from .base import Answers, BatchLayout, LabelType, SplitRows, TaskKind
-from .counting import confusion, reliability
+from .counting import confusion
 from .partial import allowed_id, row_marks, shown_id
-from .values import soft_cross_entropy, taught
+from .values import ids_of, soft_cross_entropy, taught
 
 NO_LABEL = (-1, -100)  # of class ids, as `datasets` and torch write it
 
@@ -69,6 +69,7 @@ class Tokens(TaskKind):
     label_type: ClassVar[LabelType] = "tags"
     needed = frozenset({"tokens", "label"})
     pipeline_tag = "token-classification"
+    decides = ("calibrate", "abstain")
     auto_class = "AutoModelForTokenClassification"
 
     def __init__(self, task: TaskConfig | TaskRecipe) -> None:
@@ -179,10 +180,21 @@ class Tokens(TaskKind):
             if answers.entities is not None and rows.scheme is not None:
                 true = gold_entities(text, word_spans, tags, rows.scheme)
                 unknown = _unknown_spans(word_spans, tags, [(start, end) for _, start, end in true])
-                spans = [(e["entity_group"], e["start"], e["end"]) for e in entities]
+                known_spans = [e for e in entities if not _meets((e["start"], e["end"]), unknown)]
                 predicted, expected = answers.entities
-                predicted.update((row, *x) for x in spans if not _meets(x[1:], unknown))
+                predicted.update((row, *_span_of(e)) for e in known_spans)
                 expected.update((row, *x) for x in true)
+                answers.scored += [
+                    (_score_of(e, strict), _span_of(e) in set(true)) for e in known_spans
+                ]
+            elif answers.entities is None:
+                numbered = [{**e, "entity_group": number} for number, e in enumerate(entities)]
+                of_words: list = word_tags(numbered, word_spans, None)
+                answers.scored += [
+                    (_score_of(entities[of_words[word]], strict), answered[word] == tags[word])
+                    for word in labelled
+                    if of_words[word] is not None
+                ]
         return answers
 
     def report(self, answers: Answers, scores: dict[str, Any]) -> dict[str, Any]:
@@ -196,16 +208,28 @@ class Tokens(TaskKind):
             sections["confusion"] = confusion(self.labels, predictions, references)
         if "per_type" in scores:
             sections["entities"] = scores["per_type"]
-        ids = {label: i for i, label in enumerate(self.labels)}
-        true_ids = [ids.get(label, -1) for label in answers.unit_tags]
+        return sections | {"reliability": self.reliability(answers)}
+
+    def truth(self, answers: Answers) -> tuple[Tensor, Tensor]:
+        """See the base class; of the units that have a label."""
         values = torch.cat([torch.zeros(0, len(self.labels)), *answers.values])
-        return sections | {"reliability": reliability(values.softmax(-1).numpy(), true_ids)}
+        return values, ids_of(self.labels, answers.unit_tags)
 
     def feature(self) -> Any:
         """A list of entities; a label's own words where there is no scheme."""
         score, string, offset = (datasets.Value(kind) for kind in ("float64", "string", "int64"))
         entity = {"entity_group": string, "score": score, "word": string}
         return datasets.List({**entity, "start": offset, "end": offset})
+
+
+def _span_of(entity: dict[str, Any]) -> tuple[str, int, int]:
+    """An answered entity as (kind, start, end)."""
+    return entity["entity_group"], entity["start"], entity["end"]
+
+
+def _score_of(entity: dict[str, Any], strict: Collection[str] | None) -> float:
+    """The score of an answered entity; 1 of a type with a threshold of its own."""
+    return 1.0 if entity["entity_group"] in (strict or ()) else entity["score"]
 
 
 def _unknown_spans(words: list[Span], tags: list[str | None], entities: list[Span]) -> list[Span]:

@@ -5,6 +5,7 @@ import re
 from decimal import Decimal
 from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor
 
 from ..recipe.schema import DataConfig
@@ -51,6 +52,12 @@ def taught(values: Tensor, targets: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     known, count = targets.shape[1], values.shape[1]
     older = (labels < known) | (labels >= count)
     return (values, targets) if known == count else (values[older, :known], targets[older])
+
+
+def ids_of(labels: list[str], references: list[str]) -> Tensor:
+    """(n,) ids of labels, -1 for one that is not among them."""
+    ids = {label: i for i, label in enumerate(labels)}
+    return torch.tensor([ids.get(label, -1) for label in references], dtype=torch.long)
 
 
 def is_missing(value: Any) -> bool:

@@ -84,11 +84,15 @@ def _answer(name: str, task: Any, text: TextOrPair, answer: Any, ranked: Any) ->
     if task.problem_type == "regression":
         return section(name, kind, number(answer["score"]))
     if task.head_class.chooses:
-        return section(name, kind, bars([answer], {answer["label"]}))
+        chosen = {answer["label"]}
+        shown = answer if answer["label"] is not None else {**answer, "label": "no answer"}
+        return section(name, kind, bars([shown], chosen))
     if task.labels and task.problem_type:
         several = task.problem_type == "multi_label_classification"
         chosen = {entry["label"] for entry in (answer if several else [answer])}
-        thresholds = dict.fromkeys(task.labels, task.threshold) if several else task.strict or {}
+        thresholds = task.label_thresholds if several else task.strict or {}
+        if task.abstain is not None:
+            thresholds = dict.fromkeys(task.labels, task.abstain) | thresholds
         count = len(task.labels)
         shown = ranked[: max(BEST, len(chosen))]
         about = f"{kind}; the {len(shown)} best of {count}" if len(shown) < count else kind

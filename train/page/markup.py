@@ -66,7 +66,7 @@ def bars(
         label, score = entry["label"], entry["score"]
         threshold, mark = (thresholds or {}).get(label), ""
         if threshold is not None:
-            place = f'style="left:{threshold:.1%}"'
+            place = f'style="left:{min(threshold, 1):.1%}"'
             mark = f'<i class="threshold" {place} title="threshold {threshold:g}"></i>'
         tick = '<b title="answer">✓</b>' if label in chosen else ""
         bar = f'<div class="bar"><i style="width:{score:.1%}"></i>{mark}</div>'

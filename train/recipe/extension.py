@@ -24,6 +24,14 @@ def extend_recipe(recipe: Recipe, config: PolyheadConfig) -> list[str]:
     faults = []
     if recipe.distill is not None:
         faults.append("distill: the teacher is the model itself; take it out")
+    decides = {"decide": recipe.decide} | {
+        f"tasks.{name}.decide": task.decide for name, task in recipe.tasks.items()
+    }
+    faults += [
+        f"{key}: the rows mark new labels only, and tell nothing of the old ones; take it out"
+        for key, decide in decides.items()
+        if decide is not None
+    ]
     for name, task in recipe.tasks.items():
         key, old = f"tasks.{name}", config.tasks.get(name)
         if old is None:

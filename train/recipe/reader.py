@@ -26,6 +26,7 @@ from ..optimization.by_task import by_task_faults
 from .arguments import training_faults, whole_numbers
 from .checks import output_dir_faults, section_faults, task_faults
 from .code import with_names
+from .decide import decide_faults
 from .extension import extend_recipe
 from .retain import retain_faults
 from .schema import Recipe, RowsInMemory, TaskRecipe
@@ -128,6 +129,7 @@ def build_recipe(
         for name, task in recipe.tasks.items()
         if onto is not None and task.few_shot is not None
     ]
+    faults += decide_faults(recipe)
     faults += training_faults(recipe.training)
     faults += output_dir_faults(recipe.output_dir)
     if faults:

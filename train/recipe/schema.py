@@ -29,6 +29,7 @@ from .sections import (
     Average,
     Balancing,
     Card,
+    Decide,
     Distill,
     Experts,
     FewShot,
@@ -219,6 +220,7 @@ class TaskRecipe(TaskOptions):
             batch of 1,024 in the memory of 32, for one more forward pass.
         few_shot: of a task with one label for each text and few rows: pairs of them train the
             encoder first.
+        decide: what is decided for it on validation rows after training, instead of the recipe's.
         examples: what the page of `polyhead demo` offers to try: texts; of a pair task [text,
             other], of one that chooses [text, [one, other]].
 
@@ -258,6 +260,7 @@ class TaskRecipe(TaskOptions):
     epochs: Number | None = Field(default=None, gt=0, le=1000)
     learning_rate: Number | None = Field(default=None, gt=0)
     few_shot: FewShot | None = None
+    decide: Decide | None = None
     examples: list[Example] | None = None
 
     def task_config(
@@ -348,6 +351,8 @@ class Recipe:
         retain: what the encoder keeps of itself; default nothing.
         average: how much of what it was the encoder gets back after training; default nothing.
         distill: what tasks learn from other models; default nothing.
+        decide: what is decided on validation rows after training, for the tasks that can; default
+            nothing.
         compare: single trains each task alone too, on its rows of an epoch and with the same
             training, and puts both scores side by side in the card.
         train_scores: so many training rows of each source are scored at each evaluation too.
@@ -376,6 +381,7 @@ class Recipe:
     retain: Retain | None = None
     average: Average | None = None
     distill: Distill | None = None
+    decide: Decide | None = None
     compare: Literal["single"] | None = None
     train_scores: Whole | None = Field(default=None, ge=1)
     nan_loss: Literal["stop", "skip"] = "stop"

@@ -270,6 +270,35 @@ class FewShot:
 
 
 @dataclass(config=STRICT, kw_only=True)
+class Precision:
+    """A share of right answers that is wished for.
+
+    Args:
+        precision: least share, on validation rows, of the answers that are given.
+    """
+
+    precision: Number = Field(gt=0, le=1)
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Decide:
+    """What is decided on validation rows after training, and kept in the model's config.
+
+    Args:
+        calibrate: a temperature that the task's logits are divided by, for the least negative
+            log-likelihood (Guo et al. 2017, arXiv:1706.04599).
+        threshold: of a multi-label task, from which probability each label is set: macro_f1, where
+            its F1 is best; `{precision: 0.9}`, the lowest with such a precision of the label.
+        abstain: of tasks that choose one label, and of entities: the lowest score with such a
+            precision of all answers above it. Below it there is no answer.
+    """
+
+    calibrate: bool = False
+    threshold: Literal["macro_f1"] | Precision | None = None
+    abstain: Precision | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
 class Card:
     """What the model card says that no file knows.
 

@@ -19,6 +19,7 @@ from ..artifacts import HISTORY, REPORTS, RUNS, SCORES, write_text
 from ..balancing.agreement import noise_of, summary
 from ..errors import RESUME, UserError
 from ..escape import in_html
+from ..evaluation.decisions import decision_words
 from ..evaluation.metrics import LOWER_IS_BETTER, main_metric
 from ..outputs import MODEL
 from ..records import LOG, OBJECT, RUN_SCORES, TASK_REPORT, TRAINER_LOG, TRAININGS, read_record
@@ -205,6 +206,8 @@ def _task_part(task_report: dict[str, Any], pictures: list[Path]) -> str:
         facts.append(f"{task_report['labelled']:,} {task_report['unit']} with a label")
     if task_report.get("reliability", {}).get("ece") is not None:
         facts.append(f"expected calibration error {task_report['reliability']['ece']:.4f}")
+    if decision := task_report.get("decision"):
+        facts += decision_words(decision)
     names = ("precision", "recall", "f1", "support")
     per_label = task_report.get("labels", task_report.get("confusion", {})).get("per_label", {})
     by_name = {"Entities by type": task_report.get("entities", {}), "Labels": per_label}

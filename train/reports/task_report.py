@@ -16,6 +16,7 @@ import numpy as np
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ..artifacts import REPORTS, write_json
+from ..evaluation.decisions import decision_scores
 from ..evaluation.scoring import EvalSplit, as_tensor, scores_by_group
 from .figures import check_task_file, draw_report
 
@@ -39,7 +40,7 @@ def task_report(
     Returns:
         JSON-ready: the scores, how many rows or words have a label, and, as the task has them, the
         sections `groups` (`data.group_by`), `confusion`, `labels` (multi-label), `reliability`,
-        `entities`, `numbers`.
+        `entities`, `numbers`, and `decision` of a task with decisions, see `decision_scores`.
     """
     kind, rows = part.of_task(task, config)
     report: dict[str, Any] = {
@@ -55,7 +56,15 @@ def task_report(
         return report
     answers = kind.answers(rows, as_tensor(predictions))
     report |= {"labelled": len(answers.references), "unit": "rows"}
-    return report | kind.report(answers, scores)
+    report |= kind.report(answers, scores)
+    decision = decision_scores(kind, config, answers) if kind.decides else {}
+    return report | ({"decision": decision} if decision else {})
+
+
+def decisions_in(reports: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The sections `decision` of reports, by task."""
+    named = {task: report["decision"] for task, report in reports.items() if "decision" in report}
+    return dict(sorted(named.items()))
 
 
 def write_reports(folder: str | Path, reports: dict[str, dict[str, Any]]) -> list[Path]:

@@ -1,6 +1,6 @@
 """Evaluation for several tasks: one pass per source, predictions kept by task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
@@ -72,6 +72,24 @@ class EvaluationLoop:
         """
         scores: dict[str, dict[str, Any]] = {}
         losses: dict[str, float] = {}
+        for task, split, values in self.values(splits, prefix):
+            config = self.model.config.tasks[task]
+            scores[task] = score(task, config, split, values, self.compute_metrics)
+            if task in (sizes or {}):
+                losses |= self._loss_of_batches(task, values, split.rows, (sizes or {})[task])
+            if reports is not None:
+                reports[task] = task_report(task, config, split, values, scores[task])
+        return dict(sorted(scores.items())), self.meter.means(self.accelerator) | losses
+
+    def values(
+        self, splits: dict[str, EvalSplit], prefix: str
+    ) -> Iterator[tuple[str, EvalSplit, np.ndarray]]:
+        """What the heads give for the rows: (task, its split, one entry for each row), by source.
+
+        Args:
+            splits: the rows; their losses are in `meter` afterwards.
+            prefix: names the split in progress bars.
+        """
         self.meter.clear()
         self.collator.sources = {name: list(split.source.tasks) for name, split in splits.items()}
         for name, split in splits.items():
@@ -83,14 +101,7 @@ class EvaluationLoop:
                 metric_key_prefix=prefix,
             )
             predictions: Any = output.predictions
-            for task in self._tasks:
-                config, values = self.model.config.tasks[task], predictions[task]
-                scores[task] = score(task, config, split, values, self.compute_metrics)
-                if task in (sizes or {}):
-                    losses |= self._loss_of_batches(task, values, split.rows, (sizes or {})[task])
-                if reports is not None:
-                    reports[task] = task_report(task, config, split, values, scores[task])
-        return dict(sorted(scores.items())), self.meter.means(self.accelerator) | losses
+            yield from ((task, split, predictions[task]) for task in self._tasks)
 
     def _loss_of_batches(
         self, task: str, values: np.ndarray, rows: datasets.Dataset, size: int

@@ -18,6 +18,7 @@ import pyarrow as pa
 from transformers import TrainingArguments
 
 from ...modeling.modeling_polyhead import PolyheadModel
+from ...modeling.options import DECIDED
 from ..artifacts import read_json
 from ..errors import UserError
 from ..recipe.sections import MultiTaskArguments
@@ -27,6 +28,7 @@ BLOCK = 10_000  # rows that are hashed at a time
 SAMPLES = 64  # blocks of a weights' file that stand for all of it
 MAY_DIFFER = {  # options of a task
     "class_weight",
+    *DECIDED,
     "dropout",
     "false_negative_margin",
     "focal",

@@ -10,7 +10,7 @@ from conftest import ENCODERS, shake_heads
 from polyhead.modeling import PolyheadModel, PolyheadPipeline, TaskConfig
 from polyhead.modeling.decoding import decode_entities, decode_strict, log_scores, rank_strict
 from polyhead.train.commands import edit_tasks, extend_task
-from polyhead.train.commands.extend_task import best_threshold, changes
+from polyhead.train.commands.extend_task import changes
 from polyhead.train.export.plain import export_hf
 from polyhead.train.hub import save_folder
 from polyhead.train.hub.proof import fingerprint
@@ -240,13 +240,6 @@ def test_a_new_entity_takes_the_place_of_the_old_ones_that_it_meets():
     assert [(e["entity_group"], e["word"]) for e in new] == [("car", "Grande"), ("city", "Rome")]
     assert new[1] == old[1]
     assert decode_strict(text, units, scores, labels, "iob2", None, {"car": 0.99}) == old
-
-
-def test_best_threshold_has_the_largest_f1():
-    scored = [(0.9, True), (0.8, True), (0.7, False), (0.6, True), (0.5, False), (0.5, False)]
-    assert best_threshold(scored, 3) == 0.6  # F1 6/7; from 0.8 on 4/5
-    assert best_threshold(scored, 2) == 0.8
-    assert best_threshold([(0.9, False)], 2) == best_threshold([(0.9, True)], 0) == 0.5
 
 
 def test_changes_tell_those_beside_a_new_label_apart():

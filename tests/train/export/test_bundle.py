@@ -35,13 +35,25 @@ TASKS = {
     "topics": TaskConfig(
         head=SEQUENCE, labels=LABELS, problem_type="multi_label_classification", threshold=0.4
     ),
+    "sure": TaskConfig(head=SEQUENCE, labels=LABELS, calibration=0.5, abstain=0.5),
+    "chosen": TaskConfig(
+        head=SEQUENCE,
+        labels=LABELS,
+        problem_type="multi_label_classification",
+        calibration=1.3,
+        thresholds={"a": 0.45, "c": 0.6},
+    ),
     "stars": TaskConfig(head=SEQUENCE, labels=LABELS, problem_type="ordinal"),
     "tree": TaskConfig(
         head=SEQUENCE, labels=["a/b/c", "a/b/d", "a/e", "f"], hierarchy=True, activation="tanh"
     ),
+    "leaf": TaskConfig(
+        head=SEQUENCE, labels=["a/b/c", "a/b/d", "a/e", "f"], hierarchy=True, abstain=0.4
+    ),
     "urgency": TaskConfig(head=SEQUENCE, problem_type="regression", activation="tanh"),
     "iob1": TaskConfig(head=TOKENS, labels=SCHEMES["iob1"], scheme="iob1"),
     "slots": TaskConfig(head=TOKENS, labels=SCHEMES["iob2"], signs=["."]),
+    "places": TaskConfig(head=TOKENS, labels=SCHEMES["iob2"], calibration=0.7, abstain=0.5),
     "bioes": TaskConfig(head=TOKENS, labels=SCHEMES["bioes"]),
     "words": TaskConfig(head=TOKENS, labels=SCHEMES[None]),
     "near": TaskConfig(head="embedding", matryoshka=[32, 16], prompts=["ask: ", "doc: "]),
@@ -65,6 +77,7 @@ TASKS = {
         head=SEQUENCE, problem_type="regression", pair=True, long_texts="windows"
     ),
     "pick": TaskConfig(head="multiple_choice"),
+    "choose": TaskConfig(head="multiple_choice", calibration=0.5, abstain=0.4),
 }
 OF_OTHERS = (
     "intent",
@@ -163,6 +176,10 @@ class TestAnswersWithoutTorch:
         answers = alone(folder, calls, tmp_path)
         assert_same(pipe, calls, answers)
         assert sum(len(answer["slots"]) for answer in answers[0]) > 1000
+        for name, given in (("sure", answers[0]), ("leaf", answers[0]), ("choose", answers[-1])):
+            labels = {answer[name]["label"] for answer in given}
+            assert None in labels  # below the task's score
+            assert len(labels) > 1, name
 
     @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])
     def test_of_other_tokenizers(self, kind, bundled, tmp_path):
