@@ -212,6 +212,7 @@ def test_training_from_nothing_but_data_files(typed, make_model, tokenizer_of, e
     write("messages.csv", messages(40), "text", "intent")
     write("words.jsonl", messages(24), "tokens", "tags")
     write("words_test.jsonl", messages(8, 24), "tokens", "tags")
+    write("topics.jsonl", messages(24), "text", "topics")
     labels, tags = INTENTS, ["O", "B-city", "I-city"]
     teachers = {
         "intent": TaskConfig(head=SEQUENCE, labels=labels),
@@ -224,7 +225,7 @@ def test_training_from_nothing_but_data_files(typed, make_model, tokenizer_of, e
     model = PolyheadModel.from_pretrained("runs/mine/model")
     assert model.config.tasks["intent"].labels == labels
     assert model.config.tasks["entities"].labels == tags
-    assert len(known["parts"]) == 12
+    assert len(known["parts"]) == 13
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ for text, answer in zip(texts, predict(texts, tasks=["entities", "intent", "urge
         mark = f"[{entity['word']}]({entity['entity_group']})"
         text = text[:entity["start"]] + mark + text[entity["end"]:]
     label = answer["intent"]
-    print(f"\\n{text}\\n  intent {label['label']} ({label['score']:.2f}), "
+    print(f"\\n{text}\\n  intent {label['label'] or 'not sure'} ({label['score']:.2f}), "
           f"urgency {answer['urgency']['score']:.2f}")
 """
 

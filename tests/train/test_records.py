@@ -36,8 +36,13 @@ PROOF = {
     "tasks": {"a1": {"weights": "1", "logits": "2"}},
     "made_with": {},
 }
+SHARE = {"share": 0.5, "low": 0.1, "high": 0.9, "of": 4}
+DECISIONS = {
+    "a1": {"calibration": 1.5, "ece_before": 0.2, "ece": 0.1, "abstain": 0.4, "kept": SHARE},
+    "b1": {"thresholds": {"x": 0.3}, "precision": SHARE},
+}
 SCORES = {"a1": {"f1_macro": 0.5, "per_type": {}, "mcc": None}}
-RUN = {"tasks": SCORES, "macro": 0.5, "splits": {"a1": "test"}}
+RUN = {"tasks": SCORES, "macro": 0.5, "splits": {"a1": "test"}, "decisions": DECISIONS}
 
 
 def positions(value, path=()):

@@ -13,6 +13,7 @@ import torch
 from ...modeling.configuration_polyhead import TaskConfig
 from ..evaluation.decisions import (
     NEVER,
+    UNSURE,
     best_threshold,
     precise_threshold,
     temperature_of,
@@ -81,11 +82,7 @@ def _decide(
             lines.append(f"temperature {config.calibration:.4g}")
     if wish.threshold is not None:
         config.thresholds = _thresholds(kind, rows, values, wish.threshold)
-        never = [label for label, value in config.thresholds.items() if value == NEVER]
-        lines.append(f"thresholds {_range_of(config.thresholds)}")
-        if never and isinstance(wish.threshold, Precision):
-            wished = f"a precision of {wish.threshold.precision:g}"
-            lines.append(f"{', '.join(never)}: {wished} is reached nowhere; never set")
+        lines += _told(config.thresholds, wish.threshold)
     if wish.abstain is not None:
         scored = kind.scored(kind.answers(rows, values))
         config.abstain = precise_threshold(scored, wish.abstain.precision)
@@ -118,6 +115,17 @@ def _thresholds(
     return thresholds
 
 
-def _range_of(thresholds: dict[str, float]) -> str:
-    """The lowest and the highest threshold."""
-    return f"{min(thresholds.values()):.3g} to {max(thresholds.values()):.3g}"
+def _told(thresholds: dict[str, float], wish: Any) -> list[str]:
+    """Thresholds in words, and the labels that have none of their own."""
+    known = [value for value in thresholds.values() if value not in (NEVER, UNSURE)]
+    others = {
+        value: ", ".join(label for label, other in thresholds.items() if other == value)
+        for value in (NEVER, UNSURE)
+    }
+    lines = [f"thresholds {min(known):.3g} to {max(known):.3g}"] if known else []
+    if others[NEVER]:
+        precision = f"a precision of {wish.precision:g} is reached nowhere"
+        lines.append(f"{others[NEVER]}: {precision}; never set")
+    if others[UNSURE]:
+        lines.append(f"{others[UNSURE]}: no validation row tells; set from {UNSURE} on")
+    return lines

@@ -356,6 +356,13 @@ class TestTokenClassification:
         weights = load_file(folder / "model.safetensors")
         assert not any("lora" in key or "base_layer" in key for key in weights)
 
+    def test_a_temperature_is_in_the_weights_and_thresholds_are_told(self, exported, caplog):
+        task = TaskConfig(head=TOKENS, labels=LABELS, calibration=1.7, abstain=0.4)
+        expected, folder, batch = exported("bert", task, "BertForTokenClassification")
+        logits = expected.logits["chosen"]
+        assert_logits(AutoModelForTokenClassification, folder, batch, logits)
+        assert "chosen: a plain model has logits alone; its abstain" in caplog.text
+
     @pytest.mark.slow
     def test_a_stranger_without_polyhead_and_peft_gets_them_too(
         self, make_model, tokenizer_of, batch_of, tmp_path, capsys

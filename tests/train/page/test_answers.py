@@ -53,6 +53,14 @@ def test_labels_from_their_threshold_on(pipe):
     assert page.count('style="left:40.0%" title="threshold 0.4"') == len(LABELS)
 
 
+def test_an_answer_below_its_score_is_not_chosen(pipe, monkeypatch):
+    monkeypatch.setattr(pipe.model.config.tasks["intent"], "abstain", 2.0)
+    page = read(pipe, CORPUS[0], ["intent"])
+    answers = pipe(CORPUS[0], ["intent"], top_k=None)["intent"]
+    assert rows_of(page) == ranked(answers, set())
+    assert page.count('style="left:100.0%" title="threshold 2"') == len(answers)
+
+
 def test_numbers_and_masks(pipe):
     page = read(pipe, "a [MASK] b [MASK]", ["urgency", "words"])
     answer = pipe("a [MASK] b [MASK]", ["urgency", "words"], top_k=10)
