@@ -27,6 +27,12 @@ TASKS = {
     "words": TaskConfig(head="masked_lm"),
     "same": TaskConfig(head=SEQUENCE, labels=["no", "yes"], pair=True),
 }
+STARS = [f"{n} star" for n in range(1, 13)]
+TREE = ["card/lost", "card/stolen/abroad", "card/stolen/here", "loan"]
+ORDERED = {
+    "stars": TaskConfig(head=SEQUENCE, labels=STARS, problem_type="ordinal"),
+    "reason": TaskConfig(head=SEQUENCE, labels=TREE, hierarchy=True),
+}
 SINGLE = [name for name in TASKS if name != "same"]
 
 
@@ -55,6 +61,20 @@ def make_served(tmp_path_factory, encoder_folder, tokenizer_of) -> Path:
 def make_pipe(served) -> PolyheadPipeline:
     """The pipeline that answers offline."""
     model, tokenizer = load_model(served)
+    return PolyheadPipeline(model=model, tokenizer=tokenizer, device="cpu")
+
+
+@pytest.fixture(scope="session", name="ordered")
+def make_ordered(tmp_path_factory, encoder_folder, tokenizer_of) -> Path:
+    """Folder of a model whose labels are in order, or in a tree."""
+    folder = tmp_path_factory.mktemp("ordered") / "model"
+    return save(folder, encoder_folder("bert"), tokenizer_of("wordpiece"), ORDERED)
+
+
+@pytest.fixture(scope="session", name="ordered_pipe")
+def make_ordered_pipe(ordered) -> PolyheadPipeline:
+    """Its pipeline."""
+    model, tokenizer = load_model(ordered)
     return PolyheadPipeline(model=model, tokenizer=tokenizer, device="cpu")
 
 

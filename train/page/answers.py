@@ -95,13 +95,30 @@ def _answer(name: str, task: Any, text: TextOrPair, answer: Any, ranked: Any) ->
             thresholds = dict.fromkeys(task.labels, task.abstain) | thresholds
         count = len(task.labels)
         shown = ranked[: max(BEST, len(chosen))]
+        kind = "hierarchy" if task.hierarchy else kind
         about = f"{kind}; the {len(shown)} best of {count}" if len(shown) < count else kind
+        if task.problem_type == "ordinal":
+            shown = _in_order(shown, answer, task.labels)
+        elif task.hierarchy:
+            shown = _nodes(shown)
         return section(name, about, bars(shown, chosen, thresholds))
     fillings = [ranked] if ranked and isinstance(ranked[0], dict) else ranked
     if task.head in ("masked_lm", "causal_lm"):
         words = [bars(filling, {filling[0]["label"]}) for filling in fillings]
         return section(name, kind, "".join(words) or "<p>The text has no mask to fill.</p>")
     return section(name, kind, numbers(answer))  # of a head of its makers' own
+
+
+def _in_order(ranked: list[dict], answer: dict, labels: list[str]) -> list[dict]:
+    """Classes from the lowest up; the answer is in the middle, and need not be of the best."""
+    shown = {entry["label"]: entry for entry in [*ranked, answer]}
+    return [shown[label] for label in labels if label in shown]
+
+
+def _nodes(ranked: list[dict]) -> list[dict]:
+    """The nodes above the leaves before them, each once."""
+    nodes = {node["label"]: node for leaf in ranked for node in [*leaf["path"], leaf]}
+    return list(nodes.values())
 
 
 def _windows(call: Call, text: TextOrPair, tasks: list[str]) -> str:

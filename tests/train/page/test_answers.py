@@ -9,7 +9,14 @@ from conftest import CORPUS
 from polyhead.train.page.answers import read, tasks_that_read
 from polyhead.train.page.looking import compare, draw_map
 from polyhead.train.page.markup import entities
-from serving_fixtures import LABELS, make_pipe, make_served  # noqa: F401
+from serving_fixtures import (  # noqa: F401
+    LABELS,
+    STARS,
+    make_ordered,
+    make_ordered_pipe,
+    make_pipe,
+    make_served,
+)
 
 LONG = " ".join(CORPUS)  # several windows
 ROW = re.compile(
@@ -43,6 +50,31 @@ def test_bars_of_all_labels_and_the_answer(pipe):
     page = read(pipe, CORPUS[0], ["intent"])
     assert rows_of(page) == ranked(answers, {best})
     assert "threshold" not in page
+
+
+def test_classes_in_order_stand_in_their_order(ordered_pipe):
+    for text in CORPUS:
+        answers = ordered_pipe(text, ["stars"], top_k=10)["stars"]
+        middle = ordered_pipe(text, ["stars"])["stars"]
+        shown = {answer["label"]: answer for answer in [*answers, middle]}
+        expected = [shown[label] for label in STARS if label in shown]
+        page = read(ordered_pipe, text, ["stars"])
+        assert rows_of(page) == ranked(expected, {middle["label"]})
+        assert "ordinal; the 10 best of 12" in page
+
+
+def test_a_tree_stands_below_its_nodes(ordered_pipe):
+    answers = ordered_pipe(CORPUS[0], ["reason"], top_k=None)["reason"]
+    page = read(ordered_pipe, CORPUS[0], ["reason"])
+    rows = rows_of(page)
+    nodes = {node["label"]: node for leaf in answers for node in [*leaf["path"], leaf]}
+    assert rows == ranked(nodes.values(), {answers[0]["label"]})
+    labels = [label for _, label, _ in rows]
+    assert sorted(labels) == sorted(
+        ["card", "card/lost", "card/stolen", "card/stolen/abroad", "card/stolen/here", "loan"]
+    )
+    assert labels.index("card") < labels.index("card/stolen") < labels.index("card/stolen/here")
+    assert "<small>hierarchy</small>" in page
 
 
 def test_labels_from_their_threshold_on(pipe):

@@ -11,7 +11,13 @@ from polyhead.train.errors import UserError
 from polyhead.train.hub.card import summary_of
 from polyhead.train.page.app import create_page, launch
 from polyhead.train.page.examples import by_tasks, examples_of, usual_examples
-from serving_fixtures import TASKS, make_pipe, make_served  # noqa: F401
+from serving_fixtures import (  # noqa: F401
+    TASKS,
+    make_ordered,
+    make_ordered_pipe,
+    make_pipe,
+    make_served,
+)
 from train_helpers import run_cli
 
 EXAMPLES = {
@@ -150,6 +156,37 @@ def test_the_page_in_a_browser(pipe, address, tmp_path):
         reader.leave()
         _works_without_a_mouse(browser, address, pipe)
         _is_dark_where_the_reader_is(browser, address)
+
+
+@pytest.mark.slow
+def test_classes_in_order_and_trees_in_a_browser(ordered, ordered_pipe):
+    from browser import open_browser
+
+    page = create_page(ordered_pipe, ordered, "a/model")
+    launch(page, "127.0.0.1", None)
+    answers = ordered_pipe(CORPUS[0], top_k=1)
+    with open_browser() as browser:
+        reader = Reader(browser, page.local_url)
+        panel = reader.open("Text")
+        panel.get_by_role("textbox", name="Text").fill(CORPUS[0])
+        panel.get_by_role("button", name="Read", exact=True).click()
+        for name in ("stars", "reason"):
+            section = panel.locator(".answer", has=reader.tab.locator("h3", has_text=name))
+            section.wait_for()
+            labels = section.locator("tr.chosen th").all_inner_texts()
+            assert labels == [answers[name]["label"]]
+        panel = reader.open("Map")
+        for name in ("stars", "reason"):
+            panel.get_by_role("textbox", name="Texts 2,000").fill("\n".join(CORPUS))
+            panel.get_by_label("Colour by what it says").click()
+            panel.get_by_role("option", name=name).click()
+            panel.get_by_role("button", name="Draw", exact=True).click()
+            counted = panel.locator(".answer", has=reader.tab.locator("h3", has_text=name))
+            counted.wait_for()
+            labels = {answer[name]["label"] for answer in ordered_pipe(CORPUS, [name])}
+            assert set(counted.locator("tr td:first-child").all_inner_texts()) == labels
+        reader.leave()
+    page.close(verbose=False)
 
 
 def _reads_texts(reader, pipe):
