@@ -60,14 +60,15 @@ class Way:
 def alone(task: str, rate: str) -> Way:
     """A task by itself, 16 rows a step, with none of what is for several tasks."""
     overrides = ["training.per_device_train_batch_size=16", f"training.learning_rate={rate}"]
-    overrides.append("retain=null")
+    overrides += ["retain=null", "distill=null"]
     if task == "similarity":  # a head without weights; alone CoSENT is the better loss
         overrides += ["optimizer.head_lr=null", "tasks.similarity.loss=cosent"]
     return Way((task,), tuple(overrides))
 
 
 SINGLE = {f"single {task}, {rate}": alone(task, rate) for task in TASKS for rate in RATES}
-BEFORE = (  # without equal_norms, retain and rows_together
+BEFORE = (  # without equal_norms, retain, rows_together and a teacher
+    "distill=null",
     "training.learning_rate=1e-4",
     "balancing.method=none",
     "retain=null",
@@ -75,10 +76,9 @@ BEFORE = (  # without equal_norms, retain and rows_together
     "tasks.similarity.loss=cosent",
     "tasks.similarity.loss_weight=0.1",
 )
-TAUGHT = ("distill={teachers: {entities: alone}, rows: others}",)
 JOINT = {
     "joint": Way(TASKS),
-    "joint, entities taught elsewhere": Way(TASKS, TAUGHT),
+    "joint, no teacher": Way(TASKS, ("distill=null",)),
     "joint, before": Way(TASKS, BEFORE, seeds=(1, 2)),
 }
 WAYS = SINGLE | JOINT
