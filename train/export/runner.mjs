@@ -94,7 +94,10 @@ export class Runner {
       for (const name of names) {
         let at = 0;
         answers[name] = items.map(({ seconds }) =>
-          choice(answers[name].slice(at, (at += seconds.length)), seconds),
+          ifSure(
+            choice(answers[name].slice(at, (at += seconds.length)), seconds),
+            this.tasks[name].abstain,
+          ),
         );
       }
     }
@@ -334,26 +337,29 @@ export class Runner {
     }
     const label = (number) => task.labels[number];
     if (how === "several") {
+      const own = (threshold === null && top_k !== null && task.thresholds) || {};
       const least = threshold ?? (top_k === null ? 0 : task.threshold);
       const scores = Array.from(value(0), (one) => 1 / (1 + Math.exp(-one)));
-      return [ranked(scores, label, null).filter((entry) => entry.score >= least)];
+      const reached = (entry) => entry.score >= (own[entry.label] ?? least);
+      return [ranked(scores, label, null).filter(reached)];
     }
     const scores = softmax(value(0));
+    const sure = (answer) => [top_k === 1 ? ifSure(answer, task.abstain) : answer];
     if (how === "branches") {
-      return [branches(scores, task.labels, this.bundle.levels[name], top_k)];
+      return sure(branches(scores, task.labels, this.bundle.levels[name], top_k));
     }
     if (how === "middle" && top_k === 1) {
       let total = 0;
       const sums = scores.slice(0, -1).map((score) => (total += score));
       const middle = sums.filter((below) => below < 0.5).length;
-      return [{ label: label(middle), score: scores[middle] }];
+      return sure({ label: label(middle), score: scores[middle] });
     }
-    return [ranked(scores, label, top_k)];
+    return sure(ranked(scores, label, top_k));
   }
 
   /** Entities in code points of one text, of (U, L) log-probabilities of its units. */
   entities(name, text, units, scores) {
-    const { labels, signs = null } = this.tasks[name];
+    const { labels, signs = null, abstain = 0 } = this.tasks[name];
     const points = [...text];
     const written = ([start, end]) => points.slice(start, end).join("");
     // the first word that is no foreign sign
@@ -387,7 +393,8 @@ export class Runner {
       if (step !== "2") start = number;
       before = tag;
     }
-    return spans.map(([entity_group, score, from, end]) => ({
+    const sure = spans.filter(([, score]) => score >= abstain);
+    return sure.map(([entity_group, score, from, end]) => ({
       entity_group,
       score,
       word: written([from, end]),
@@ -534,6 +541,14 @@ function branches(scores, labels, levels, top_k) {
     return { ...path.at(-1), path: path.slice(0, -1) };
   });
   return top_k === 1 ? entries[0] : entries;
+}
+
+/** The answer; below this score without its label, and the number of its choice. */
+function ifSure(answer, least = 0) {
+  if (answer.score >= least) return answer;
+  const kept = { ...answer };
+  for (const key of ["label", "choice"]) if (key in kept) kept[key] = null;
+  return kept;
 }
 
 function choice(answers, choices) {
