@@ -340,8 +340,8 @@ export class Runner {
       const own = (threshold === null && top_k !== null && task.thresholds) || {};
       const least = threshold ?? (top_k === null ? 0 : task.threshold);
       const scores = Array.from(value(0), (one) => 1 / (1 + Math.exp(-one)));
-      const reached = (entry) => entry.score >= (own[entry.label] ?? least);
-      return [ranked(scores, label, null).filter(reached)];
+      const from = (name) => (Object.hasOwn(own, name) ? own[name] : least);
+      return [ranked(scores, label, null).filter((entry) => entry.score >= from(entry.label))];
     }
     const scores = softmax(value(0));
     const sure = (answer) => [top_k === 1 ? ifSure(answer, task.abstain) : answer];
