@@ -22,6 +22,7 @@ KINDS = {
     *("single_label_classification", "multi_label_classification", "regression"),
     *("contrastive", "triplet", "margin_mse", "cosent", "angle", "cosine_mse", "mse"),
 }
+KEYS = {f"train.recipe.{name}" for name in ("data_config", "schema", "sections")}  # of a recipe
 DOORS = ("modeling.routing", "modeling.configuration_polyhead")  # where types have to be asked for
 
 Arrow = tuple[str, str]
@@ -113,7 +114,7 @@ def room_of(module: str) -> str:
     The keys of a recipe are a room of their own: all others read them, the recipe's reader needs
     most others.
     """
-    if module in ("train.recipe.schema", "train.recipe.sections"):
+    if module in KEYS:
         return "train.recipe.schema"
     parts = module.split(".")
     return "modeling" if parts[0] == "modeling" else ".".join(parts[:2])

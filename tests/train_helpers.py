@@ -17,7 +17,8 @@ from polyhead.train.data.loading import Source, load_sources
 from polyhead.train.evaluation.metrics import FOR_LABELS, LOWER_IS_BETTER
 from polyhead.train.kinds import KINDS
 from polyhead.train.recipe.code import TABLES
-from polyhead.train.recipe.schema import DataConfig, Recipe, TaskRecipe
+from polyhead.train.recipe.data_config import DataConfig
+from polyhead.train.recipe.schema import Recipe, TaskRecipe
 
 INTENTS = ["book", "cancel", "play"]
 CITIES = ["Paris", "New York", "Berlin"]

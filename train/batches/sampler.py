@@ -28,7 +28,7 @@ from transformers import TrainingArguments
 
 from ..recipe.sections import MultiTaskArguments, Sampling
 from .by_class import balanced_stream
-from .mixing import even, fill, interleave
+from .mixing import even, fill, gather, interleave
 from .strategies import (
     apportion,
     by_source,
@@ -235,7 +235,7 @@ class MultiTaskBatchSampler:
         drawn, least = self._rows_of_epoch(), self.micro_batches_per_step
         steps: dict[str, list[np.ndarray]] = {}
         plan = self._plan(self.epoch)
-        gathered = {} if self.pure else self._gathered(drawn, plan[""])
+        gathered = {} if self.pure else gather(drawn, self.together, plan[""])
         if self.texts is not None:
             for name, rows in drawn.items():
                 sizes = plan[name if self.pure else ""]
@@ -253,32 +253,6 @@ class MultiTaskBatchSampler:
         for step in sorted(self._in_turn(steps, rng), key=lambda step: len(step) < least):
             for batch in self._split(step, even(len(step), self._micro_batches(len(step))), 1):
                 yield batch.tolist()
-
-    def _gathered(self, drawn: dict[str, np.ndarray], sizes: list[int]) -> dict[str, list[int]]:
-        """By source of `together`, its rows in each mixed step: 0 in most of them.
-
-        Its steps are evenly spaced among those with the most room, so that two sources share a step
-        only where there are too few. One whose rows fit nowhere in such numbers is left out.
-        """
-        room = np.array(sizes)
-        by_source = {}
-        for name in sorted(self.together.keys() & drawn.keys()):
-            rows = len(drawn[name])
-            least = max(rows // self.together[name], math.ceil(rows / max(room.max(), 1)), 1)
-            for count in range(least, len(sizes) + 1):
-                free = np.flatnonzero(room >= math.ceil(rows / count))
-                if len(free) >= count:
-                    break
-            else:
-                continue
-            roomiest = free[room[free] == room.max()]
-            free = roomiest if len(roomiest) >= count else free
-            chosen = free[np.arange(count) * len(free) // count]
-            counts = np.zeros(len(sizes), dtype=int)
-            counts[chosen] = even(rows, count)
-            room -= counts
-            by_source[name] = counts.tolist()
-        return by_source
 
     def _split(self, rows: np.ndarray, sizes: list[int], least: int) -> list[np.ndarray]:
         """Parts of these sizes; with `batch_tokens` as many of equal tokens, `least` rows each."""

@@ -12,8 +12,9 @@ from ..errors import UserError
 from ..kinds import kind_of
 from ..kinds.tokens import row_words
 from ..outputs import target_faults
+from ..recipe.data_config import TEXT_COLUMNS, DataConfig
 from ..recipe.reader import build_recipe, load_recipe
-from ..recipe.schema import TEXT_COLUMNS, DataConfig, Recipe
+from ..recipe.schema import Recipe
 
 Form = Literal["tokens", "spans"]
 FORMS: tuple[Form, ...] = ("tokens", "spans")

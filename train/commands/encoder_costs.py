@@ -14,7 +14,8 @@ import torch
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.pipeline_polyhead import PolyheadPipeline
 from ..errors import UserError
-from ..recipe.schema import DataConfig, Recipe, TaskRecipe
+from ..recipe.data_config import DataConfig
+from ..recipe.schema import Recipe, TaskRecipe
 from .encoders import build_model
 
 SINGLE = 50  # texts that are timed one by one

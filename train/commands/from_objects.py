@@ -20,8 +20,9 @@ from ..errors import UserError
 from ..evaluation.scoring import MetricFunction
 from ..outputs import MODEL
 from ..recipe.arguments import SET_BY_OPTIMIZER, training_of
+from ..recipe.data_config import DataConfig, RowsInMemory
 from ..recipe.reader import build_recipe
-from ..recipe.schema import DataConfig, Recipe, RowsInMemory, ScratchEncoder
+from ..recipe.schema import Recipe, ScratchEncoder
 from ..recipe.sections import (
     Average,
     Balancing,

@@ -2,13 +2,15 @@
 
 import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from ..data.loading import load_sources, unseen_labels
+from ...modeling.configuration_polyhead import TaskConfig
+from ..data.loading import Source, load_sources, unseen_labels
 from ..data.tokenization import cut_notes
 from ..errors import UserError
 from ..evaluation.scoring import eval_splits, macro
@@ -46,18 +48,7 @@ def evaluate(
     model, tokenizer = load_any(model_path)
     recipe = load_recipe(recipe_path, overrides, scored=model.config)
     sources = load_sources(recipe)
-    faults = []
-    for source in sources:
-        for name, config in source.configs.items():
-            task = model.config.tasks.get(name)
-            if task is None:
-                known = ", ".join(model.task_names)
-                faults.append(f"tasks.{name}: the model has no such task; it has: {known}")
-            elif fault := misfit(task, config):
-                faults.append(f"tasks.{name}.{fault}")
-        if split not in source.splits:
-            faults.append(f"tasks.{source.name}.data: has no split {split}")
-    if faults:
+    if faults := _source_faults(sources, model.config.tasks, split):
         raise UserError(recipe.path, faults)
     for line in unseen_labels(sources, model.config.tasks, split):
         logger.warning(line)
@@ -85,3 +76,19 @@ def evaluate(
         scores, _ = trainer.evaluate_tasks(parts, split, reports=reports if decided else None)
     decisions = {"decisions": found} if (found := decisions_in(reports)) else {}
     return {"tasks": scores, "macro": macro(scores), **decisions}
+
+
+def _source_faults(sources: list[Source], tasks: Mapping[str, TaskConfig], split: str) -> list[str]:
+    """Tasks that the model lacks or has otherwise, and sources without rows in `split`."""
+    faults = []
+    for source in sources:
+        for name, config in source.configs.items():
+            task = tasks.get(name)
+            if task is None:
+                known = ", ".join(tasks)
+                faults.append(f"tasks.{name}: the model has no such task; it has: {known}")
+            elif fault := misfit(task, config):
+                faults.append(f"tasks.{name}.{fault}")
+        if split not in source.splits:
+            faults.append(f"tasks.{source.name}.data: has no split {split}")
+    return faults

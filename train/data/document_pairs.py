@@ -12,7 +12,8 @@ from copy import copy
 import datasets
 import numpy as np
 
-from ..recipe.schema import SPLITS, TaskRecipe
+from ..recipe.data_config import SPLITS
+from ..recipe.schema import TaskRecipe
 
 END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9])")  # of a sentence
 FIRST, SECOND, RELATION = "sentence", "other_sentence", "relation"

@@ -16,7 +16,8 @@ import datasets
 from ...modeling.heads import IGNORE
 from ..kinds import CLOSED, kind_of
 from ..kinds.values import NUMBER, is_real, number_of
-from ..recipe.schema import TEXT_COLUMNS, TaskRecipe
+from ..recipe.data_config import TEXT_COLUMNS
+from ..recipe.schema import TaskRecipe
 from .jsonlines import JsonText
 from .source import with_column
 from .tags import MARKED

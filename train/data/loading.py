@@ -21,7 +21,8 @@ from ...modeling.windows import locate_words
 from ..errors import UserError
 from ..kinds import SplitRows, kind_of
 from ..kinds.values import labels_in, rows_named
-from ..recipe.schema import TEXT_COLUMNS, DataConfig, Recipe, TaskRecipe
+from ..recipe.data_config import TEXT_COLUMNS, DataConfig
+from ..recipe.schema import Recipe, TaskRecipe
 from .checks import text_faults
 from .corpora import join_corpora
 from .document_pairs import make_pairs

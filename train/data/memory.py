@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 import torch.utils.data
 
-from ..recipe.schema import SPLITS, RowsInMemory
+from ..recipe.data_config import SPLITS, RowsInMemory
 from .jsonlines import typed_table
 from .source import rows_of_table
 

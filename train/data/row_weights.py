@@ -6,7 +6,8 @@ from typing import Any
 import datasets
 
 from ..kinds.values import is_real, number_of, rows_named
-from ..recipe.schema import TEXT_COLUMNS, TaskRecipe
+from ..recipe.data_config import TEXT_COLUMNS
+from ..recipe.schema import TaskRecipe
 from .source import with_column
 
 NEAR = 1e-3  # that a distribution may be off 1

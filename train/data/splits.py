@@ -7,7 +7,8 @@ import datasets
 import numpy as np
 from datasets.download import DownloadManager
 
-from ..recipe.schema import SPLITS, DataConfig, TaskRecipe
+from ..recipe.data_config import SPLITS, DataConfig
+from ..recipe.schema import TaskRecipe
 from .formats import open_format, read_rows
 from .memory import splits_in_memory
 from .source import ENDINGS, ending, find_files, open_files

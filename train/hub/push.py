@@ -1,7 +1,7 @@
 """A saved model to the Hub, in one commit."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,10 @@ def push(
     files = _files_to_push(Path(folder))
     report: dict[str, Any] = {"repo": repo, "files": files, "commit": None}
     if space is not None:
-        page = space_files(Path(folder), repo, revision)
-        report["space"] = space_report(space, page)
+        report["space"] = space_report(space, space_files(Path(folder), repo, revision))
     if dry_run:
         return report
-    written = {n: history.published(Path(folder) / n) for n in files if n == history.FILE}
+    contents = _contents(Path(folder), files)
     api = HfApi(token=token)
     if space is not None:
         check_space(api, space)
@@ -84,24 +83,31 @@ def push(
     if revision is not None:
         api.create_branch(made.repo_id, branch=revision, exist_ok=True)
     card = (Path(folder) / CARD).read_text(encoding="utf-8").replace(THIS_FOLDER, made.repo_id)
-    written[CARD] = card.encode()
-    current = {*files, ".gitattributes"}  # the Hub's own
-    gone = [n for n in api.list_repo_files(made.repo_id, revision=revision) if n not in current]
-    added = [(name, written.get(name, str(Path(folder) / name))) for name in files]
-    commit = api.create_commit(
-        made.repo_id,
-        [
-            *(CommitOperationDelete(name) for name in gone),
-            *(CommitOperationAdd(name, content) for name, content in added),
-        ],
-        commit_message=message,
-        revision=revision,
-    )
+    contents[CARD] = card.encode()
+    operations = _operations(contents, api.list_repo_files(made.repo_id, revision=revision))
+    commit = api.create_commit(made.repo_id, operations, commit_message=message, revision=revision)
     report |= {"repo": made.repo_id, "commit": commit.oid}
     if space is not None:
         page = space_files(Path(folder), made.repo_id, revision)  # the user's name before it
         report["space"] |= push_space(api, space, page, private=private, message=message)
     return report
+
+
+def _contents(folder: Path, files: Iterable[str]) -> dict[str, str | bytes]:
+    """Path of each file of a folder, or its bytes where it goes up with other ones."""
+    published = {n: history.published(folder / n) for n in files if n == history.FILE}
+    return {name: published.get(name, str(folder / name)) for name in files}
+
+
+def _operations(
+    contents: Mapping[str, str | bytes], present: Iterable[str]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Of the commit that leaves a repository, with files `present`, with these contents alone."""
+    current = {*contents, ".gitattributes"}  # the Hub's own
+    return [
+        *(CommitOperationDelete(name) for name in present if name not in current),
+        *(CommitOperationAdd(name, content) for name, content in contents.items()),
+    ]
 
 
 def _files_to_push(folder: Path) -> dict[str, int]:

@@ -11,7 +11,8 @@ import torch
 from transformers import TrainerState
 
 from ..data.loading import Source
-from ..recipe.schema import DataConfig, Recipe
+from ..recipe.data_config import DataConfig
+from ..recipe.schema import Recipe
 from ..reports.curves import training_curves
 
 LOCAL = ("parquet", "csv", "json", "jsonl", "text", "arrow")  # `path` of data that is no Hub id

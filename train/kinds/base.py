@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.heads import HEADS
-from ..recipe.schema import DataConfig, TaskRecipe
+from ..recipe.data_config import DataConfig
+from ..recipe.schema import TaskRecipe
 from .counting import reliability
 from .values import is_missing, is_text, rows_named
 

@@ -15,7 +15,7 @@ from ...modeling.decoding import rank_strict
 from ...modeling.heads import IGNORE
 from ...modeling.hierarchy import SEPARATOR, best_leaves, leaves_under, nodes_of
 from ...modeling.problem_types import middle_class
-from ..recipe.schema import DataConfig
+from ..recipe.data_config import DataConfig
 from .base import Answers, LabelType, SplitRows, TaskKind
 from .counting import confusion, multi_label_confusion
 from .partial import allowed_id, shown_id

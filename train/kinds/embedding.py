@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.losses import LOSSES
-from ..recipe.schema import DataConfig, TaskRecipe
+from ..recipe.data_config import DataConfig
+from ..recipe.schema import TaskRecipe
 from .base import Answers, LabelType, SplitRows, TaskKind
 from .counting import compare_numbers
 from .numbers import Numbers

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling.heads import IGNORE
-from ..recipe.schema import DataConfig
+from ..recipe.data_config import DataConfig
 from .base import BatchLayout, LabelType, SplitRows, TaskKind
 from .classification import ANSWER
 

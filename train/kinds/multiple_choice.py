@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...modeling.heads import IGNORE
-from ..recipe.schema import DataConfig
+from ..recipe.data_config import DataConfig
 from .base import Answers, LabelType, TaskKind
 from .values import is_text, rows_named, soft_cross_entropy
 

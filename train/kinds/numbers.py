@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 from torch import Tensor
 
-from ..recipe.schema import DataConfig
+from ..recipe.data_config import DataConfig
 from .base import Answers, LabelType, TaskKind
 from .counting import compare_numbers
 from .values import is_real, number_of, rows_named, scaled

@@ -6,7 +6,7 @@ from typing import Any
 from ...modeling.heads import IGNORE
 from ...modeling.options import HeadTask
 from ...modeling.tags import split_tag
-from ..recipe.schema import DataConfig
+from ..recipe.data_config import DataConfig
 
 
 def row_marks(data: DataConfig, raw: dict[str, list]) -> Sequence[list[str] | None] | None:

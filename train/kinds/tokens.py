@@ -20,7 +20,8 @@ from ...modeling.decoding import (
 )
 from ...modeling.heads import IGNORE
 from ...modeling.windows import Span, Window, joined_words, locate_words, split_words, units_of
-from ..recipe.schema import DataConfig, TaskRecipe
+from ..recipe.data_config import DataConfig
+from ..recipe.schema import TaskRecipe
 from .base import Answers, BatchLayout, LabelType, SplitRows, TaskKind
 from .counting import confusion
 from .partial import allowed_id, row_marks, shown_id

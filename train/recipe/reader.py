@@ -24,12 +24,14 @@ from ..batches.strategies import sampling_faults, sources_of
 from ..errors import UserError
 from ..optimization.by_task import by_task_faults
 from .arguments import training_faults, whole_numbers
-from .checks import output_dir_faults, section_faults, task_faults
+from .checks import output_dir_faults, task_faults
 from .code import with_names
+from .data_config import RowsInMemory
 from .decide import decide_faults
 from .extension import extend_recipe
 from .retain import retain_faults
-from .schema import Recipe, RowsInMemory, TaskRecipe
+from .schema import Recipe, TaskRecipe
+from .section_checks import section_faults, stages_on_model_faults
 from .yaml_text import BYTES, read_yaml
 
 
@@ -113,31 +115,35 @@ def build_recipe(
     for name, task in recipe.tasks.items():
         task.data.rows = (rows or {}).get(name)
         faults += task_faults(name, task)
-    taken = (onto.tasks or {}) if onto is not None else {}
-    known = (onto.adapters or []) if onto is not None else []
-    for name in sorted(set(recipe.tasks) & set(taken)) if not extends else ():
+    taken = (onto.tasks or {}) if onto is not None and not extends else {}
+    for name in sorted(set(recipe.tasks) & set(taken)):
         faults.append(f"tasks.{name}: the model has this task; take another name")
     if scored is None:  # else the model has its adapters
+        known = (onto.adapters or []) if onto is not None else []
         faults += adapter_faults({name: task.adapter for name, task in recipe.tasks.items()}, known)
-    faults += sampling_faults(recipe)
-    faults += balancing_faults(recipe, len(sources_of(recipe)))
-    faults += by_task_faults(recipe, sources_of(recipe))
-    faults += retain_faults(recipe, sources_of(recipe))
-    faults += section_faults(recipe)
-    faults += [
-        f"tasks.{name}.few_shot: would train the encoder, which the model's tasks read; take it out"
-        for name, task in recipe.tasks.items()
-        if onto is not None and task.few_shot is not None
-    ]
-    faults += decide_faults(recipe)
-    faults += training_faults(recipe.training)
-    faults += output_dir_faults(recipe.output_dir)
+    faults += _faults_between(recipe, on_model=onto is not None)
     if faults:
         raise UserError(source, list(dict.fromkeys(faults)))
     recipe.path = source
     recipe.training = whole_numbers(recipe.training)
     recipe.output_dir = str(Path(recipe.output_dir).expanduser())
     return recipe
+
+
+def _faults_between(recipe: Recipe, *, on_model: bool) -> list[str]:
+    """What of a recipe does not go together, beyond single tasks; `on_model` adds to a model."""
+    sources = sources_of(recipe)
+    return [
+        *sampling_faults(recipe),
+        *balancing_faults(recipe, len(sources)),
+        *by_task_faults(recipe, sources),
+        *retain_faults(recipe, sources),
+        *section_faults(recipe),
+        *(stages_on_model_faults(recipe) if on_model else []),
+        *decide_faults(recipe),
+        *training_faults(recipe.training),
+        *output_dir_faults(recipe.output_dir),
+    ]
 
 
 def _with_corpora(raw: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from ..errors import UserError
 from ..evaluation.scoring import EvalSplit, eval_splits
 from ..kinds import kind_of
 from ..recipe.checks import task_faults
-from ..recipe.schema import TEXT_COLUMNS, DataConfig, Recipe, RowsInMemory, TaskRecipe
+from ..recipe.data_config import TEXT_COLUMNS, DataConfig, RowsInMemory
+from ..recipe.schema import Recipe, TaskRecipe
 
 logger = logging.getLogger(__name__)
 CALLER = "MultiTaskTrainer"

@@ -18,7 +18,8 @@ from polyhead.train.batches.strategies import (
     sampling_faults,
     sources_of,
 )
-from polyhead.train.recipe.schema import DataConfig, Recipe, TaskRecipe
+from polyhead.train.recipe.data_config import DataConfig
+from polyhead.train.recipe.schema import Recipe, TaskRecipe
 from polyhead.train.recipe.sections import Sampling, SchedulePoint
 
 KINDS = pytest.mark.parametrize("kind", ["mixed", "pure"])

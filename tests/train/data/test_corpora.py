@@ -12,8 +12,9 @@ from polyhead.train.errors import UserError
 from polyhead.train.evaluation.metrics import compute
 from polyhead.train.evaluation.scoring import eval_splits
 from polyhead.train.kinds import kind_of
+from polyhead.train.recipe.data_config import DataConfig
 from polyhead.train.recipe.reader import build_recipe
-from polyhead.train.recipe.schema import DataConfig, Recipe
+from polyhead.train.recipe.schema import Recipe
 from train_helpers import (
     SEQUENCE,
     TOKENS,

@@ -13,7 +13,8 @@ from polyhead.train.commands.convert import our_rows
 from polyhead.train.commands.from_objects import Task
 from polyhead.train.data.formats.spans import SpanReader
 from polyhead.train.errors import UserError
-from polyhead.train.recipe.schema import Recipe, RowsInMemory
+from polyhead.train.recipe.data_config import RowsInMemory
+from polyhead.train.recipe.schema import Recipe
 from train_helpers import (
     MULTI,
     SEQUENCE,

@@ -14,7 +14,8 @@ from polyhead.train.data import memory
 from polyhead.train.data.loading import load_sources
 from polyhead.train.data.memory import splits_in_memory
 from polyhead.train.errors import UserError
-from polyhead.train.recipe.schema import Recipe, RowsInMemory
+from polyhead.train.recipe.data_config import RowsInMemory
+from polyhead.train.recipe.schema import Recipe
 from train_helpers import TOKENS, task
 
 ROWS = [

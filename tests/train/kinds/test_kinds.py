@@ -8,7 +8,8 @@ from polyhead.modeling.configuration_polyhead import TaskConfig
 from polyhead.modeling.heads import HEADS, IGNORE
 from polyhead.train.evaluation.metrics import METRICS
 from polyhead.train.kinds import KINDS, BatchLayout, SplitRows, kind_of
-from polyhead.train.recipe.schema import DataConfig, TaskRecipe
+from polyhead.train.recipe.data_config import DataConfig
+from polyhead.train.recipe.schema import TaskRecipe
 
 PLAIN, SCALED = DataConfig(label="y"), DataConfig(label="y", label_range=(1, 5))
 LABELS = ["a", "b", "c"]

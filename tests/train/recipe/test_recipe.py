@@ -14,7 +14,7 @@ import pytest
 from polyhead.train.errors import UserError
 from polyhead.train.recipe import load_recipe
 from polyhead.train.recipe.arguments import training_arguments
-from polyhead.train.recipe.schema import DataConfig
+from polyhead.train.recipe.data_config import DataConfig
 from train_helpers import (
     SPLITS,
     files_of,

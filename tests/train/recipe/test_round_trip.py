@@ -8,7 +8,8 @@ from polyhead.modeling import PolyheadConfig
 from polyhead.train import Recipe
 from polyhead.train.errors import UserError
 from polyhead.train.recipe import load_recipe
-from polyhead.train.recipe.schema import DataConfig, RowsInMemory, TaskRecipe
+from polyhead.train.recipe.data_config import DataConfig, RowsInMemory
+from polyhead.train.recipe.schema import TaskRecipe
 from polyhead.train.recipe.sections import Average, Freeze, Retain, Unfreeze
 
 CONFIGS = Path(__file__).parents[3] / "configs"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ...kinds.values import number_of, rows_named
-from ...recipe.schema import DataConfig
+from ...recipe.data_config import DataConfig
 from .base import shown
 
 BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
