@@ -189,6 +189,11 @@ class HeadTask(TaskOptions):
         return [name for name in DECIDED if getattr(self, name) is not None]
 
     @property
+    def decisions(self) -> dict[str, Any]:
+        """What was decided for it after training, by option."""
+        return {name: getattr(self, name) for name in self.decided}
+
+    @property
     def decided_apart(self) -> str | None:
         """What of its decisions no class of transformers knows; it sees the logits alone."""
         return " and ".join(name for name in self.decided if name != "calibration") or None

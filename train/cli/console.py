@@ -120,12 +120,18 @@ def print_scores(scores: dict[str, Any], title: str) -> None:
                 for kind, row in values["per_type"].items()
             ]
             out.print(table_of(header, rows, title=f"{task} by type"))
-    if decisions := scores.get("decisions"):
-        from ..evaluation.decisions import decision_words  # with torch, as by now all is
+    _print_decisions(scores.get("decisions", {}), "Decisions, with 95 % intervals")
 
-        say("Decisions, with 95 % intervals", "bold")
-        for task, decision in decisions.items():
-            say(f"  {task}: {'; '.join(decision_words(decision))}")
+
+def _print_decisions(decisions: dict[str, dict[str, Any]], title: str) -> None:
+    """Print what was decided, by task; nothing where nothing was."""
+    if not decisions:
+        return
+    from ..evaluation.decisions import decision_words  # with torch, as by now all is
+
+    say(title, "bold")
+    for task, decision in decisions.items():
+        say(f"  {task}: {'; '.join(decision_words(decision))}")
 
 
 def print_affinity(result: dict[str, Any]) -> None:
@@ -277,6 +283,9 @@ def print_model(report: dict[str, Any]) -> None:
         labels = ", ".join(task["labels"][:12]) + (" ..." if len(task["labels"]) > 12 else "")
         rows.append((name, kind, READS[task["reads"]], f"{task['parameters']:,}", labels))
     out.print(table_of(("task", "head", "reads", "parameters", "labels"), rows))
+    tasks = report["tasks"].items()
+    decided = {name: task["decisions"] for name, task in tasks if task["decisions"]}
+    _print_decisions(decided, "Decisions")
     say(f"{report['parameters']:,} parameters in all")
 
 

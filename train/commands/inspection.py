@@ -115,7 +115,7 @@ def _mask_name(*, causal: bool) -> str:
 
 
 def inspect_model(model: PolyheadModel) -> dict[str, Any]:
-    """Tasks, labels, parameters and masks of a saved model.
+    """Tasks, labels, decisions, parameters and masks of a saved model.
 
     `trained_with` is the mask that the encoder had been trained with before heads were put on it,
     `mask` the one that it runs with.
@@ -135,6 +135,7 @@ def inspect_model(model: PolyheadModel) -> dict[str, Any]:
             "reads": task.reads,
             "scheme": task.scheme,
             "labels": task.labels or [],
+            "decisions": task.decisions,
             "parameters": sum(p.numel() for p in model.heads[name].parameters()),
         }
     return {

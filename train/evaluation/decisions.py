@@ -128,7 +128,7 @@ def decision_scores(kind: TaskKind, task: TaskConfig, answers: Answers) -> dict[
         `kept`, the share of answers that are given (of multi-label rows: of rows with a label),
         and `precision`, the share of these (of labels set) that is right, as `share_of` gives them.
     """
-    scores: dict[str, Any] = {name: getattr(task, name) for name in task.decided}
+    scores: dict[str, Any] = task.decisions
     if task.calibration is not None:
         logits, truth = kind.truth(answers)
         for name, factor in (("ece_before", task.calibration), ("ece", 1.0)):

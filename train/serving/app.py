@@ -224,6 +224,7 @@ def about(service: Service) -> dict[str, Any]:
             "problem_type": task.problem_type,
             "reads": task.reads,
             "labels": task.labels,
+            "decisions": task.decisions,
             "matryoshka": task.matryoshka,
             "prompts": task.prompts,
         }

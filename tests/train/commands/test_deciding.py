@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from polyhead.modeling import PolyheadModel, PolyheadPipeline
+from polyhead.modeling.heads import DECISIONS
 from polyhead.train import Task, train
 from polyhead.train.commands import training as run
 from polyhead.train.commands.scoring import evaluate
@@ -187,6 +188,30 @@ def spans(row: dict) -> set[tuple[int, int]]:
 
 
 class TestTold:
+    def test_inspect_has_what_config_has(self, decided, capsys):
+        assert run_cli("inspect", decided.model, "--json") == 0
+        report, config = json.loads(capsys.readouterr().out)["tasks"], read_config(decided)
+        found = {name: report[name]["decisions"] for name in report}
+        assert found == {
+            name: {key: task[key] for key in DECISIONS if key in task}
+            for name, task in config.items()
+        }
+        assert found["intent"]
+        assert found["urgency"] == {}
+        assert run_cli("inspect", decided.model) == 0
+        lines = capsys.readouterr().out.splitlines()
+        told = [line.strip() for line in lines[lines.index("Decisions") + 1 : -1]]
+        intent, topics = config["intent"], config["topics"]
+        low, high = (function(topics["thresholds"].values()) for function in (min, max))
+        assert [line.partition(":")[0] for line in told] == [n for n in found if found[n]]
+        assert (
+            f"intent: temperature {intent['calibration']:.4g}, "
+            f"no answer below {intent['abstain']:.4g}"
+        ) in told
+        assert (
+            f"topics: temperature {topics['calibration']:.4g}, thresholds {low:.3g} to {high:.3g}"
+        ) in told
+
     def test_scores_have_what_the_answers_to_the_test_rows_say(self, decided):
         rows = rows_of(decided.folder, "test")
         answers = pipe_of(decided.model)([row["text"] for row in rows])

@@ -107,8 +107,21 @@ def test_text_embeddings_inferences_routes(client, pipe):
     assert len(tokens) > 64
     info = client.get("/info").json()
     assert info["tasks"]["intent"]["labels"] == LABELS
+    assert info["tasks"]["intent"]["decisions"] == {}
     assert info["max_input_length"] == 64
     assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_info_has_the_decisions_of_the_tasks(client_of, served):
+    loaded = load(str(served), Settings(str(served), compute="exact"))
+    tasks = loaded.pipe.model.config.tasks
+    tasks["intent"].calibration, tasks["intent"].abstain = 1.5, 0.25
+    tasks["topics"].thresholds = {"book": 0.2, "play": 1.5}
+    tasks = client_of(loaded=loaded).get("/info").json()["tasks"]
+    assert {name: task["decisions"] for name, task in tasks.items() if task["decisions"]} == {
+        "intent": {"calibration": 1.5, "abstain": 0.25},
+        "topics": {"thresholds": {"book": 0.2, "play": 1.5}},
+    }
 
 
 def test_the_page_shows_the_models_own_tasks(client):
