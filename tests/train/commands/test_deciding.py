@@ -111,6 +111,7 @@ def read_config(decided) -> dict:
     return json.loads((decided.model / "config.json").read_text())["tasks"]
 
 
+@pytest.mark.slow
 class TestFound:
     """What is in config.json is what the raw model's answers to the validation rows say."""
 
@@ -187,6 +188,7 @@ def spans(row: dict) -> set[tuple[int, int]]:
     return set(map(tuple, found))
 
 
+@pytest.mark.slow
 class TestTold:
     def test_inspect_has_what_config_has(self, decided, capsys):
         assert run_cli("inspect", decided.model, "--json") == 0
@@ -287,6 +289,7 @@ class TestTold:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_weights_are_those_of_the_run_without(decided, tokenizer_of, tmp_path):
     recipe = small_recipe(tmp_path, tokenizer_of("wordpiece"))
     del recipe["decide"]
@@ -299,6 +302,7 @@ def test_weights_are_those_of_the_run_without(decided, tokenizer_of, tmp_path):
     assert one == decided.scores["tasks"]["intent"]  # a temperature changes no label
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_tasks_on_top_leave_the_decisions_of_others(decided, tmp_path):
     data = {"data_files": files_of("messages"), "text": "text", "label": "best"}
@@ -317,6 +321,7 @@ def test_tasks_on_top_leave_the_decisions_of_others(decided, tmp_path):
     assert "intent" in runs[0]["decisions"]
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_task_that_trains_on_begins_without_them(decided, tmp_path, caplog):
     recipe = load_recipe(decided.recipe)
@@ -399,6 +404,7 @@ class TestRecipe:
         assert (decisions["intent"].calibrate, decisions["intent"].threshold) == (True, None)
         assert decisions_of(parse_recipe(read.to_yaml())) == decisions
 
+    @pytest.mark.slow
     def test_rows_that_mark_new_labels_only_decide_nothing(self, decided, tmp_path, capsys):
         data = {"data_files": files_of("messages"), "text": "text", "label": "intent"}
         data |= {"marks": ["new"], "unmarked": "old"}
@@ -412,6 +418,7 @@ class TestRecipe:
         assert "decide: the rows mark new labels only" in told
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["task", "recipe"])
 def test_from_python(place, tmp_path, encoder_folder):

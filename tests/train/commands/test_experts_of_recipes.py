@@ -11,6 +11,8 @@ from test_build_encoders import folder as folder  # noqa: PLC0414 - a fixture
 from test_build_encoders import recipe
 from train_helpers import run_cli
 
+pytestmark = pytest.mark.slow
+
 CGC = {"kind": "cgc", "experts": 2, "size": 8}
 TASKS = ("intent", "urgency")
 
@@ -50,7 +52,6 @@ def test_a_run_logs_and_draws_what_tasks_read(finished, capsys):
     assert parts["experts"]["trainable"] == sum(p.numel() for p in model.experts.parameters())
 
 
-@pytest.mark.slow
 def test_a_task_added_later_leaves_the_others_as_they_were(finished, batch_of):
     path = recipe(finished, "-", name="more", tasks=("urgency",))
     text = path.read_text().replace("urgency:", "mood:", 1).replace("encoder: '-'\n", "")

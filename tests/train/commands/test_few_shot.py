@@ -130,6 +130,7 @@ def test_the_training_that_follows_is_the_recipe_s(recipe, monkeypatch):
         assert torch.equal(weight, after[name]) == name.startswith("encoder."), name
 
 
+@pytest.mark.slow
 def test_a_resumed_run_leaves_the_stage_out_and_ends_at_the_same_weights(recipe, monkeypatch):
     folder = recipe.parent / "resumed"
     steps = [f"output_dir={folder}", "training.save_strategy=steps", "training.save_steps=1"]
