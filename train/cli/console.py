@@ -48,6 +48,14 @@ def is_first_rank() -> bool:
 def note(line: str) -> None:
     """Tell something beside the answer, once."""
     if is_first_rank():
+        _say_note(line)
+
+
+def _say_note(line: str) -> None:
+    """On a line of its own, above the bars that are drawn on stderr."""
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=sys.stderr):
         say(f"note: {line}", "yellow", console=err)
 
 
@@ -61,7 +69,7 @@ class NoteHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Tell it beside the answer."""
         if os.environ.get("RANK", "0") == "0":
-            say(f"note: {record.getMessage()}", "yellow", console=err)
+            _say_note(record.getMessage())
 
 
 @contextmanager

@@ -197,8 +197,8 @@ def _predict_rows(
     task = bar.add_task("rows")
 
     def progress(done: int, total: int) -> None:
-        bar.start()  # not before the file has been read and found good
         bar.update(task, completed=done, total=total)
+        bar.start()  # not before the file has been read and found good
 
     try:
         rows = predict_file(pipe, job, ranks=ranks, progress=progress)

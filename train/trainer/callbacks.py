@@ -208,11 +208,15 @@ class TaskProgress(ProgressCallback):
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any
     ) -> None:
-        """A bar for each source: HF's would count on where the last one ended."""
+        """A bar for each source, closed with its last batch.
+
+        HF's would count on into the next source, and outside training stay open until it is
+        garbage, which draws it once more below the result.
+        """
+        super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader)
         if self.prediction_bar is not None and self.prediction_bar.n == self.prediction_bar.total:
             self.prediction_bar.close()
             self.prediction_bar = None
-        super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader)
 
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any

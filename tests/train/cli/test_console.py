@@ -1,9 +1,11 @@
 """What is logged under `polyhead`, on the terminal and in Python."""
 
 import logging
+import sys
 
 import pytest
 from polyhead.train.cli.console import notes_shown
+from tqdm.auto import tqdm
 
 LOGGER = logging.getLogger("polyhead")
 
@@ -25,6 +27,13 @@ def test_of_several_processes_the_first_tells(rank, shown, monkeypatch, capsys):
     with notes_shown():
         LOGGER.warning("once")
     assert capsys.readouterr().err == "note: once\n" * shown
+
+
+def test_a_note_stands_above_an_open_bar(capsys):
+    with tqdm(total=2, bar_format="{n}/{total}", file=sys.stderr) as bar, notes_shown():
+        LOGGER.warning("once")
+        bar.update(2)
+    assert capsys.readouterr().err == "\r0/2\r   \rnote: once\n\r0/2\r2/2\n"
 
 
 def test_nothing_of_it_stays_after_the_command():
