@@ -111,7 +111,8 @@ def share_of(part: int, whole: int) -> dict[str, Any]:
     share, z = part / whole, Z * Z / whole
     middle = (share + z / 2) / (1 + z)
     half = Z / (1 + z) * math.sqrt(share * (1 - share) / whole + z / (4 * whole))
-    return {"share": share, "low": middle - half, "high": middle + half, "of": whole}
+    low, high = max(0.0, middle - half), min(1.0, middle + half)  # rounding leaves [0, 1]
+    return {"share": share, "low": low, "high": high, "of": whole}
 
 
 def decision_scores(kind: TaskKind, task: TaskConfig, answers: Answers) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from polyhead.train.evaluation.decisions import (
     decision_scores,
     precise_threshold,
     share_of,
+    share_text,
     temperature_of,
 )
 from polyhead.train.kinds import Answers, kind_of
@@ -158,6 +159,12 @@ class TestShares:
         assert share["share"] == part / whole
         assert share["low"] == pytest.approx(expected.low, abs=1e-7)
         assert share["high"] == pytest.approx(expected.high, abs=1e-7)
+
+    def test_the_interval_of_none_begins_at_zero_and_of_all_ends_at_one(self):
+        for whole in range(1, 2000):
+            assert share_of(0, whole)["low"] >= 0
+            assert share_of(whole, whole)["high"] <= 1
+        assert share_text(share_of(0, 336)) == "0.000 (0.000-0.011) of 336"
 
     def test_of_nothing_there_is_none(self):
         assert share_of(0, 0) == {"share": None, "low": None, "high": None, "of": 0}
