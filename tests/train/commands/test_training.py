@@ -785,6 +785,7 @@ class TestInspect:
             "scheme": "iob2",
             "labels": ["O", "B-city", "I-city"],
             "parameters": 16 * 3 + 3,
+            "decisions": {},
         }
         assert report["tasks"]["same"]["pair"]
 
