@@ -23,7 +23,8 @@ KINDS = {
     *("contrastive", "triplet", "margin_mse", "cosent", "angle", "cosine_mse", "mse"),
 }
 KEYS = {f"train.recipe.{name}" for name in ("data_config", "schema", "sections")}  # of a recipe
-DOORS = ("modeling.routing", "modeling.configuration_polyhead")  # where types have to be asked for
+# Where types have to be asked for.
+DOORS = {f"modeling.{name}" for name in ("routing", "configuration_polyhead", "task_config")}
 
 Arrow = tuple[str, str]
 

@@ -8,13 +8,14 @@ from transformers import (
 )
 
 from .base_head import Head
-from .configuration_polyhead import PolyheadConfig, TaskConfig
+from .configuration_polyhead import PolyheadConfig
 from .heads import register_head
 from .losses import EmbeddingLoss, register_loss
 from .modeling_polyhead import PolyheadModel, PolyheadOutput
 from .options import HeadTask, TaskOptions
 from .pipeline_polyhead import PolyheadPipeline
 from .pooling import register_pooling
+from .task_config import TaskConfig
 from .views import PolyheadForSequenceClassification, PolyheadForTokenClassification
 
 AutoConfig.register(PolyheadConfig.model_type, PolyheadConfig, exist_ok=True)

@@ -24,7 +24,7 @@ PACKAGE, FOLDER = __name__.rpartition(".")[0], os.path.dirname(os.path.abspath(_
 # Files that are not there yet when extensions are imported: they import the config.
 LATER = (
     *("modeling_polyhead", "pretrained_polyhead", "pipeline_polyhead", "views"),
-    *("adapter_mixin", "task_mixin"),
+    *("adapter_mixin", "head_mixin", "task_mixin"),
 )
 TAKEN = ("handler", "setup", "conftest")  # beside our own names
 IMPORTED = re.compile(r"^from \.(\w+) import __name__ as \1$", re.MULTILINE)

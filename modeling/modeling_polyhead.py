@@ -31,10 +31,10 @@ from .encoder import (
     usable_length,
 )
 from .encoder_parts import Parts, encode_in_parts
-from .experts import build_experts, mean_load
+from .experts import build_experts
 from .first_use import FIRST_USE
-from .heads import IGNORE, Head
-from .packing import TextLayout, can_pack, moved_to
+from .head_mixin import HeadMixin
+from .packing import TextLayout, can_pack
 
 # Not used here: the import makes the pipeline's file travel with the model.
 from .pipeline_polyhead import PolyheadPipeline  # noqa: F401
@@ -75,7 +75,7 @@ class PolyheadOutput(ModelOutput):
     expert_loads: dict[str, Tensor] | None = None
 
 
-class PolyheadModel(PolyheadPreTrainedModel):
+class PolyheadModel(HeadMixin, PolyheadPreTrainedModel):
     """A transformer encoder with a head for each task.
 
     Made from an encoder by `from_encoder`, or by `from_pretrained` from a saved Polyhead.
@@ -199,25 +199,21 @@ class PolyheadModel(PolyheadPreTrainedModel):
         count = len(inputs.tokens) if cu_seq_lens_q is None else len(cu_seq_lens_q) - 1
         read = read_rows(self.config.tasks, self.task_names, names, task_ids, count, window_counts)
         names = read.names
-        deep = output_hidden_states or (
-            output_hidden_states is None and self.encoder.config.output_hidden_states
-        )
+        keeps = self._keeps_hidden_states(output_hidden_states)
         if any(self._head(name).states_needed > 1 for name in names):
             inputs = replace(inputs, output_hidden_states=True)
         packs = self.can_pack if cu_seq_lens_q is not None else False
         encoded = encode_in_parts(
             self.encoder,
             inputs,
-            self._parts(read, keeps=bool(deep)),
+            self._parts(read, keeps=keeps),
             cu_seq_lens=None if cu_seq_lens_q is None else cu_seq_lens_q.cpu(),
             adapters=self._adapters_of_texts(names, read.rows, count),
             routed=bool(self.config.adapters),
             compute=self.compute,
             packs=packs,
         )
-        output = self._run_heads(
-            encoded, read, labels, num_items or {}, label_weights, keeps=bool(deep)
-        )
+        output = self._run_heads(encoded, read, labels, num_items or {}, label_weights, keeps=keeps)
         if return_dict is None:
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
@@ -276,9 +272,6 @@ class PolyheadModel(PolyheadPreTrainedModel):
         """Number of tokens that the encoder accepts; None where it has no limit."""
         return usable_length(self.encoder)
 
-    def _head(self, name: str) -> Head:
-        return self.heads[name]  # pyright: ignore[reportReturnType]
-
     def _run_heads(
         self,
         encoded: EncoderPass,
@@ -312,79 +305,9 @@ class PolyheadModel(PolyheadPreTrainedModel):
             expert_loads=loads or None,
         )
 
-    def _run_head(
-        self,
-        name: str,
-        encoded: EncoderPass,
-        read: TaskRows,
-        target: tuple[Tensor | None, Tensor | None],
-        num_items: Tensor | None,
-        loads: dict[str, Tensor],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits (or embeddings) of the task's texts, and its loss if it has labels.
-
-        What its experts weigh goes into `loads`.
-        """
-        head, rows, (labels, weights) = self._head(name), read.rows[name], target
-        if rows is not None and head.per_token:
-            labels = None if labels is None else encoded.select_labels(labels, rows)
-            weights = None if weights is None else encoded.select_labels(weights, rows)
-        rows = encoded.rows_of(self.config.tasks[name].adapter, rows)
-        keep = None
-        if self.training and labels is not None and head.labelled_tokens_only:
-            keep = labels != IGNORE
-            labels = labels[keep]
-        if self.experts is None:
-            values = head(self._head_input(head, encoded, rows, keep))
-        else:
-            x, load = self._mixed_input(name, encoded, rows, keep)
-            values = head(x)
-            if load is not None:
-                loads[name] = load
-        if read.windows is not None:
-            lengths = encoded.texts.lengths
-            lengths = lengths if rows is None else lengths[moved_to(rows, lengths)]
-            values = read.pool(name, values, lengths)
-        return values, None if labels is None else head.loss(values, labels, num_items, weights)
-
-    def _head_input(
-        self, head: Head, encoded: EncoderPass, rows: Tensor | None, keep: Tensor | None
-    ) -> Tensor:
-        """Token states or vectors of some rows; of their tokens those in `keep`."""
-        states: Any = encoded.output.last_hidden_state
-        if head.layer_mix is not None:
-            x = self._layer_mixed(head, encoded, rows)
-            return x if keep is None else x[keep]
-        x = states if head.per_token else encoded.pooled(head.pooling)
-        if rows is not None:
-            x = encoded.texts.select(x, rows) if head.per_token else x[moved_to(rows, x)]
-        return x if keep is None else x[keep]
-
-    def _layer_mixed(self, head: Head, encoded: EncoderPass, rows: Tensor | None) -> Tensor:
-        """Token states of all layers as one, or vectors of these, of some rows."""
-        assert head.layer_mix is not None
-        last: Any = encoded.output.last_hidden_state
-        states, texts = (*(encoded.output.hidden_states or ())[:-1], last), encoded.texts
-        if rows is not None:
-            states = tuple(texts.select(state, rows) for state in states)
-            texts = texts.of_rows(rows)
-        x = head.layer_mix(states)
-        return x if head.per_token else pool((x,), texts, head.pooling)
-
-    def _mixed_input(
-        self, task: str, encoded: EncoderPass, rows: Tensor | None, keep: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The same of what the task's experts make of the states, and their mean weights."""
-        assert self.experts is not None
-        head, parts, texts = self._head(task), encoded.expert_parts, encoded.texts
-        if rows is not None:
-            parts = tuple(texts.select(part, rows) for part in parts)
-            texts = texts.of_rows(rows)
-        if keep is not None:
-            parts = tuple(part[keep] for part in parts)
-        x, gates = self.experts.of_task(task, head, parts)
-        load = None if gates is None else mean_load(gates, None if keep is not None else texts.mask)
-        return (x if head.per_token else pool((x,), texts, head.pooling)), load
+    def _keeps_hidden_states(self, asked: bool | None) -> bool:
+        """A call's output has the hidden states; the encoder's config says so where it does not."""
+        return bool(self.encoder.config.output_hidden_states if asked is None else asked)
 
     def _parts(self, read: TaskRows, *, keeps: bool) -> Parts:
         """How the rows go through the encoder, and what is kept of their states.

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import hf_api
 
 from .adapters import check_not_merged, load_adapter, plain_state, save_adapter
 from .causal import make_causal, trained_causal
-from .configuration_polyhead import PolyheadConfig, TaskConfig
+from .configuration_polyhead import PolyheadConfig
 from .encoder import (
     HOOKED,
     check_reads_texts,
@@ -33,6 +33,7 @@ from .head_layers import LayerMix
 from .own_heads import load_own_heads
 from .routing import checkpoint_contexts, line_up
 from .rows import check_tasks
+from .task_config import TaskConfig
 from .task_mixin import TaskMixin
 from .weights import (
     REPORTED,
@@ -55,6 +56,45 @@ AUTO_MAP = {
     "AutoModelForTokenClassification": "views.PolyheadForTokenClassification",
 }
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "code_revision")
+
+
+def _hub(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that say where on the Hub files lie."""
+    return {key: value for key, value in arguments.items() if key in HUB_ARGUMENTS}
+
+
+def _encoder_of(
+    model_class: "type[PolyheadPreTrainedModel]", name_or_path: str, causal: bool, /, **kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedConfig, str]:
+    """An encoder with its mask set, its config as it was saved, and the pooling that it had."""
+    config = read_encoder_config(name_or_path, **_hub(kwargs))
+    if config.model_type == PolyheadConfig.model_type:
+        whole: Any = model_class.from_pretrained(name_or_path, tasks=(), **kwargs)
+        told = copy.copy(whole.encoder.config)
+        whole.encoder.config.is_causal = causal
+        return whole.encoder, told, whole.config.pooling
+    told = copy.copy(config)
+    config.is_causal = causal
+    return load_encoder(name_or_path, config, **kwargs), told, "mean"
+
+
+def _adapters_of(model: "PolyheadPreTrainedModel", tasks: Iterable[str] | None) -> list[str]:
+    """The adapters of these tasks, None for all.
+
+    Raises:
+        ValueError: a task is unknown, or an adapter is no task's.
+    """
+    config = model.config
+    names = None if tasks is None else list(tasks)
+    if names is not None:
+        check_tasks(model.task_names, names)
+    used = {task.adapter for task in config.tasks.values()}
+    unused = [name for name in config.adapters or [] if name not in used]
+    if unused:  # its task would answer through the bare encoder
+        raise ValueError(f"config.json: no task goes through adapter {', '.join(unused)}")
+    if names is None:
+        return list(config.adapters or [])
+    return sorted({a for n in names if (a := config.tasks[n].adapter) is not None})
 
 
 class PolyheadPreTrainedModel(TaskMixin, PreTrainedModel):
@@ -108,19 +148,9 @@ class PolyheadPreTrainedModel(TaskMixin, PreTrainedModel):
                 of other shapes, integers, NaN or infinite.
         """
         PolyheadConfig(tasks=tasks, pooling=pooling or "mean")  # refuse before loading anything
-        encoder_config = read_encoder_config(
-            name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
-        )
         causal = any(task.head_class.causal for task in tasks.values())
-        if encoder_config.model_type == PolyheadConfig.model_type:
-            whole: Any = cls.from_pretrained(name_or_path, tasks=(), **kwargs)
-            encoder, pooling = whole.encoder, pooling or whole.config.pooling
-            told = copy.copy(encoder.config)
-            encoder.config.is_causal = causal
-        else:
-            told = copy.copy(encoder_config)
-            encoder_config.is_causal = causal
-            encoder = load_encoder(name_or_path, encoder_config, **kwargs)
+        encoder, told, its_pooling = _encoder_of(cls, name_or_path, causal, **kwargs)
+        pooling = pooling or its_pooling
         check_reads_texts(encoder)
         if causal:
             make_causal(encoder)
@@ -128,7 +158,7 @@ class PolyheadPreTrainedModel(TaskMixin, PreTrainedModel):
             encoder.config.name_or_path = ""
         config = PolyheadConfig(
             encoder_config=encoder.config,
-            pooling=pooling or "mean",
+            pooling=pooling,
             trained_causal=trained_causal(encoder, told),
             dtype=encoder.dtype,
         )
@@ -201,24 +231,12 @@ class PolyheadPreTrainedModel(TaskMixin, PreTrainedModel):
         for parameter in model.parameters():
             if not parameter.is_meta:
                 parameter.data = parameter.data.clone()
-        if tasks is None:
-            adapters = list(model.config.adapters or [])
-        else:
-            names = list(tasks)
-            check_tasks(model.task_names, names)
-            adapters = sorted(
-                {a for n in names if (a := model.config.tasks[n].adapter) is not None}
-            )
-        used = {task.adapter for task in model.config.tasks.values()}
-        unused = [name for name in model.config.adapters or [] if name not in used]
-        if unused:  # its task would answer through the bare encoder
-            raise ValueError(f"config.json: no task goes through adapter {', '.join(unused)}")
+        adapters = _adapters_of(model, tasks)
         check_no_stray_adapters(folder, model.config.adapters or [])
-        hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         hashes = model.config.adapter_hashes or {}
         for name in adapters:
             repo, expected = str(pretrained_model_name_or_path), hashes.get(name)
-            load_adapter(model.encoder, name, repo, expected=expected, **hub)
+            load_adapter(model.encoder, name, repo, expected=expected, **_hub(kwargs))
         line_up(model.encoder)
         return loaded
 

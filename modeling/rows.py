@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .attention import no_compile
-from .configuration_polyhead import TaskConfig
 from .packing import moved_to
+from .task_config import TaskConfig
 
 Rows = dict[str, Tensor | None]  # by task: numbers of its rows, or None for all
 

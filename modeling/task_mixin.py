@@ -11,10 +11,10 @@ from torch import nn
 
 from .adapter_mixin import AdapterMixin
 from .causal import is_causal
-from .configuration_polyhead import TaskConfig
 from .experts import Experts, Mixture, build_experts, checked_experts
 from .heads import Head
 from .rows import check_tasks
+from .task_config import TaskConfig
 from .unread_options import options_without_effect
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .configuration_polyhead import TaskConfig
 from .first_use import FIRST_USE
 from .inputs import TextOrPair, tokenizable
+from .task_config import TaskConfig
 from .windows import (
     Reads,
     Span,

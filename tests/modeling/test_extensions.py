@@ -300,8 +300,8 @@ def test_the_file_travels(tmp_path, imported, make_model):
     code = (tmp_path / "model" / "my_heads.py").read_text()
     for line in (
         "    from .base_head import Head\n",
-        "    from .configuration_polyhead import TaskConfig\n",
         "    from .heads import register_head\n",
+        "    from .task_config import TaskConfig\n",
         "    from polyhead.modeling import Head, TaskConfig, register_head\n",
         "    from .pooling import register_pooling as register, mean_pooling\n",
         "        from .packing import TextLayout\n",

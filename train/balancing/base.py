@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.task_config import TaskConfig
 from ..recipe.sections import Balancing
 
 Numbers = dict[str, float]  # by task

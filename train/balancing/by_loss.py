@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.task_config import TaskConfig
 from ..kinds import kind_of
 from .base import Balancer, Numbers
 

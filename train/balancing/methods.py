@@ -22,9 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.options import TaskOptions
 from ...modeling.tables import Table
+from ...modeling.task_config import TaskConfig
 from ..adapters import adapter_name
 from ..recipe.schema import Recipe
 from ..recipe.sections import Balancing

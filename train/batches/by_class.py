@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.task_config import TaskConfig
 from ..data.dataset import MultiTaskDataset
 from ..kinds import kind_of
 from ..recipe.schema import TaskRecipe

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.heads import HEADS
 from ...modeling.packing import cumulative
+from ...modeling.task_config import TaskConfig
 from ..data.tokenization import WEIGHT
 from ..kinds import BatchLayout, LanguageModel, kind_of
 

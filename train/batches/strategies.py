@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.tables import Table
+from ...modeling.task_config import TaskConfig
 from ..data.loading import group_tasks
 from ..kinds import kind_of
 from ..kinds.values import is_real

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.task_config import TaskConfig
 from ..evaluation.decisions import (
     NEVER,
     UNSURE,

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import torch
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.pipeline_polyhead import PolyheadPipeline
+from ...modeling.task_config import TaskConfig
 from ..errors import UserError
 from ..recipe.data_config import DataConfig
 from ..recipe.schema import Recipe, TaskRecipe

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from ...modeling.configuration_polyhead import PolyheadConfig, TaskConfig
+from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel, usable_length
+from ...modeling.task_config import TaskConfig
 from ..artifacts import read_json
 from ..data.loading import Source
 from ..hub.sentence_transformers import POOLING_FLAGS

@@ -18,8 +18,9 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ...modeling.configuration_polyhead import PolyheadConfig, TaskConfig
+from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel
+from ...modeling.task_config import TaskConfig
 from ..data.dataset import MultiTaskDataset
 from ..errors import UserError
 from ..recipe.sections import FewShot, MultiTaskArguments, Sampling

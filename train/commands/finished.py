@@ -7,9 +7,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ...modeling.causal import is_causal, make_causal
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel
 from ...modeling.options import DECIDED
+from ...modeling.task_config import TaskConfig
 from ..adapters import merged_encoder
 from ..data.loading import Source
 from ..errors import UserError

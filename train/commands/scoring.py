@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.task_config import TaskConfig
 from ..data.loading import Source, load_sources, unseen_labels
 from ..data.tokenization import cut_notes
 from ..errors import UserError

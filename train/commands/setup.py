@@ -16,8 +16,8 @@ from transformers import (
     set_seed,
 )
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel
+from ...modeling.task_config import TaskConfig
 from ..adapters import attach_adapters
 from ..batches.strategies import passes_by_source
 from ..data.loading import Source, load_sources

@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling.checks import CONFIG_ERRORS
-from ...modeling.configuration_polyhead import PolyheadConfig, TaskConfig
+from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.modeling_polyhead import PolyheadModel
 from ...modeling.packing import moved_to
 from ...modeling.pooling import layers_needed
+from ...modeling.task_config import TaskConfig
 from ..batches.collator import MultiTaskCollator, model_inputs, windows_of
 from ..data.dataset import MultiTaskDataset
 from ..data.loading import Source

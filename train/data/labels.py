@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import datasets
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.hierarchy import leaves_under, nodes_of
+from ...modeling.task_config import TaskConfig
 from ..kinds import CLOSED, kind_of
 from ..kinds.values import is_missing, labels_in
 from ..recipe.schema import TaskRecipe

@@ -14,9 +14,9 @@ from typing import Any
 import datasets
 import datasets.exceptions
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.hierarchy import nodes_of
 from ...modeling.tags import split_tag
+from ...modeling.task_config import TaskConfig
 from ...modeling.windows import locate_words
 from ..errors import UserError
 from ..kinds import SplitRows, kind_of

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.task_config import TaskConfig
 from ..kinds import Answers, TaskKind
 from ..kinds.counting import reliability
 

@@ -18,10 +18,10 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.hierarchy import nodes_of
 from ...modeling.tables import Table
 from ...modeling.tags import spans_of
+from ...modeling.task_config import TaskConfig
 from ..kinds import TaskKind, kind_of
 from ..kinds.base import LabelType
 from .entity_scores import entity_scores

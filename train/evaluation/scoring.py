@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.task_config import TaskConfig
 from ..data.loading import Source
 from ..data.tokenization import tokenize
 from ..errors import UserError

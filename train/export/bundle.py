@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.hierarchy import tree_levels
 from ...modeling.modeling_polyhead import PolyheadModel
 from ...modeling.pipeline_polyhead import PolyheadPipeline
 from ...modeling.tags import follow_table
+from ...modeling.task_config import TaskConfig
 from ...modeling.windows import WORD, window_length
 from ..artifacts import write_text
 from ..inference.exported import ExportedModel

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...modeling.causal import is_causal
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.heads import HEADS
 from ...modeling.modeling_polyhead import PolyheadModel
+from ...modeling.task_config import TaskConfig
 from ..adapters import merged_encoder
 from ..artifacts import write_aside
 from ..errors import UserError

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel
+from ...modeling.task_config import TaskConfig
 from ..artifacts import PLOTS, RUNS, SCORES
 from ..balancing.agreement import noise_of, summary
 from ..escape import code, fenced, in_markdown, paragraph

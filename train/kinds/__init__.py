@@ -6,9 +6,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.heads import HEADS
 from ...modeling.tables import Table
+from ...modeling.task_config import TaskConfig
 from ..recipe.schema import TaskRecipe
 from .base import CLOSED, Answers, BatchLayout, SplitRows, TaskKind
 from .causal_lm import CausalLM

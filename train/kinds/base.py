@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.heads import HEADS
+from ...modeling.task_config import TaskConfig
 from ..recipe.data_config import DataConfig
 from ..recipe.schema import TaskRecipe
 from .counting import reliability

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from sklearn.preprocessing import MultiLabelBinarizer
 from torch import Tensor
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.decoding import rank_strict
 from ...modeling.heads import IGNORE
 from ...modeling.hierarchy import SEPARATOR, best_leaves, leaves_under, nodes_of
 from ...modeling.problem_types import middle_class
+from ...modeling.task_config import TaskConfig
 from ..recipe.data_config import DataConfig
 from .base import Answers, LabelType, SplitRows, TaskKind
 from .counting import confusion, multi_label_confusion

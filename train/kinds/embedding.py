@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.losses import LOSSES
+from ...modeling.task_config import TaskConfig
 from ..recipe.data_config import DataConfig
 from ..recipe.schema import TaskRecipe
 from .base import Answers, LabelType, SplitRows, TaskKind

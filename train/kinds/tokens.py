@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.decoding import (
     decode_entities,
     decode_strict,
@@ -19,6 +18,7 @@ from ...modeling.decoding import (
     word_tags,
 )
 from ...modeling.heads import IGNORE
+from ...modeling.task_config import TaskConfig
 from ...modeling.windows import Span, Window, joined_words, locate_words, split_words, units_of
 from ..recipe.data_config import DataConfig
 from ..recipe.schema import TaskRecipe

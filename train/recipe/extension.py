@@ -2,8 +2,9 @@
 
 from dataclasses import fields
 
-from ...modeling.configuration_polyhead import PolyheadConfig, TaskConfig
+from ...modeling.configuration_polyhead import PolyheadConfig
 from ...modeling.options import TaskOptions
+from ...modeling.task_config import TaskConfig
 from ..kinds import kind_of
 from .schema import Recipe, TaskRecipe
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.task_config import TaskConfig
 from ..adapters import adapter_name
 from ..kinds import kind_of
 from .schema import Recipe, TaskRecipe

@@ -10,12 +10,12 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from ...modeling.compute import Mode
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.head_layers import LARGEST_LAYERS
 from ...modeling.heads import HEADS
 from ...modeling.losses import LOSSES
 from ...modeling.options import TaskOptions
 from ...modeling.pooling import POOL
+from ...modeling.task_config import TaskConfig
 from ..lazy import lazy
 from .data_config import DataConfig, Label
 from .sections import (

@@ -1,8 +1,8 @@
 """What is wrong with the sections of a recipe: keys that do not go with what the others say."""
 
-from ...modeling.configuration_polyhead import mask_fault
 from ...modeling.heads import HEADS
 from ...modeling.pooling import layers_needed
+from ...modeling.task_config import mask_fault
 from ..kinds import kind_of
 from .schema import FinishedEncoder, Recipe
 from .sections import Distill

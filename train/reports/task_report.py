@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...modeling.configuration_polyhead import TaskConfig
+from ...modeling.task_config import TaskConfig
 from ..artifacts import REPORTS, write_json
 from ..evaluation.decisions import decision_scores
 from ..evaluation.scoring import EvalSplit, as_tensor, scores_by_group

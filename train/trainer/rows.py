@@ -8,10 +8,10 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from ...modeling.configuration_polyhead import TaskConfig
 from ...modeling.modeling_polyhead import PolyheadModel
 from ...modeling.options import TaskOptions
 from ...modeling.pipeline_polyhead import PolyheadPipeline
+from ...modeling.task_config import TaskConfig
 from ..data.dataset import MultiTaskDataset
 from ..data.loading import Source, load_sources, unseen_labels
 from ..data.memory import splits_in_memory

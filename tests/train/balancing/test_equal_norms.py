@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from polyhead.modeling.configuration_polyhead import TaskConfig
+from polyhead.modeling.task_config import TaskConfig
 from polyhead.train.balancing.by_loss import EqualNorms
 from polyhead.train.balancing.methods import make_balancer, method_of
 from polyhead.train.batches.collator import model_inputs

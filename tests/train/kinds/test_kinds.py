@@ -4,8 +4,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from polyhead.modeling.configuration_polyhead import TaskConfig
 from polyhead.modeling.heads import HEADS, IGNORE
+from polyhead.modeling.task_config import TaskConfig
 from polyhead.train.evaluation.metrics import METRICS
 from polyhead.train.kinds import KINDS, BatchLayout, SplitRows, kind_of
 from polyhead.train.recipe.data_config import DataConfig
