@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from polyhead.modeling import attention, modeling_polyhead, packing, segments
+from polyhead.modeling import attention, head_mixin, packing, segments
 from polyhead.train import adapters as adapting
 from polyhead.train.adapters import attach_adapters
 from torch import Tensor
@@ -60,7 +60,7 @@ def device(monkeypatch):
         assert not isinstance(values, OnDevice)
         return values.as_subclass(OnDevice) if isinstance(other, OnDevice) else values
 
-    for module in (modeling_polyhead, packing, segments):
+    for module in (head_mixin, packing, segments):
         monkeypatch.setattr(module, "moved_to", moved)
 
     def by_rows(*args, causal):
