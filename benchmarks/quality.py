@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 import yaml
-from common import ROOT, alternate, keep, quiet
+from common import ROOT, alternate, device, keep, quiet
 from scipy.stats import t as student
 
 RECIPE = ROOT / "configs/six_tasks.yaml"
@@ -289,8 +289,7 @@ def main() -> None:
     if missing := [name for name in SINGLE if not table[name]["test"]]:
         print(f"no scores yet of {', '.join(missing)}", file=sys.stderr)
         sys.exit(2)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    kept = {"device of this call": device, "scores": table, **show(table)}
+    kept = {"device of this call": device(), "scores": table, **show(table)}
     keep("quality", "six tasks alone and together: scores on test rows", kept)
 
 

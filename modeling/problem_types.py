@@ -139,7 +139,7 @@ class SingleLabel:
                 reduction="sum" if weights is None else "none",
                 label_smoothing=weighing.smoothing,
             )
-        return losses.sum() if weights is None else (losses * weights.flatten()).sum()
+        return _weighed_sum(losses, None if weights is None else weights.flatten())
 
     def answer(
         self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
@@ -200,7 +200,7 @@ def marginal_loss_sum(
     barred = ~allowed.to(logits.device)[ids]
     inside = logits.masked_fill(barred, float("-inf")).logsumexp(-1)
     losses = logits.logsumexp(-1) - inside
-    return losses.sum() if weights is None else (losses * weights.flatten()[known]).sum()
+    return _weighed_sum(losses, None if weights is None else weights.flatten()[known])
 
 
 def ordinal_logits(steps: Tensor) -> Tensor:
@@ -246,16 +246,21 @@ class Ordinal(SingleLabel):
         return next(answer for answer in ranked if answer["label"] == label)
 
 
-class MultiLabel:
-    """Any number of labels for each row: binary cross-entropy over (N, L) of 0, 1 or NaN."""
-
-    least_labels = 1
+class _Numbers:
+    """Labels that are numbers, (N,) or (N, L); NaN is no label."""
 
     def count(
         self, labels: Tensor, weighing: Weighing = PLAIN, weights: Tensor | None = None
     ) -> Tensor:
-        """Rows with a label that is not NaN, each as often as it weighs; a scalar."""
-        return _rows_known(labels, weights)
+        """Rows with a number that is not NaN, each as often as it weighs; a scalar."""
+        known = (~labels.isnan()).view(len(labels), -1).any(1)
+        return known.sum() if weights is None else (known * weights).sum()
+
+
+class MultiLabel(_Numbers):
+    """Any number of labels for each row: binary cross-entropy over (N, L) of 0, 1 or NaN."""
+
+    least_labels = 1
 
     def loss_sum(
         self,
@@ -280,7 +285,7 @@ class MultiLabel:
                 logits, filled, pos_weight=classes, reduction="none"
             )
         losses = (errors * known).sum(1) / known.sum(1).clamp(min=1)
-        return losses.sum() if weights is None else (losses * weights).sum()
+        return _weighed_sum(losses, weights)
 
     def answer(
         self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
@@ -295,16 +300,10 @@ class MultiLabel:
         )
 
 
-class Regression:
+class Regression(_Numbers):
     """A number for each row: squared error over (N,); NaN is no label."""
 
     least_labels = 0
-
-    def count(
-        self, labels: Tensor, weighing: Weighing = PLAIN, weights: Tensor | None = None
-    ) -> Tensor:
-        """Rows whose number is not NaN, each as often as it weighs; a scalar."""
-        return _rows_known(labels, weights)
 
     def loss_sum(
         self,
@@ -317,7 +316,7 @@ class Regression:
         known = ~labels.isnan()
         filled = torch.where(known, labels, 0).to(logits.dtype)
         losses = (logits.squeeze(-1) - filled.view(-1)).square() * known.view(-1)
-        return losses.sum() if weights is None else (losses * weights).sum()
+        return _weighed_sum(losses, weights)
 
     def answer(
         self, task: HeadTask, values: Tensor, *, top_k: int | None, threshold: float | None
@@ -326,10 +325,9 @@ class Regression:
         return {"score": float(values[0])}
 
 
-def _rows_known(labels: Tensor, weights: Tensor | None) -> Tensor:
-    """Rows of (N,) or (N, L) with any number that is not NaN, by their weights; a scalar."""
-    known = (~labels.isnan()).view(len(labels), -1).any(1)
-    return known.sum() if weights is None else (known * weights).sum()
+def _weighed_sum(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Sum of losses, each times its weight; a scalar."""
+    return losses.sum() if weights is None else (losses * weights).sum()
 
 
 PROBLEM_TYPES: dict[str, ProblemType] = {
