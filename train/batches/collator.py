@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ...modeling.heads import HEADS
 from ...modeling.packing import cumulative
 from ...modeling.task_config import TaskConfig
-from ..data.tokenization import WEIGHT
+from ..data.tokenization import WEIGHT, reads_later_windows
 from ..kinds import BatchLayout, LanguageModel, kind_of
 
 TAUGHT = "taught_"  # column of a token task's tags by its teacher, of rows of other tasks
@@ -105,7 +105,7 @@ class MultiTaskCollator:
         names = [
             name
             for name in self.sources[row["source"]]
-            if row["window"] == 0 or self.configs[name].reads_windows
+            if row["window"] == 0 or reads_later_windows(self.configs[name])
         ]
         names += [name for name in self.task_names if row.get(TAUGHT + name) is not None]
         return [name for name in names if name not in self.stopped]
@@ -183,11 +183,6 @@ class MultiTaskCollator:
                 batch["input_ids"][line, first : first + len(text)] = torch.tensor(text)
             labels += of_row
         return labels
-
-
-def reads_later_windows(config: TaskConfig) -> bool:
-    """A task reads tokenized rows that are no first window of a text."""
-    return config.reads_windows or config.blocks
 
 
 def windows_of(row: dict[str, Any]) -> list[int]:

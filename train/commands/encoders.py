@@ -62,7 +62,11 @@ def build_model(
         folder, pooling, _ = _sentence_transformer(resolve(recipe.encoder))
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = PolyheadModel.from_encoder(
-            folder, configs, pooling=recipe.pooling or pooling, experts=experts_of(recipe)
+            folder,
+            configs,
+            pooling=recipe.pooling or pooling,
+            experts=experts_of(recipe),
+            dtype=torch.float32,  # half precision loses small steps; training.bf16 is by operation
         )
         adapters = read_json(Path(folder) / "config.json", {}).get("adapters")
         if adapters:  # of a finished Polyhead

@@ -79,6 +79,11 @@ def tokenize(
     return features
 
 
+def reads_later_windows(config: TaskConfig) -> bool:
+    """A task reads tokenized rows that are no first window of a text."""
+    return config.reads_windows or config.blocks
+
+
 def cut_rows(rows: datasets.Dataset, config: TaskConfig) -> int:
     """In how many rows a text is too long for what a task reads of it.
 
@@ -86,7 +91,7 @@ def cut_rows(rows: datasets.Dataset, config: TaskConfig) -> int:
         rows: tokenized.
         config: the task.
     """
-    if (config.reads_windows or config.blocks) and not config.pools_windows:
+    if reads_later_windows(config) and not config.pools_windows:
         return 0
     pairs = zip(rows["cut"][:], rows["window"][:], strict=True)
     return sum(cut for cut, window in pairs if window == 0)

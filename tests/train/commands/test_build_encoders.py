@@ -20,7 +20,7 @@ from train_helpers import (
     write_rows,
     write_splits,
 )
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 TRAINING = {"max_steps": 2, "use_cpu": True, "report_to": "none"}
 BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -47,6 +47,19 @@ def recipe(folder, encoder, name="run", tasks=("intent",), **more):
     chosen = {task: {**heads[task], **more.pop(task, {})} for task in tasks}
     whole = {"encoder": encoder, "tasks": chosen, "output_dir": str(folder / name), **more}
     return write_recipe(folder / f"{name}.yaml", {**whole, "training": TRAINING})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_encoder_in_half_precision_trains_in_float32(dtype, folder, encoder_folder):
+    encoder = AutoModel.from_pretrained(encoder_folder("bert")).to(dtype)
+    encoder.save_pretrained(folder / "half")
+    AutoTokenizer.from_pretrained(encoder_folder("bert")).save_pretrained(folder / "half")
+    model = prepare(recipe(folder, str(folder / "half"))).model
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert model.config.dtype == model.config.encoder_config.dtype == torch.float32
+    for name, weight in encoder.named_parameters():
+        if "pooler" not in name:
+            assert torch.equal(model.encoder.get_parameter(name), weight.float())
 
 
 class TestTokenizers:

@@ -161,6 +161,17 @@ class TestBlocks:
         found = [token for [piece] in rows["input_ids"] for token in piece[1:-1]]
         assert found == self.tokens(tokenizer, [text])
 
+    @pytest.mark.parametrize("split", ["train", "test"])
+    def test_each_window_of_a_long_text_is_read(self, split, tokenizer, tmp_path):
+        rows = self.rows(tokenizer, tmp_path, [" ".join(CORPUS * 5)], split=split)
+        assert max(rows["window"]) > 0
+        config = {"words": TaskConfig(head="causal_lm", blocks=True)}
+        collator = MultiTaskCollator(tokenizer, config, ["words"], {"words": ["words"]})
+        dataset = MultiTaskDataset({"words": rows})
+        for number, block in enumerate(rows["input_ids"]):
+            labels = collator(dataset.__getitems__([number]))["labels"]["words"]
+            assert (labels != -100).sum() == sum(len(piece) - 1 for piece in block)
+
     def test_words_go_along(self, tokenizer, tmp_path):
         rows = self.rows(tokenizer, tmp_path, CORPUS, whole_word=True)
         for block, words in zip(rows["input_ids"], rows["token_words"], strict=True):
