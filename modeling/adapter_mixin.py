@@ -2,7 +2,7 @@
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
 """Adapters in and out of a model, and which of them its texts go through."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from .attention import no_compile
 from .checks import check_task_name
 from .configuration_polyhead import PolyheadConfig
 from .rows import Rows, check_tasks
+from .stacks import line_up
 
 
 class AdapterMixin:
@@ -56,6 +57,7 @@ class AdapterMixin:
         if not names:
             raise ValueError(f"adapter {name!r}: tasks is empty; name the tasks that go through it")
         inject(self.encoder, name, config, state)
+        line_up(self.encoder)
         self.config.adapters = [*(self.config.adapters or []), name]
         for task in names:
             self.config.tasks[task].adapter = name
@@ -71,9 +73,16 @@ class AdapterMixin:
             raise ValueError(f"unknown adapter {name!r}; there are: {', '.join(known) or 'none'}")
         if name in self.loaded_adapters:
             remove(self.encoder, name)
+            line_up(self.encoder)
         self.config.adapters = [a for a in known if a != name]
         for task in self.config.tasks.values():
             task.adapter = None if task.adapter == name else task.adapter
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Of nn.Module, for `to`, `half`, `cuda` and the like: adapters lie together there too."""
+        moved = super()._apply(fn, *args, **kwargs)  # pyright: ignore
+        line_up(self.encoder)
+        return moved
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused: transformers would save one adapter and wrap the heads too."""

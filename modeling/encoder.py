@@ -38,8 +38,9 @@ from .packing import (
 )
 from .pooling import layers_needed, pool
 from .reading import few, read_json
-from .routing import NotRoutable, Routing, first_adapted_layer
+from .routing import NotRoutable, Routing, adds_in_place, first_adapted_layer
 from .segments import Plan, make_plan, move, moved_texts, parts_of
+from .stacks import stack_products
 from .weights import check_finite_tensors
 
 HOOKED = "_output_capturing_hooks_installed"  # what transformers notes on an encoder
@@ -386,6 +387,8 @@ def _encode_routed(
     arguments = inputs.arguments() | {"return_dict": True}
     dtype = encoder.dtype
     with Routing(plan), compute.context(encoder.device.type):
+        if plan is not None and adds_in_place(encoder.device.type):
+            stack_products(encoder, plan)
         if texts.cu_seq_lens is None:
             output = encoder(**arguments)
         else:

@@ -31,8 +31,9 @@ from .experts import ZeroLinear
 from .first_use import FIRST_USE
 from .head_layers import LayerMix
 from .own_heads import load_own_heads
-from .routing import checkpoint_contexts, line_up
+from .routing import checkpoint_contexts
 from .rows import check_tasks
+from .stacks import line_up
 from .task_config import TaskConfig
 from .task_mixin import TaskMixin
 from .weights import (

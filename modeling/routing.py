@@ -29,14 +29,12 @@ from transformers import PreTrainedModel
 
 from .attention import no_compile
 from .segments import LayerSignature, Plan, Segment, SegmentGroup, move
+from .stacks import add_products
 
 try:
     from peft.tuners.tuners_utils import BaseTunerLayer
 except ImportError:
     BaseTunerLayer = None
-
-
-ALIGNMENT = 64  # bytes, as torch aligns what it allocates
 
 
 class NotRoutable(RuntimeError):
@@ -79,10 +77,25 @@ class Routed:
         active = _ACTIVE.get()
         return super().active_adapter if active is None else active  # pyright: ignore
 
-    @no_compile
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., in) -> (..., out); ids for an embedding layer."""
+        if torch.compiler.is_compiling():
+            return self._uncompiled(x, *args, **kwargs)
         plan = _PLAN.get()
+        layer: Any = self
+        products = None if plan is None else plan.products.get(layer)
+        if plan is None or products is None:
+            return self._follow(plan, x, *args, **kwargs)
+        if plan.count and x.numel() != plan.count * x.shape[-1]:
+            raise NotRoutable(f"{tuple(x.shape)}, planned for {plan.count} tokens")
+        return add_products(x, layer._modules["base_layer"](x, *args, **kwargs), products)
+
+    @no_compile
+    def _uncompiled(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._follow(_PLAN.get(), x, *args, **kwargs)
+
+    def _follow(self, plan: Plan | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Weights gathered for this call, of whatever kind the adapters are."""
         layer: Any = self
         if plan is None:
             return layer.base_layer(x, *args, **kwargs)
@@ -123,10 +136,10 @@ def _token_shape(x: Tensor) -> torch.Size:
 def _segments_of(plan: Plan, x: Tensor) -> list[Segment]:
     """The plan's segments of these tokens."""
     count = _token_shape(x).numel()
-    if len(plan.segments) == 1:
+    if not plan.count:
         return [(plan.segments[0][0], 0, count)]
-    if plan.segments[-1][2] != count:
-        raise NotRoutable(f"{count} tokens, planned for {plan.segments[-1][2]}")
+    if plan.count != count:
+        raise NotRoutable(f"{count} tokens, planned for {plan.count}")
     return plan.segments
 
 
@@ -160,14 +173,14 @@ def _update(layer: Any, x: Tensor, result: Tensor, groups: list[SegmentGroup]) -
         _add_low_rank(layer, names, x_part, part) if names else part
         for (names, _), x_part, part in zip(parts, flat.split(sizes), out.split(sizes), strict=True)
     ]
-    if _in_place(x):
+    if adds_in_place(x.device.type):
         return out.view(result.shape)
     return (updated[0] if len(updated) == 1 else torch.cat(updated)).view(result.shape)
 
 
-def _in_place(x: Tensor) -> bool:
+def adds_in_place(device: str) -> bool:
     """Nothing needs what the base layer gave: the update may be added to it where it lies."""
-    return not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled(device)
 
 
 def _add_low_rank(layer: Any, names: list[str], x: Tensor, out: Tensor) -> Tensor:
@@ -175,7 +188,7 @@ def _add_low_rank(layer: Any, names: list[str], x: Tensor, out: Tensor) -> Tenso
     inner, up, scaling = _factors(layer, names, x)
     grouped = out.view(len(names), -1, out.shape[-1])
     bias = layer.lora_B[names[0]].bias  # never in a group of several
-    if _in_place(x):
+    if adds_in_place(x.device.type):
         if bias is not None:
             grouped.add_(bias, alpha=scaling)
         if grouped.dtype == inner.dtype:
@@ -195,8 +208,8 @@ def _factors(layer: Any, names: list[str], x: Tensor) -> tuple[Tensor, Tensor, f
     """
     # Lookups of modules cost as much as a small product; their tables do not.
     downs, ups = layer.lora_A._modules, layer.lora_B._modules
-    down = _stacked([downs[name]._parameters["weight"] for name in names])
-    up = _stacked([ups[name]._parameters["weight"] for name in names])
+    down = torch.stack([downs[name]._parameters["weight"] for name in names])
+    up = torch.stack([ups[name]._parameters["weight"] for name in names])
     parts = x.to(down.dtype).view(len(names), -1, x.shape[-1])
     if layer.training:
         drops = [layer.lora_dropout[name] for name in names]
@@ -207,39 +220,6 @@ def _factors(layer: Any, names: list[str], x: Tensor) -> tuple[Tensor, Tensor, f
         return down @ parts.mT, up, scalings[0]
     scaling = torch.tensor(scalings, dtype=down.dtype, device=x.device).view(-1, 1, 1)
     return down @ parts.mT * scaling, up, 1.0
-
-
-def _stacked(weights: list[Tensor]) -> Tensor:
-    """(K, ...) of K weights: the memory itself where `line_up` put them in a row, else a copy."""
-    if len(weights) == 1:
-        return weights[0].unsqueeze(0)
-    if torch.is_grad_enabled():
-        return torch.stack(weights)
-    first = weights[0]
-    start, each = first.data_ptr(), first.nbytes
-    addresses = list(range(start, start + each * len(weights), each))
-    if [weight.data_ptr() for weight in weights] != addresses:
-        return torch.stack(weights)
-    return first.as_strided((len(weights), *first.shape), (first.numel(), *first.stride()))
-
-
-def line_up(encoder: nn.Module) -> None:
-    """Let each layer's adapters lie one after the other in memory, in the order of their names.
-
-    Many adapters in one product then need no copy. The parameters stay PEFT's own; only where
-    their numbers lie changes. Weights whose size would shift the alignment of the next are left
-    where they are: the last bit of a product depends on it.
-    """
-    for module in encoder.modules():
-        if not isinstance(module, Routed):
-            continue
-        for part in ("lora_A", "lora_B"):
-            table = getattr(module, part, {})
-            weights = [table[name].weight for name in sorted(table)]
-            alike = len({(w.shape, w.dtype, w.device) for w in weights}) == 1
-            if alike and weights[0].nbytes % ALIGNMENT == 0 and weights[0].is_contiguous():
-                for weight, memory in zip(weights, torch.stack(weights).detach(), strict=True):
-                    weight.data = memory
 
 
 def layers_of(encoder: nn.Module, count: int) -> nn.ModuleList | None:

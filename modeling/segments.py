@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .packing import TextLayout, cumulative, moved_to
 
@@ -20,6 +20,7 @@ Segment = tuple[str | None, int, int]  # adapter, first token, last token + 1
 SegmentGroup = tuple[list[str], int, int]  # adapters of equal parts, first token, last token + 1
 LayerSignature = tuple[tuple[int | None, ...], bool]  # by segment: its adapter's rank; bias
 ROWS_PER_ADAPTER = 4  # with more, one product for each adapter is faster than one for each row
+FEW_RUNS = 2  # products of which are faster than one that reads the weights of each row
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Plan:
         size: texts of the caller (padded) or tokens (packed): what tells a batch's tensors.
         position_of: where (adapter, the caller's text) stands; None when nothing moves.
         width: tokens of every text, where they are padded; 0 where they are packed.
+        products: by layer, what `stacks.py` has ready for it; without, weights are gathered.
     """
 
     segments: list[Segment]
@@ -48,7 +50,13 @@ class Plan:
     size: int = 0
     position_of: dict[tuple[str | None, int], int] | None = None
     width: int = 0
+    products: dict[nn.Module, list] = field(default_factory=dict)
     _groups: dict[LayerSignature, list[SegmentGroup]] = field(default_factory=dict)
+
+    @cached_property
+    def count(self) -> int:
+        """Tokens of all segments; 0 where one stands for everything."""
+        return self.segments[-1][2] if len(self.segments) > 1 else 0
 
     @cached_property
     def names(self) -> list[str]:
@@ -58,28 +66,39 @@ class Plan:
     def groups(self, signature: LayerSignature, segments: list[Segment]) -> list[SegmentGroup]:
         """Segments with an adapter in a layer, joined where one batched product can do several.
 
-        Many small products cost more than their arithmetic. Where all segments are of one length
-        they are the parts; else the rows of a padded batch are, unless few adapters have many.
+        Many small products cost more than their arithmetic. Neighbours of one length are the equal
+        parts of one product; where that leaves several, the rows of a padded batch are, unless few
+        adapters have many.
         """
         if signature in self._groups:
             return self._groups[signature]
         ranks, biased = signature
-        adapted = [s for s, rank in zip(segments, ranks, strict=True) if rank]
-        sizes = [stop - start for _, start, stop in adapted]
-        groups: list[SegmentGroup] = [([str(name)], start, stop) for name, start, stop in adapted]
-        if len(adapted) > 1 and len({r for r in ranks if r}) == 1 and not biased:
-            first, last = adapted[0][1], adapted[-1][2]
-            unit = sizes[0] if len(set(sizes)) == 1 else self.width
-            count = (last - first) // unit if unit else 0
-            if sum(sizes) == last - first and 0 < count <= ROWS_PER_ADAPTER * len(adapted):
-                counts = [size // unit for size in sizes]
-                names = [
-                    n for (n, *_), c in zip(adapted, counts, strict=True) for n in [str(n)] * c
-                ]
-                groups = [(names, first, last)]
-        if len(self.segments) > 1:  # else the lengths are those of one layer's input
+        adapted = [(*s, r) for s, r in zip(segments, ranks, strict=True) if r]
+        groups: list[SegmentGroup] = []
+        before = None
+        for name, start, stop, rank in adapted:
+            if not biased and before == (start, stop - start, rank):
+                names, first, _ = groups.pop()
+                groups.append(([*names, str(name)], first, stop))
+            else:
+                groups.append(([str(name)], start, stop))
+            before = (stop, stop - start, rank)
+        if len(groups) > FEW_RUNS and len({r for r in ranks if r}) == 1 and not biased:
+            groups = self._by_row(adapted) or groups
+        if self.count:  # else the lengths are those of one layer's input
             self._groups[signature] = groups
         return groups
+
+    def _by_row(self, adapted: list[tuple[str | None, int, int, int]]) -> list[SegmentGroup]:
+        """One group of the rows of a padded batch; none where they are too many, or not all."""
+        first, last = adapted[0][1], adapted[-1][2]
+        unit = self.width or last - first + 1  # of packed texts there is none
+        counts = [(stop - start) // unit for _, start, stop, _ in adapted]
+        whole = sum(counts) * unit == last - first
+        if not whole or sum(counts) > ROWS_PER_ADAPTER * len(adapted):
+            return []
+        names = [str(n) for (n, *_), c in zip(adapted, counts, strict=True) for _ in range(c)]
+        return [(names, first, last)]
 
 
 def make_plan(

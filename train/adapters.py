@@ -23,7 +23,7 @@ from ..modeling.adapter_options import (
 from ..modeling.adapters import check_not_merged, read_adapter_files, remove, resolved_options
 from ..modeling.checks import check_task_name
 from ..modeling.modeling_polyhead import PolyheadModel
-from ..modeling.routing import Routed, layers_of, line_up
+from ..modeling.routing import Routed, layers_of
 
 logger = logging.getLogger(__name__)
 KINDS = {"lora": peft.LoraConfig, "ia3": peft.IA3Config}
@@ -158,7 +158,6 @@ def attach_adapters(model: PolyheadModel, adapters: dict[str, dict[str, Any] | s
             model.attach_adapter(name, config, tasks, state=state)
         else:
             model.attach_adapter(name, peft_config(model, sections[name]), tasks)
-    line_up(model.encoder)
 
 
 def read_adapter(encoder: PreTrainedModel, path: str) -> tuple[Any, dict[str, Tensor]]:
