@@ -27,7 +27,7 @@ from ..inference.load import load_model
 from ..kinds import kind_of
 from ..kinds.values import is_missing
 from ..optimization.by_task import learning_rates, model_faults
-from ..optimization.parameter_groups import freeze_faults
+from ..optimization.parameter_groups import freeze_faults, idle_faults
 from ..recipe.arguments import optimizer_faults, training_arguments
 from ..recipe.decide import decisions_of
 from ..recipe.reader import load_recipe
@@ -237,7 +237,9 @@ def _argument_faults(run: PreparedRun) -> list[str]:
     faults += optimizer_faults(args)
     faults += teacher_faults(recipe, run.model)
     misfits = freeze_faults(run.model, recipe.freeze, recipe.optimizer, args)
-    faults += misfits or model_faults(run.model, run.multitask, run.tasks_by_source)
+    faults += misfits or idle_faults(run.model, recipe.freeze, recipe.tasks)
+    if not misfits:
+        faults += model_faults(run.model, run.multitask, run.tasks_by_source)
     if recipe.stopping is not None and args.eval_strategy == "no":
         faults.append("stopping: there are no evaluations to stop by")
     faults += _compare_faults(run)

@@ -218,3 +218,26 @@ def freeze_faults(
         for key, (kind, value) in rates.items()
         if value is not None and kind not in trains
     ]
+
+
+def idle_faults(model: PolyheadModel, freeze: Freeze, tasks: Iterable[str]) -> list[str]:
+    """Tasks with rows that nothing learns from: no weight that they read ever trains.
+
+    Args:
+        model: the model, with all its heads and adapters.
+        freeze: what does not train, as `freeze_faults` found it to fit.
+        tasks: those with rows.
+    """
+    scheduled = schedule_of(model_parts(model), freeze)
+    trains = [part for part, start in scheduled if trained_weights(part, start)]
+    if any(part.of_encoder or part.kind == "experts" for part in trains):
+        return []
+    known = {(part.kind, part.name) for part in trains}
+    faults = []
+    for name in tasks:
+        task = model.config.tasks[name]
+        if not {("head", name), ("adapter", task.adapter)} & known:
+            more = " or a projection" if "projection" in task.head_class.options else ""
+            fault = f"tasks.{name}: no weight that it reads trains; give it an adapter{more}"
+            faults.append(f"{fault}, let more of the encoder train, or take it out")
+    return faults

@@ -185,6 +185,8 @@ class OptimizerStep:
             loss = loss + retained
         if self.output_gradients is not None:
             self.output_gradients.begin_backward()
+        if torch.is_grad_enabled() and not loss.requires_grad:  # what its tasks read waits to join
+            loss = loss.detach().requires_grad_()
         return loss * self.accelerator.num_processes
 
     def each_source(

@@ -7,6 +7,7 @@ import torch
 import yaml
 from polyhead.train.affinity import measure
 from polyhead.train.commands import setup
+from polyhead.train.commands.fitting import fit
 from polyhead.train.commands.setup import PreparedRun, prepare
 from polyhead.train.errors import UserError
 from polyhead.train.recipe import checks
@@ -71,3 +72,23 @@ def test_the_path_of_a_recipe_is_no_key_of_it(recipe, tmp_path):
     [fault] = [fault for fault in error.value.faults if fault.startswith("path: ")]
     assert fault.startswith("path: unknown key")
     assert "path" not in fault.partition(";")[2]
+
+
+def test_a_task_that_nothing_would_learn_from_is_refused(recipe):
+    with pytest.raises(UserError) as error:
+        prepare(recipe, ["freeze.encoder=true"])
+    [fault] = error.value.faults
+    assert fault.startswith("tasks.near: no weight that it reads trains; give it an adapter or a")
+    for key in ("adapter={r: 2}", "projection=8"):
+        prepare(recipe, ["freeze.encoder=true", f"tasks.near.{key}"])
+
+
+def test_a_step_whose_rows_read_only_weights_that_wait_changes_nothing(recipe, tmp_path):
+    waits = ["freeze.embeddings=true", "freeze.layers=[0]", "freeze.unfreeze.every=1"]
+    more = ["sampling.batches=pure", "balancing.method=none", f"output_dir={tmp_path}/out"]
+    run = prepare(recipe, [*waits, *more, "training.num_train_epochs=2"])
+    start = {name: value.clone() for name, value in run.model.encoder.state_dict().items()}
+    fit(run)
+    changed = {n for n, v in run.model.encoder.state_dict().items() if not torch.equal(v, start[n])}
+    assert changed
+    assert all(name.startswith("encoder.layer.0.") for name in changed)
