@@ -93,10 +93,14 @@ class AdapterMixin:
         raise ValueError("use attach_adapter(name, config, tasks=[...], state=weights)")
 
     @no_compile
-    def _adapters_of_texts(
+    def adapters_of_texts(
         self, names: list[str], rows: Rows, count: int
     ) -> list[list[str | None]] | str | None:
-        """The adapters that each text is wanted through; one, or None, where all have the same."""
+        """The adapters that each text is wanted through; one, or None, where all have the same.
+
+        Raises:
+            ValueError: an adapter is not loaded, or is no adapter of this model.
+        """
         unknown = [a for a in self.loaded_adapters if a not in (self.config.adapters or [])]
         if unknown:  # its tasks would answer without it
             raise ValueError(

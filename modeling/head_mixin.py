@@ -5,6 +5,7 @@
 Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +26,10 @@ class HeadMixin:
     heads: nn.ModuleDict
     experts: Experts | None
     training: bool
+
+    def reads_all_layers(self, names: Iterable[str]) -> bool:
+        """Some head of these reads states of other layers than the last."""
+        return any(self._head(name).states_needed > 1 for name in names)
 
     def _head(self, name: str) -> Head:
         return self.heads[name]  # pyright: ignore[reportReturnType]

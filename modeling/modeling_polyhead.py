@@ -200,7 +200,7 @@ class PolyheadModel(HeadMixin, PolyheadPreTrainedModel):
         read = read_rows(self.config.tasks, self.task_names, names, task_ids, count, window_counts)
         names = read.names
         keeps = self._keeps_hidden_states(output_hidden_states)
-        if any(self._head(name).states_needed > 1 for name in names):
+        if self.reads_all_layers(names):
             inputs = replace(inputs, output_hidden_states=True)
         packs = self.can_pack if cu_seq_lens_q is not None else False
         encoded = encode_in_parts(
@@ -208,7 +208,7 @@ class PolyheadModel(HeadMixin, PolyheadPreTrainedModel):
             inputs,
             self._parts(read, keeps=keeps),
             cu_seq_lens=None if cu_seq_lens_q is None else cu_seq_lens_q.cpu(),
-            adapters=self._adapters_of_texts(names, read.rows, count),
+            adapters=self.adapters_of_texts(names, read.rows, count),
             routed=bool(self.config.adapters),
             compute=self.compute,
             packs=packs,
@@ -271,6 +271,10 @@ class PolyheadModel(HeadMixin, PolyheadPreTrainedModel):
     def usable_length(self) -> int | None:
         """Number of tokens that the encoder accepts; None where it has no limit."""
         return usable_length(self.encoder)
+
+    def run_heads(self, encoded: EncoderPass, read: TaskRows) -> PolyheadOutput:
+        """What the heads make of an encoder pass that there is; `read` says who reads which row."""
+        return self._run_heads(encoded, read, None, {}, None, keeps=False)
 
     def _run_heads(
         self,

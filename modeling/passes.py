@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .attention import has_kernel
 from .calls import Entry
+from .encodings import Encodings
 from .packing import cumulative
 
 BATCH_TOKENS = {"cpu": 1024}  # of one encoder pass, by kind of device
@@ -52,7 +53,10 @@ def cut_into_passes(
 
 @torch.no_grad()
 def encode_entries(
-    model: Any, tokenizer: PreTrainedTokenizerBase, entries: list[Entry]
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    entries: list[Entry],
+    encodings: Encodings | None = None,
 ) -> list[dict[str, Tensor]]:
     """One encoder pass: what its tasks give for each window, (L,) or (D,), or (its tokens, L).
 
@@ -60,16 +64,23 @@ def encode_entries(
         model: the model, without dropout.
         tokenizer: pads.
         entries: the windows.
+        encodings: the last ones, which are not made anew.
     """
-    packed, lengths = packs(model), [entry.length for entry in entries]
-    batch, rows = _batch_of(model, tokenizer, entries, packed=packed), _rows_of_tasks(entries)
+    lengths, rows = [entry.length for entry in entries], _rows_of_tasks(entries)
+    task_ids = None
     if any(len(numbers) < len(entries) for numbers in rows.values()):
         names = model.task_names
-        ids = torch.full((len(entries), len(rows)), -1)
+        task_ids = torch.full((len(entries), len(rows)), -1)
         for column, (name, numbers) in enumerate(rows.items()):
-            ids[numbers, column] = names.index(name)
-        batch["task_ids"] = ids
-    output = model(**batch, tasks=list(rows))
+            task_ids[numbers, column] = names.index(name)
+    if encodings is None:
+        packed = packs(model)
+        batch = _batch_of(model, tokenizer, entries, packed=packed)
+        more = {} if task_ids is None else {"task_ids": task_ids}
+        output = model(**batch, **more, tasks=list(rows))
+    else:
+        packed = True
+        output = encodings.outputs(model, entries, list(rows), task_ids)
     outputs: list[dict[str, Tensor]] = [{} for _ in entries]
     for name, values in {**(output.logits or {}), **(output.embeddings or {})}.items():
         values, tokens = values.float().cpu(), [lengths[row] for row in rows[name]]

@@ -29,6 +29,9 @@ def serve(  # noqa: PLR0913 - each is an option of the command line
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds until 504.")] = 60.0,
     batch_tokens: BatchTokens = None,
     compute: ComputeMode = "auto",
+    cache: Annotated[
+        int, typer.Option(min=0, help="Encodings kept of the last texts, for other tasks of them.")
+    ] = 0,
     allow_code: AllowCode = False,
 ) -> None:
     """Serve a model over HTTP: /predict, /v1/embeddings, /docs, ..."""
@@ -45,6 +48,7 @@ def serve(  # noqa: PLR0913 - each is an option of the command line
     settings = Settings(
         model=model,
         compute=compute,
+        cache=cache,
         token=token,
         allow_code=allow_code,
         batch_tokens=batch_tokens,

@@ -65,11 +65,14 @@ def load(folder: str, settings: Settings, generation: int = 0) -> Loaded:
         device = -1  # its engine knows where it runs
     elif torch.cuda.is_available():
         device = 0
+    if settings.cache and isinstance(model, ExportedModel):
+        raise UserError("--cache", ["an exported model is one graph, without encodings to keep"])
     pipe = PolyheadPipeline(
         model=model,
         tokenizer=tokenizer,
         device=device,
         compute=settings.compute,  # pyright: ignore[reportArgumentType]
+        cache=settings.cache,
     )
     for reads in {task.reads for task in model.config.tasks.values()}:
         call = pipe.read([TRIAL[reads]])

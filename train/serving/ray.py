@@ -61,6 +61,7 @@ class Options(BaseModel):
     num_cpus: float = Field(1, gt=0)
     num_gpus: float = Field(0, ge=0)
     compute: str = "auto"
+    cache: int = Field(0, ge=0)
     allow_code: bool = False
     batch_tokens: int | None = Field(None, ge=1)
     max_texts: int = Field(1024, ge=1)

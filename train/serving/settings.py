@@ -15,6 +15,7 @@ class Settings:
     Args:
         model: folder or Hub id of a saved or exported Polyhead.
         compute: how the encoder computes; see `PolyheadPipeline`.
+        cache: encodings kept of the last windows; see `PolyheadPipeline`.
         token: what clients give as `Authorization: Bearer ...`; None lets all in.
         allow_code: run the files with heads of makers' own that models name.
         batch_tokens: tokens in one encoder pass; None for the pipeline's own.
@@ -29,6 +30,7 @@ class Settings:
 
     model: str
     compute: str = "auto"
+    cache: int = 0
     token: str | None = None
     allow_code: bool = False
     batch_tokens: int | None = None
@@ -63,6 +65,6 @@ _READ: dict[str, Any] = {
     "allow_code": "True".__eq__,
     **dict.fromkeys(("timeout", "body_timeout"), float),
     **dict.fromkeys(
-        ("batch_tokens", "max_texts", "max_characters", "max_body", "max_waiting"), int
+        ("cache", "batch_tokens", "max_texts", "max_characters", "max_body", "max_waiting"), int
     ),
 }

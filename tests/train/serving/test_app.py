@@ -112,6 +112,15 @@ def test_text_embeddings_inferences_routes(client, pipe):
     assert client.get("/health").json() == {"status": "ok"}
 
 
+def test_encodings_are_kept_where_that_is_asked_for(client_of, served, pipe):
+    loaded = load(str(served), Settings(str(served), compute="exact", cache=50))
+    client = client_of(loaded=loaded)
+    for tasks in (["intent"], ["slots", "near"], ["intent"]):
+        found = client.post("/predict", json={"texts": CORPUS, "tasks": tasks}).json()
+        assert same(found, plain(pipe(CORPUS, tasks)))
+    assert 0 < len(loaded.pipe.encodings) <= 50
+
+
 def test_info_has_the_decisions_of_the_tasks(client_of, served):
     loaded = load(str(served), Settings(str(served), compute="exact"))
     tasks = loaded.pipe.model.config.tasks
