@@ -13,7 +13,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
-.PHONY: demo docs test test-slow test-crash test-fuzz test-all test-hf test-min test-wheel test-docker-steps lint types fix bench house clean help
+.PHONY: demo docs test test-slow test-crash test-fuzz test-all test-hf test-min test-wheel test-docker-steps lint types fix bench bench-check house clean help
 
 demo: $(READY)  ## train four tasks on a support desk's messages, compare, use the model as a stranger
 	$(BIN)/python configs/quickstart/demo.py configs/quickstart.yaml
@@ -63,6 +63,9 @@ fix: $(READY)  ## ruff, mending what it can
 
 bench: $(READY)  ## benchmarks that run on a CPU, 20 minutes; POLYHEAD_DATA names the data sets
 	$(BIN)/python benchmarks/bench.py
+
+bench-check: $(READY)  ## the same, compared with the committed ratios of this kind of CPU; fails where one is worse
+	$(BIN)/python benchmarks/bench_check.py $(if $(RESULTS),--results $(RESULTS))
 
 house: $(READY)  ## measures of the source: sizes, rooms, arrows; AGAINST=REV beside a revision
 	$(BIN)/python benchmarks/house.py $(if $(AGAINST),--against $(AGAINST))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS
+from common import RESULTS, conditions, cpu
 
 FOLDER = Path(__file__).resolve().parent
 BEGIN, END = "<!-- numbers -->\n", "<!-- /numbers -->\n"
@@ -26,7 +26,7 @@ SCRIPTS = {  # with fewer repeats than by themselves: 20 minutes in all
     "adapters.py": ["--quick"],
     "pipelines.py": ["--repeats", "2"],
     "embed.py": ["--texts", "160", "--repeats", "3"],
-    "training.py": ["--steps", "1", "--repeats", "3"],
+    "training.py": ["--steps", "1", "--repeats", "2", "--compared", "1"],
     "memory.py": ["--repeats", "1"],
     "growth.py": ["--repeats", "2"],
     "cold_start.py": ["--repeats", "5"],
@@ -90,7 +90,14 @@ ROWS = [
         "embed",
         lambda r: best(r["engines"]),
     ),
-    Row("8 heads on one text", "1 head", 1.05, False, "heads", lambda r: (r["ratio"], None)),
+    Row(
+        "8 heads on one text",
+        "1 head",
+        1.05,
+        False,
+        "heads",
+        lambda r: (r["ratio"], r.get("ratio spread")),
+    ),
     Row(
         "8 heads on one text",
         "8 models in transformers' pipelines",
@@ -243,18 +250,21 @@ def main() -> None:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def run_all() -> list[str]:
-    """Run each script; the names of those that failed."""
+def run_all(results: Path = RESULTS) -> list[str]:
+    """Run each script, their results in a folder; the names of those that failed."""
     failed = []
+    print(f"{cpu()}; {conditions()['machine']}, 1 thread", flush=True)
     begun = time.perf_counter()
     for number, (name, options) in enumerate(SCRIPTS.items(), 1):
         minutes = (time.perf_counter() - begun) / 60
         print(f"== {number}/{len(SCRIPTS)} {name}, after {minutes:.1f} minutes", flush=True)
         command = [sys.executable, str(FOLDER / name), *options]
         variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        variables["POLYHEAD_RESULTS"] = str(results)
         if subprocess.run(command, env={**os.environ, **variables}, check=False).returncode:
             failed.append(name)
             print(f"== {name} FAILED", flush=True)
+    print(f"== {(time.perf_counter() - begun) / 60:.1f} minutes in all", flush=True)
     return failed
 
 

@@ -22,7 +22,9 @@ from transformers import AutoTokenizer, TrainerCallback
 from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks/results"
+# where results go; `bench.py` names another folder for a run that is only compared
+RESULTS = Path(os.environ.get("POLYHEAD_RESULTS") or ROOT / "benchmarks/results")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 SEED = 0
 SOURCES = {"ag_news": "text", "snips": "text", "scitldr": "positive", "goemotions": "text"}
 LENGTHS = range(3, 401)  # tokens of a real text
@@ -190,7 +192,7 @@ def ratios(what: str, unit: str, seconds: dict[str, list[float]]) -> dict[str, A
 
 def keep(name: str, what: str, tables: dict[str, Any]) -> None:
     """Write what was measured to `results/`, with versions and machine."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     result = {"what": what, **tables, **conditions()}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
@@ -199,10 +201,21 @@ def conditions() -> dict[str, Any]:
     """Versions, machine, threads and seed."""
     return {
         "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft)},
+        "cpu": cpu(),
         "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "seed": SEED,
     }
+
+
+def cpu() -> str:
+    """Its model, and those of `INSTRUCTIONS` that it has, as Linux tells them."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    told = dict(line.split(":", 1) for line in lines if ":" in line)
+    told = {key.strip(): value.strip() for key, value in told.items()}
+    has = [name for name in INSTRUCTIONS if name in told.get("flags", "").split()]
+    return f"{told.get('model name', platform.processor() or 'unknown')} ({', '.join(has) or '-'})"
 
 
 def report(name: str, what: str, peer: str, ours: str, seconds: dict[str, list[float]]) -> None:

@@ -17,6 +17,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000, help="there are to draw from")
     parser.add_argument("--steps", type=int, default=2, help="that count in a run")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compared", type=int, default=3, help="batches, in their losses")
     options = parser.parse_args()
     quiet()
     arguments = {**ARGUMENTS, "per_device_train_batch_size": 32, "use_cpu": True}
@@ -64,7 +66,7 @@ def main() -> None:
         for turn in range(options.repeats):
             sides = sides_of(rows, encoder_folder(), folder, {**arguments, "seed": turn})
             if turn == 0:
-                compare(sides[PEER], sides[OURS])
+                compare(sides[PEER], sides[OURS], options.compared)
             for name, trainer in sides.items():
                 rate, padded, _ = train(trainer)
                 rates[name].append(rate)
@@ -200,7 +202,7 @@ def train(trainer: Any, warm_up: int = WARM_UP) -> tuple[float, float, list[int]
     return tokens / clock.seconds, 1 - tokens / places, lengths
 
 
-def compare(theirs: Any, ours: Any) -> None:
+def compare(theirs: Any, ours: Any, count: int) -> None:
     """With the same weights and dropout off the same batches have the same losses."""
     head: Any = ours.model.heads["source"]
     head.out.load_state_dict(theirs.model.classifier.state_dict())
@@ -210,7 +212,7 @@ def compare(theirs: Any, ours: Any) -> None:
     batches: Iterator[Any] = zip(
         theirs.get_train_dataloader(), ours.get_train_dataloader(), strict=True
     )
-    for _, (one, other) in zip(range(3), batches, strict=False):
+    for one, other in islice(batches, count):
         with torch.no_grad():
             expected = theirs.model(**one).loss
             loss = ours.model(**model_inputs(ours._prepare_inputs(other))).loss

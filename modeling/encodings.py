@@ -129,7 +129,7 @@ def _encode(
         check_causal(model.encoder)
     rows = sorted({row for _, row in pairs})
     windows = [entries[row].window for row in rows]
-    features = {"input_ids": [window.input_ids for window in windows]}
+    features: dict[str, list] = {"input_ids": [window.input_ids for window in windows]}
     if windows[0].token_type_ids is not None:
         features["token_type_ids"] = [window.token_type_ids for window in windows]
     packed = {name: [list(chain(*ids))] for name, ids in features.items()}
