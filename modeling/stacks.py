@@ -129,17 +129,21 @@ def add_products(x: Tensor, result: Tensor, products: list[Product]) -> Tensor:
 
     A x^T takes half the time of x A^T: few rows suit a matrix product better than few columns.
     """
-    width, outer, result = x.shape[-1], result.shape[-1], result.contiguous()
+    x, result = x.contiguous(), result.contiguous()
+    width, outer = x.shape[-1], result.shape[-1]
+    first, first_out = x.storage_offset(), result.storage_offset()
     for start, stop, count, down, up, rows, factor in products:
-        part, sums = x, result
-        if stop:  # not all
-            part, sums = x.reshape(-1, width)[start:stop], result.view(-1, outer)[start:stop]
+        n = ((stop - start) or x.numel() // width) // count
+        # one view each, by strides: between two large products every call is cold
+        at, at_out = first + start * width, first_out + start * outer
+        part = x.as_strided((count, width, n), (n * width, 1, width), at)
+        sums = result.as_strided((count, n, outer), (n * outer, outer, 1), at_out)
         if rows is not None:
             down, up = down.index_select(0, rows), up.mT.index_select(0, rows).mT
-        inner = torch.bmm(down, part.reshape(count, -1, width).transpose(1, 2))
+        inner = torch.bmm(down, part)
         if isinstance(factor, Tensor):
             inner, factor = inner * factor, 1.0
-        sums.view(count, -1, outer).baddbmm_(inner.transpose(1, 2), up, alpha=factor)
+        sums.baddbmm_(inner.transpose(1, 2), up, alpha=factor)
     return result
 
 
