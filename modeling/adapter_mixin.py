@@ -5,13 +5,14 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .adapters import inject, remove
 from .attention import no_compile
 from .checks import check_task_name
 from .configuration_polyhead import PolyheadConfig
+from .routing import first_adapted_layer
 from .rows import Rows, check_tasks
 from .stacks import line_up
 
@@ -21,6 +22,7 @@ class AdapterMixin:
 
     config: PolyheadConfig
     encoder: PreTrainedModel
+    heads: nn.ModuleDict
 
     @property
     def loaded_adapters(self) -> list[str]:
@@ -48,8 +50,8 @@ class AdapterMixin:
 
         Raises:
             ImportError: peft is missing.
-            ValueError: the name is not allowed or taken, a task is unknown, or the config or the
-                weights do not fit; the model is left as it was.
+            ValueError: the name is not allowed or taken, a task is unknown or reads none of its
+                layers, or the config or the weights do not fit; the model is left as it was.
         """
         check_task_name(name)
         names = list(tasks)
@@ -57,10 +59,26 @@ class AdapterMixin:
         if not names:
             raise ValueError(f"adapter {name!r}: tasks is empty; name the tasks that go through it")
         inject(self.encoder, name, config, state)
+        try:
+            self.check_reach(name, names)
+        except ValueError:
+            remove(self.encoder, name)
+            raise
         line_up(self.encoder)
         self.config.adapters = [*(self.config.adapters or []), name]
         for task in names:
             self.config.tasks[task].adapter = name
+
+    def check_reach(self, name: str, tasks: Iterable[str]) -> None:
+        """Raise ValueError for a task that reads a layer below all those of the adapter `name`."""
+        first = first_adapted_layer(self.encoder, [name])
+        for task in tasks:
+            layer: Any = self.heads.get_submodule(task).layer
+            if first is not None and layer is not None and layer <= first:
+                raise ValueError(
+                    f"adapter {name!r} begins at layer {first} (from 0), above the {layer} that "
+                    f"task {task!r} reads (layer: {layer}): it would be without effect"
+                )
 
     def detach_adapter(self, name: str) -> None:
         """Take an adapter out; its tasks read the bare encoder from then on.

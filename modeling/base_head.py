@@ -55,7 +55,8 @@ class Head(nn.Module):
         pooling: pooling of the model, taken when the task names none.
 
     Raises:
-        ValueError: the pooling reads more layers than the encoder has.
+        ValueError: the pooling or `layer` reads layers that the encoder does not have, or they do
+            not go together.
     """
 
     per_token: ClassVar[bool] = False
@@ -83,13 +84,24 @@ class Head(nn.Module):
             raise ValueError(
                 f"layer_mix reads all layers, pooling {self.pooling} some; take one of them out"
             )
-        layers = encoder_config.num_hidden_layers + 1
-        self.layer_mix = LayerMix(layers) if task.layer_mix else None
+        layers = encoder_config.num_hidden_layers
+        self.layer_mix = LayerMix(layers + 1) if task.layer_mix else None
+        self.layer = self._layer_of(task, layers)
         self.pooled_size = encoder_config.hidden_size * layers_needed(self.pooling)
+
+    def _layer_of(self, task: HeadTask, count: int) -> int | None:
+        """The layer whose states the task reads; None for the last of `count`."""
+        if task.layer is not None and task.layer > count:
+            raise ValueError(f"layer is {task.layer}; this encoder has layers 1 to {count}")
+        if task.layer is not None and layers_needed(self.pooling) > 1 and not self.per_token:
+            raise ValueError(
+                f"layer reads one layer, pooling {self.pooling} several; take one of them out"
+            )
+        return None if task.layer == count else task.layer
 
     @property
     def states_needed(self) -> int:
-        """How many of the last hidden states the head reads."""
+        """How many of the last hidden states the head reads, where it reads no one `layer`."""
         if self.layer_mix is not None:
             return len(self.layer_mix.weights)
         return 1 if self.per_token else layers_needed(self.pooling)

@@ -62,9 +62,12 @@ class Compute:
     def cast_back(self, output: Any, dtype: torch.dtype) -> Any:
         """An encoder's output in the dtype that the heads have."""
         if self.runs_bf16:
-            output.last_hidden_state = output.last_hidden_state.to(dtype)
+            if output.last_hidden_state is not None:
+                output.last_hidden_state = output.last_hidden_state.to(dtype)
             if output.hidden_states is not None:
-                output.hidden_states = tuple(state.to(dtype) for state in output.hidden_states)
+                output.hidden_states = tuple(
+                    None if state is None else state.to(dtype) for state in output.hidden_states
+                )
         return output
 
 

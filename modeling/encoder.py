@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
-"""The encoder: how it is made, what is asked of it, one pass through it, and what that gave.
+"""The encoder: how it is made, what is asked of it, and one pass through it.
 
 A pass takes each text through the adapters of its tasks: texts are sorted and copied for them as
 planned (`segments.py`), and the adapted layers follow the plan (`routing.py`).
@@ -13,12 +13,11 @@ import copy
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
@@ -26,6 +25,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from .attention import no_compile, no_trace
 from .checks import CONFIG_ERRORS, check_sizes
 from .compute import Compute
+from .early_exit import LayersRead
+from .encoder_pass import EncoderPass, joined
 from .first_use import FIRST_USE
 from .packing import (
     TextLayout,
@@ -36,7 +37,6 @@ from .packing import (
     position_offset,
     unpad_output,
 )
-from .pooling import layers_needed, pool
 from .reading import few, read_json
 from .routing import NotRoutable, Routing, adds_in_place, first_adapted_layer
 from .segments import Plan, make_plan, move, moved_texts, parts_of
@@ -215,82 +215,6 @@ class EncoderInputs:
         return EncoderInputs(**move(self.arguments(), plan))
 
 
-@dataclass
-class EncoderPass:
-    """What one encoder pass gave, and where each text stands in it.
-
-    Args:
-        output: the encoder's output, its texts sorted and copied for their adapters.
-        texts: layout of the texts in it.
-        caller_texts: layout of the texts as the caller gave them.
-        plan: how they were moved; None without adapters.
-        vectors: by pooling, what `pooled` has made.
-        expert_parts: what the experts of all tasks made of the states.
-    """
-
-    output: BaseModelOutput
-    texts: TextLayout
-    caller_texts: TextLayout
-    plan: Plan | None = None
-    vectors: dict[str, Tensor] = field(default_factory=dict)
-    expert_parts: tuple[Tensor, ...] = ()
-
-    def pooled(self, pooling: str) -> Tensor:
-        """(M, H), or (M, 4 H) for mean_last_4: one vector per text, made once for all heads."""
-        if pooling not in self.vectors:
-            count = layers_needed(pooling)
-            states: Any = (self.output.last_hidden_state,)
-            if count > 1:
-                states = (self.output.hidden_states or ())[-count:]
-            self.vectors[pooling] = pool(states, self.texts, pooling)
-        return self.vectors[pooling]
-
-    @no_compile
-    def rows_of(self, adapter: str | None, rows: Tensor | None) -> Tensor | None:
-        """Where, on the CPU, the caller's `rows` (None: all) stand, encoded through `adapter`."""
-        if self.plan is None or self.plan.source is None or self.plan.position_of is None:
-            return rows
-        chosen = range(len(self.caller_texts.lengths)) if rows is None else rows.tolist()
-        positions = [self.plan.position_of[adapter, row] for row in chosen]
-        return torch.tensor(positions, dtype=torch.long)
-
-    @no_compile
-    def select_labels(self, labels: Tensor, rows: Tensor) -> Tensor:
-        """Packed token labels of all texts, cut down to those of `rows`."""
-        if self.caller_texts.cu_seq_lens is None:
-            return labels
-        tokens = int(self.caller_texts.host_lengths.sum())
-        if labels.shape != (1, tokens):
-            return labels
-        return self.caller_texts.select(labels.unsqueeze(-1), rows).squeeze(-1)
-
-    def in_order(self, states: Tensor | None) -> Tensor | None:
-        """States in the caller's order; None when texts were copied for several adapters."""
-        if states is None or self.plan is None or self.plan.source is None:
-            return states
-        if len(self.plan.source) != len(self.caller_texts.lengths):
-            return None
-        moved = self.plan.source if self.plan.tokens is None else self.plan.tokens
-        return states.index_select(0 if self.plan.tokens is None else 1, moved.argsort())
-
-    @property
-    def hidden_states(self) -> tuple[Tensor, ...] | None:
-        """The encoder's hidden states in the caller's order."""
-        if self.plan is None:
-            return self.output.hidden_states
-        states = [self.in_order(state) for state in self.output.hidden_states or ()]
-        return None if None in states or not states else tuple(states)  # pyright: ignore
-
-
-def joined(parts: list[BaseModelOutput], dim: int) -> BaseModelOutput:
-    """Outputs of several passes as one."""
-    deep = zip(*(part.hidden_states or () for part in parts), strict=True)
-    return BaseModelOutput(
-        last_hidden_state=torch.cat([p.last_hidden_state for p in parts], dim),  # pyright: ignore
-        hidden_states=tuple(torch.cat(states, dim) for states in deep) or None,
-    )
-
-
 @no_trace
 def encode(
     encoder: PreTrainedModel,
@@ -301,6 +225,7 @@ def encode(
     routed: bool,
     compute: Compute,
     packs: bool,
+    read: LayersRead,
 ) -> EncoderPass:
     """One pass that takes each text through the adapters it is wanted through.
 
@@ -312,6 +237,7 @@ def encode(
         routed: the encoder has adapters loaded.
         compute: how it computes.
         packs: it reads packed batches as they are; else they are padded for it.
+        read: layers below the last whose states are read.
     """
     tokens = inputs.tokens
     if cu_seq_lens is None:
@@ -319,16 +245,16 @@ def encode(
         texts = TextLayout(mask=tokens.new_ones(tokens.shape[:2]) if mask is None else mask)
     else:
         texts = TextLayout(cu_seq_lens=moved_to(cu_seq_lens, tokens), host=cu_seq_lens)
-    deep = bool(inputs.output_hidden_states)
-    plan = _plan(encoder, adapters, texts, tokens.shape[1], deep=deep) if routed else None
+    lowest = 0 if inputs.output_hidden_states else min(read.layers, default=None)
+    plan = _plan(encoder, adapters, texts, tokens.shape[1], lowest) if routed else None
     if texts.cu_seq_lens is None or packs:
-        output = _encode_planned(encoder, plan, texts, inputs, compute)
+        output = _encode_planned(encoder, plan, texts, inputs, compute, read)
     else:
         padded = EncoderInputs(**pad_inputs(inputs.arguments(), texts.cu_seq_lens))
         rows = TextLayout(mask=padded.attention_mask)
         width = padded.tokens.shape[1]
-        plan_of_rows = _plan(encoder, adapters, rows, width, deep=deep) if routed else None
-        output = _encode_planned(encoder, plan_of_rows, rows, padded, compute)
+        plan_of_rows = _plan(encoder, adapters, rows, width, lowest) if routed else None
+        output = _encode_planned(encoder, plan_of_rows, rows, padded, compute, read)
         packed_starts = moved_texts(plan, texts).cu_seq_lens
         output = unpad_output(output, packed_starts)  # pyright: ignore[reportArgumentType]
     return EncoderPass(output, moved_texts(plan, texts), texts, plan)
@@ -340,16 +266,16 @@ def _plan(
     adapters: list[list[str | None]] | str | None,
     texts: TextLayout,
     width: int,
-    *,
-    deep: bool,
+    lowest: int | None,
 ) -> Plan:
+    """The plan of a pass; texts stand in its order from the layer `lowest` on."""
     if not isinstance(adapters, list):
         return Plan([(adapters, 0, 0)])
     names = {name for text in adapters for name in text}
     first = first_adapted_layer(encoder, names)
     plan = make_plan([names or [None] for names in adapters], texts, width=width, first=first)
-    if deep:
-        plan.first = None  # every layer's states in one order
+    if plan.first is not None and lowest is not None:  # all states that are read in one order
+        plan.first = min(plan.first, lowest) or None
     return plan
 
 
@@ -360,14 +286,15 @@ def _encode_planned(
     texts: TextLayout,
     inputs: EncoderInputs,
     compute: Compute,
+    read: LayersRead,
 ) -> BaseModelOutput:
     """One pass as planned; one for each adapter where the encoder cannot take several."""
     try:
-        return _encode_routed(encoder, plan, texts, inputs, compute)
+        return _encode_routed(encoder, plan, texts, inputs, compute, read)
     except NotRoutable:
         assert plan is not None
     parts = parts_of(plan, texts, inputs.tokens.shape[1])
-    outputs = [_encode_routed(encoder, part, texts, inputs, compute) for part in parts]
+    outputs = [_encode_routed(encoder, part, texts, inputs, compute, read) for part in parts]
     return joined(outputs, dim=0 if texts.cu_seq_lens is None else 1)
 
 
@@ -378,6 +305,7 @@ def _encode_routed(
     texts: TextLayout,
     inputs: EncoderInputs,
     compute: Compute,
+    read: LayersRead,
 ) -> BaseModelOutput:
     """The encoder itself, its adapted layers following the plan."""
     if plan is not None and plan.source is not None and plan.first is None:
@@ -390,9 +318,9 @@ def _encode_routed(
         if plan is not None and adds_in_place(encoder.device.type):
             stack_products(encoder, plan)
         if texts.cu_seq_lens is None:
-            output = encoder(**arguments)
+            output = read.run(partial(encoder, **arguments))
         else:
-            output = encode_packed(encoder, arguments, texts.cu_seq_lens)
+            output = read.run(partial(encode_packed, encoder, arguments, texts.cu_seq_lens))
     return compute.cast_back(output, dtype)
 
 

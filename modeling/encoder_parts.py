@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from .attention import no_trace
-from .encoder import EncoderInputs, EncoderPass, encode, joined
+from .encoder import EncoderInputs, encode
+from .encoder_pass import EncoderPass, Vectors, joined
 from .packing import TextLayout, cumulative, moved_to
 from .segments import Plan
 
@@ -38,7 +39,7 @@ class Parts:
     """
 
     rows: int
-    poolings: frozenset[str] | None = None
+    poolings: frozenset[Vectors] | None = None
 
 
 @no_trace
@@ -84,7 +85,7 @@ def _encode_part(
     encoded = encode(encoder, inputs, **options)
     if parts.poolings is not None:
         for pooling in parts.poolings:
-            encoded.pooled(pooling)
+            encoded.pooled(*pooling)
         encoded.output = BaseModelOutput()
     return encoded
 
@@ -104,11 +105,11 @@ def _rows_of(
     return EncoderInputs(**{**values, **cut, "max_length_q": int(starts.diff().max())}), starts
 
 
-def _joined(passes: list[EncoderPass], poolings: Iterable[str]) -> EncoderPass:
+def _joined(passes: list[EncoderPass], poolings: Iterable[Vectors]) -> EncoderPass:
     """Passes over consecutive rows as one."""
     packed = passes[0].texts.cu_seq_lens is not None
     output = BaseModelOutput()
-    if passes[0].output.last_hidden_state is not None:
+    if passes[0].output:
         output = joined([part.output for part in passes], dim=1 if packed else 0)
     texts = _joined_layouts([part.texts for part in passes])
     caller_texts = _joined_layouts([part.caller_texts for part in passes])

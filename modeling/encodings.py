@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from .calls import Entry
 from .causal import check_causal, is_causal
+from .early_exit import LayersRead
 from .encoder import EncoderInputs, EncoderPass, encode
 from .packing import TextLayout, cumulative, moved_to
 from .routing import Routed
@@ -143,6 +144,7 @@ def _encode(
         routed=bool(model.config.adapters),
         compute=model.compute,
         packs=model.can_pack,
+        read=LayersRead(),  # what is kept is for other tasks too: no layer is skipped
     )
     last: Any = encoded.output.last_hidden_state
     layers = (*(encoded.output.hidden_states or ())[:-1], last) if deep else (last,)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Part of Polyhead; travels with every saved model. Source: the `modeling/` folder of the project.
-"""What a head reads of an encoder pass: states or vectors of its rows, of a layer mix or experts.
+"""What a head reads of an encoder pass: states or vectors of its rows, of one layer or a mix.
 
 Shapes: `N` rows, `T` tokens, `H` hidden, `L` labels, `D` embedding width.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .configuration_polyhead import PolyheadConfig
-from .encoder import EncoderPass
+from .encoder_pass import EncoderPass
 from .experts import Experts, mean_load
 from .heads import IGNORE, Head
 from .packing import moved_to
@@ -29,7 +29,8 @@ class HeadMixin:
 
     def reads_all_layers(self, names: Iterable[str]) -> bool:
         """Some head of these reads states of other layers than the last."""
-        return any(self._head(name).states_needed > 1 for name in names)
+        heads = [self._head(name) for name in names]
+        return any(head.states_needed > 1 or head.layer is not None for head in heads)
 
     def _head(self, name: str) -> Head:
         return self.heads[name]  # pyright: ignore[reportReturnType]
@@ -73,13 +74,15 @@ class HeadMixin:
         self, head: Head, encoded: EncoderPass, rows: Tensor | None, keep: Tensor | None
     ) -> Tensor:
         """Token states or vectors of some rows; of their tokens those in `keep`."""
-        states: Any = encoded.output.last_hidden_state
         if head.layer_mix is not None:
             x = self._layer_mixed(head, encoded, rows)
             return x if keep is None else x[keep]
-        x = states if head.per_token else encoded.pooled(head.pooling)
-        if rows is not None:
-            x = encoded.texts.select(x, rows) if head.per_token else x[moved_to(rows, x)]
+        if head.per_token:
+            x = encoded.states(head.layer)
+            x = x if rows is None else encoded.texts.select(x, rows)
+        else:
+            x = encoded.pooled(head.pooling, head.layer)
+            x = x if rows is None else x[moved_to(rows, x)]
         return x if keep is None else x[keep]
 
     def _layer_mixed(self, head: Head, encoded: EncoderPass, rows: Tensor | None) -> Tensor:

@@ -75,7 +75,7 @@ class SequenceClassificationHead(Head):
     options = frozenset(
         ("labels", "problem_type", "hierarchy", "pooling", "activation", "layers", "dropout")
         + ("threshold", "pair", "partial", "grown", "strict", "long_texts", "window_pooling")
-        + ("label_smoothing", "class_weight", "focal", "layer_mix")
+        + ("label_smoothing", "class_weight", "focal", "layer_mix", "layer")
         + ("calibration", "thresholds", "abstain")
     )
     weighs_rows = True
@@ -179,7 +179,7 @@ class TokenClassificationHead(Head):
     per_token = True
     decodes_spans = True
     options = frozenset(
-        ("labels", "layers", "layer_mix", "activation", "dropout", "scheme", "signs")
+        ("labels", "layers", "layer_mix", "layer", "activation", "dropout", "scheme", "signs")
         + ("partial", "grown", "strict", "label_smoothing", "class_weight", "focal")
         + ("calibration", "abstain")
     )
@@ -234,7 +234,7 @@ class EmbeddingHead(Head):
     grouped = True
     options = frozenset(
         ("pooling", "projection", "normalize", "loss", "matryoshka", "prompts", "temperature")
-        + ("symmetric", "false_negative_margin", "margin", "long_texts")
+        + ("symmetric", "false_negative_margin", "margin", "long_texts", "layer")
     )
 
     def __init__(self, *, task: HeadTask, encoder_config: PreTrainedConfig, pooling: str) -> None:
@@ -334,8 +334,8 @@ class MultipleChoiceHead(Head):
     grouped = True
     chooses = True
     options = frozenset(
-        ("pooling", "activation", "layers", "layer_mix", "dropout", "label_smoothing", "focal")
-        + ("calibration", "abstain")
+        ("pooling", "activation", "layers", "layer_mix", "layer", "dropout", "label_smoothing")
+        + ("focal", "calibration", "abstain")
     )
     weighs_rows = True
 

@@ -24,13 +24,10 @@ from .causal import check_causal, is_causal, make_causal
 from .checks import check_task_name
 from .compute import Compute, Mode, set_compute
 from .configuration_polyhead import PolyheadConfig
-from .encoder import (
-    EncoderInputs,
-    EncoderPass,
-    build_encoder,
-    usable_length,
-)
+from .early_exit import LayersRead
+from .encoder import EncoderInputs, build_encoder, usable_length
 from .encoder_parts import Parts, encode_in_parts
+from .encoder_pass import EncoderPass
 from .experts import build_experts
 from .first_use import FIRST_USE
 from .head_mixin import HeadMixin
@@ -52,7 +49,8 @@ class PolyheadOutput(ModelOutput):
     Args:
         loss: scalar, the weighted sum of `losses`.
         last_hidden_state: (N, T, H), the encoder's token states. None where texts are encoded
-            in parts and nothing but heads over vectors reads them.
+            in parts and nothing but heads over vectors reads them, and where all tasks that run
+            read layers below the last: those above are skipped.
         logits: by task: (N, L) sequence classification (L = 1 for regression), (N, T, L) token
             classification, (N, T, V) masked and causal LM (in training with labels: (labelled
             tokens, V)); with `task_ids` only the task's own rows, in order.
@@ -174,8 +172,8 @@ class PolyheadModel(HeadMixin, PolyheadPreTrainedModel):
                 one over tokens reads each of them, any other the first one. At most M rows go
                 through the encoder at a time, so memory is that of M short texts (and of the token
                 states, where they are read); in training each part is computed twice.
-            output_hidden_states: give the encoder's hidden states too.
-            output_attentions: give the encoder's attentions too.
+            output_hidden_states: give the encoder's hidden states too; no layer is then skipped.
+            output_attentions: give the encoder's attentions too; as for hidden states.
             return_dict: False for a tuple.
 
         Raises:
@@ -200,7 +198,8 @@ class PolyheadModel(HeadMixin, PolyheadPreTrainedModel):
         read = read_rows(self.config.tasks, self.task_names, names, task_ids, count, window_counts)
         names = read.names
         keeps = self._keeps_hidden_states(output_hidden_states)
-        if self.reads_all_layers(names):
+        layers = self._layers_read(names, output_attentions, whole=keeps)
+        if layers.whole:
             inputs = replace(inputs, output_hidden_states=True)
         packs = self.can_pack if cu_seq_lens_q is not None else False
         encoded = encode_in_parts(
@@ -212,6 +211,7 @@ class PolyheadModel(HeadMixin, PolyheadPreTrainedModel):
             routed=bool(self.config.adapters),
             compute=self.compute,
             packs=packs,
+            read=layers,
         )
         output = self._run_heads(encoded, read, labels, num_items or {}, label_weights, keeps=keeps)
         if return_dict is None:
@@ -313,6 +313,13 @@ class PolyheadModel(HeadMixin, PolyheadPreTrainedModel):
         """A call's output has the hidden states; the encoder's config says so where it does not."""
         return bool(self.encoder.config.output_hidden_states if asked is None else asked)
 
+    def _layers_read(self, names: list[str], attentions: bool | None, *, whole: bool) -> LayersRead:
+        """Which states the heads of these tasks read; all where the call's output has them."""
+        if attentions is None:
+            attentions = self.encoder.config.output_attentions
+        heads = [self._head(name) for name in names]
+        return LayersRead.of(self.encoder, heads, whole=whole, attentions=bool(attentions))
+
     def _parts(self, read: TaskRows, *, keeps: bool) -> Parts:
         """How the rows go through the encoder, and what is kept of their states.
 
@@ -325,7 +332,7 @@ class PolyheadModel(HeadMixin, PolyheadPreTrainedModel):
         keeps = keeps or not heads or any(head.per_token for head in heads)
         own = self.experts is not None or any(head.layer_mix is not None for head in heads)
         keeps = keeps or own  # each task pools states of its own
-        poolings = None if keeps else frozenset(head.pooling for head in heads)
+        poolings = None if keeps else frozenset((head.pooling, head.layer) for head in heads)
         return Parts(read.text_count, poolings)
 
     def count_items(

@@ -56,6 +56,8 @@ class TaskOptions:
             with `activation` or gelu; they stand in the place of the one dense layer. None: none.
         layer_mix: the head reads a learned mean of all layers of the encoder, not the last alone
             (ELMo, arXiv:1802.05365).
+        layer: number of the layer of the encoder whose states the head reads, from 1; None for the
+            last. Layers that no task of a call reads are not computed.
         dropout: probability before each linear layer of a classification head.
         scheme: `iob1`, `iob2` or `bioes` for entity tags; None for token labels that stand alone
             (part of speech). Found from the labels when not given.
@@ -104,6 +106,7 @@ class TaskOptions:
     activation: str | None = None
     layers: int | None = None
     layer_mix: bool = False
+    layer: int | None = None
     dropout: float = 0.1
     scheme: str | None = None
     threshold: float = 0.5

@@ -173,9 +173,12 @@ def pad_inputs(inputs: dict[str, Any], cu_seq_lens: Tensor) -> dict[str, Any]:
 
 def unpad_output(output: Any, cu_seq_lens: Tensor) -> Any:
     """The states of padded rows packed again."""
-    output.last_hidden_state = unpad(output.last_hidden_state, cu_seq_lens)
+    if output.last_hidden_state is not None:
+        output.last_hidden_state = unpad(output.last_hidden_state, cu_seq_lens)
     if output.hidden_states is not None:
-        output.hidden_states = tuple(unpad(s, cu_seq_lens) for s in output.hidden_states)
+        output.hidden_states = tuple(
+            None if s is None else unpad(s, cu_seq_lens) for s in output.hidden_states
+        )
     return output
 
 

@@ -274,7 +274,8 @@ def route(encoder: PreTrainedModel) -> None:
     layers = layers_of(encoder, encoder.config.num_hidden_layers)
     for number, layer in enumerate(layers or []):
         if not getattr(layer, "_polyhead_watched", False):
-            layer.register_forward_pre_hook(TextMover(number), with_kwargs=True)
+            # before what takes a layer's states: they are then in the order of the plan
+            layer.register_forward_pre_hook(TextMover(number), prepend=True, with_kwargs=True)
             layer._polyhead_watched = True  # pyright: ignore
 
 

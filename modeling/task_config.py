@@ -100,6 +100,10 @@ class TaskConfig(HeadTask):
             )
         if widths is not None and widths[-1] < 1:
             raise ValueError(f"matryoshka is {widths}; a width is 1 or more")
+        if self.layer is not None and self.layer < 1:
+            raise ValueError(f"layer is {self.layer}; the layers of an encoder count from 1")
+        if self.layer is not None and self.layer_mix:
+            raise ValueError("layer reads one layer, layer_mix all; take one of them out")
         for name, largest in (("projection", LARGEST_WIDTH), ("layers", LARGEST_LAYERS)):
             number = getattr(self, name)
             if number is not None and not 1 <= number <= largest:

@@ -114,8 +114,9 @@ class TaskMixin(AdapterMixin):
             task=task, encoder_config=self.encoder.config, pooling=self.config.pooling
         )
         if (options := self.config.experts) is not None:
-            if head.states_needed > 1:
-                what = "layer_mix" if task.layer_mix else f"pooling {head.pooling}"
+            if head.states_needed > 1 or head.layer is not None:
+                named = [name for name in ("layer", "layer_mix") if getattr(task, name)]
+                what = named[0] if named else f"pooling {head.pooling}"
                 raise ValueError(
                     f"{what} reads layers of the encoder below the experts; take it "
                     "out, or leave experts out"

@@ -141,7 +141,8 @@ def attach_adapters(model: PolyheadModel, adapters: dict[str, dict[str, Any] | s
         adapters: task to its section; see `adapter_faults`.
 
     Raises:
-        ValueError: a section does not fit the encoder (layers, target modules).
+        ValueError: a section does not fit the encoder (layers, target modules), or a task reads
+            none of its adapter's layers.
     """
     readers: dict[str, list[str]] = {}
     for task, section in adapters.items():
@@ -151,6 +152,7 @@ def attach_adapters(model: PolyheadModel, adapters: dict[str, dict[str, Any] | s
     sections = {adapter_name(t, s): s for t, s in adapters.items() if isinstance(s, dict)}
     for name, tasks in sorted(readers.items()):
         if name not in sections:  # the model has it
+            model.check_reach(name, tasks)
             for task in tasks:
                 model.config.tasks[task].adapter = name
         elif "path" in sections[name]:

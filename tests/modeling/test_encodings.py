@@ -62,6 +62,7 @@ def test_heads_that_read_all_layers_and_long_texts(make_model, tokenizer_of):
         **TASKS,
         "deep": TaskConfig(head="embedding", pooling="mean_last_4"),
         "mixed": TaskConfig(head="token_classification", labels=["O", "B-x"], layer_mix=True),
+        "low": TaskConfig(head="token_classification", labels=["O", "B-x"], layer=2),
         "windows": TaskConfig(
             head="sequence_classification", labels=["x", "y"], long_texts="windows"
         ),
@@ -69,7 +70,7 @@ def test_heads_that_read_all_layers_and_long_texts(make_model, tokenizer_of):
     tokenizer = copy.deepcopy(tokenizer_of("wordpiece"))
     pipe, plain = pipes(make_model("bert", tasks, num_hidden_layers=4), tokenizer)
     texts = [*TEXTS, " ".join(TEXTS * 4)]
-    names = [*SINGLE, "deep", "mixed", "windows"]
+    names = [*SINGLE, "deep", "mixed", "low", "windows"]
     for _ in range(2):
         for name in names:
             assert_same(pipe(texts, [name]), plain(texts, [name]))

@@ -26,6 +26,7 @@ OTHER = {  # a value of each option that is not its default
     "activation": "tanh",
     "layers": 2,
     "layer_mix": True,
+    "layer": 1,
     "dropout": 0.3,
     "scheme": "iob2",
     "signs": ["("],

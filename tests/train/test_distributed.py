@@ -285,6 +285,14 @@ class TestRuns:
         resumed = start([*TORCHRUN, "-m", "polyhead.train"], *options, resume)
         assert_close(weights(resumed / "model"), weights(two / "model"), rtol=0, atol=1e-6)
 
+    @pytest.mark.parametrize("batches", ["mixed", "pure"])
+    def test_layers_that_idle_on_a_rank_wait_for_no_gradient(self, start, alone, batches):
+        """In pure batches one rank may run one layer, the other both."""
+        options = [f"tasks.{n}.layer=1" for n in ("intent", "same", "near", "slots")]
+        options += [f"sampling.batches={batches}"]
+        two, one = start([*TORCHRUN, "-m", "polyhead.train"], *options), alone(*options)
+        assert_close(weights(two / "model"), weights(one / "model"), rtol=0, atol=1e-5)
+
     def test_texts_of_all_ranks_are_compared(self, start, alone):
         many = "{intent: 1, near: 6, same: 1, words: 1}"  # of near on both ranks
         options = ["sampling.strategy=weights", f"sampling.weights={many}"]

@@ -23,17 +23,30 @@ SKETCH = 2**20 - 3  # numbers, a prime: weights of one column of a matrix do not
 def shared_parameters(model: PolyheadModel) -> list[nn.Parameter]:
     """The trainable weights of encoder and shared experts that more than one task reads.
 
-    An adapter that one task alone reads is that task's own, as its head is.
+    An adapter that one task alone reads is that task's own, as its head is; so are layers above
+    all others that tasks read (`layer`).
     """
     readers = Counter(task.adapter for task in model.config.tasks.values() if task.adapter)
     private = {name for name, count in readers.items() if count == 1}
+    above = _above_second(model)
     encoder = [
         parameter
         for name, parameter in model.encoder.named_parameters()
         if parameter.requires_grad and not private & set(name.split("."))
+        if id(parameter) not in above
     ]
     experts = [] if model.experts is None else list(model.experts.parameters())
     return [*encoder, *(parameter for parameter in experts if parameter.requires_grad)]
+
+
+def _above_second(model: PolyheadModel) -> set[int]:
+    """Ids of the weights of layers that one task at most reads; of a model with several."""
+    count = model.encoder.config.num_hidden_layers
+    depths = sorted(task.layer or count for task in model.config.tasks.values())
+    layers = layers_of(model.encoder, count)
+    if len(depths) < 2 or layers is None:
+        return set()
+    return {id(parameter) for layer in layers[depths[-2] :] for parameter in layer.parameters()}
 
 
 def task_gradients(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -15,6 +15,7 @@ import importlib.metadata
 import inspect
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...modeling.configuration_polyhead import PolyheadConfig
+from ...modeling.early_exit import LayersRead
 from ...modeling.modeling_polyhead import PolyheadModel
 from ...modeling.packing import TextLayout
 from ...modeling.pooling import pool
@@ -87,12 +89,13 @@ class Graph(nn.Module):
         if "task_ids" in inputs:
             self.rows.adapters = self.adapter_of[inputs.pop("task_ids")]
         heads: Any = self.heads
-        deep = any(head.states_needed > 1 for head in heads.values())
-        output = self.encoder(**inputs, output_hidden_states=deep, return_dict=True)
+        read = LayersRead.of(self.encoder, list(heads.values()), whole=False, attentions=False)
+        options: Any = {"output_hidden_states": read.whole, "return_dict": True}
+        output = read.exported(partial(self.encoder, **inputs, **options))
         last, texts = output.last_hidden_state, TextLayout(mask=inputs["attention_mask"])
         outputs, parts = [], () if self.experts is None else self.experts(last)
         for name, head in heads.items():
-            x = last
+            x = last if head.layer is None else output.hidden_states[head.layer]
             if self.experts is not None:
                 x, _ = self.experts.of_task(name, head, parts)
             mixes = head.layer_mix is not None

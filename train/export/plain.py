@@ -199,6 +199,7 @@ def _misfit(name: str, task: str, config: TaskConfig, difference: float) -> str:
     head = f"pooling {config.pooling or 'of the model'}, activation {config.activation}"
     head += f", layers {config.layers}" if config.layers else ""
     head += ", layer_mix" if config.layer_mix else ""
+    head += f", layer {config.layer}" if config.layer else ""
     return (
         f"{task}: {name} cannot hold this head ({head}): its logits would differ by "
         f"{difference:.2g}. It has a pooling and layers of its own; a task trained with those "

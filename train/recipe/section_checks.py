@@ -34,9 +34,10 @@ def _experts_faults(recipe: Recipe) -> list[str]:
         if pooling is not None and layers_needed(pooling) > 1
     ]
     faults += [
-        f"tasks.{name}.layer_mix: reads layers of the encoder below the experts; take it out"
+        f"tasks.{name}.{option}: reads layers of the encoder below the experts; take it out"
         for name, task in recipe.tasks.items()
-        if task.layer_mix
+        for option in ("layer_mix", "layer")
+        if getattr(task, option)
     ]
     if isinstance(recipe.encoder, FinishedEncoder) and recipe.encoder.keep_tasks:
         faults.append(

@@ -37,6 +37,7 @@ def prepare_sharding(
         ValueError: with all that does not fit.
     """
     faults = [*_faults(model, plugin, multitask, args), *_needs_whole(multitask)]
+    faults += _idle_layers(model)
     if faults:
         raise ValueError(f"FSDP: {'; '.join(faults)}")
     if plugin.transformer_cls_names_to_wrap is None:
@@ -45,13 +46,15 @@ def prepare_sharding(
         plugin.transformer_cls_names_to_wrap = sorted({type(m).__name__ for m in layers or []})
 
 
-def check_deepspeed(multitask: MultiTaskArguments, args: TrainingArguments) -> None:
+def check_deepspeed(
+    model: PolyheadModel, multitask: MultiTaskArguments, args: TrainingArguments
+) -> None:
     """Check what ZeRO cannot do here.
 
     Raises:
         ValueError: with all that does not fit.
     """
-    faults = _needs_whole(multitask)
+    faults = [*_needs_whole(multitask), *_idle_layers(model)]
     if multitask.sampling.batches == "mixed" and args.world_size > 1:
         # It exchanges gradients in the order that they come: with heads that idle on a rank the
         # ranks would wait for each other, or add up gradients of different weights.
@@ -67,6 +70,13 @@ def _needs_whole(multitask: MultiTaskArguments) -> list[str]:
     if multitask.optimizer.by_task:
         faults.append("optimizer.by_task needs whole gradients; take it out")
     return faults
+
+
+def _idle_layers(model: PolyheadModel) -> Iterator[str]:
+    """In steps whose tasks all read a lower layer, those above have no gradient."""
+    low = [name for name in model.task_names if model.config.tasks[name].layer is not None]
+    if low:
+        yield f"layer (of {', '.join(low)}) lets layers of the encoder idle; take it out"
 
 
 def _faults(

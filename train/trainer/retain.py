@@ -79,8 +79,9 @@ class Retention:
     @property
     def model_options(self) -> dict[str, Any]:
         """What the model is asked for besides, in a step."""
-        tasks = self.model.config.tasks.values()  # states of windows are kept if asked for
-        deep = layers_needed(self.pooling) > 1 or any(task.pools_windows for task in tasks)
+        # where asked for, states of windows are kept, and no layer is skipped
+        asks = any(t.pools_windows or t.layer is not None for t in self.model.config.tasks.values())
+        deep = layers_needed(self.pooling) > 1 or asks
         return {"output_hidden_states": True} if deep else {}
 
     def compute(

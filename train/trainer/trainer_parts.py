@@ -224,7 +224,7 @@ class TrainerParts:
         if strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")) and plugin is None:
             raise ValueError("FSDP needs accelerators; on CPUs take configs/accelerate/cpu.yaml")
         if self.uses_deepspeed:
-            check_deepspeed(self.multitask, self.args)
+            check_deepspeed(self.model, self.multitask, self.args)
         if plugin is None:
             return []
         prepare_sharding(self.model, plugin, self.multitask, self.args)

@@ -95,13 +95,14 @@ def test_a_finished_model_gives_its_encoder_without_experts_or_with_new_ones(fin
 
 def test_what_does_not_go_together_is_told_at_once(finished, encoder_folder):
     mmoe = {"kind": "mmoe", "per_task": 2}
-    deep = {"pooling": "mean_last_4"}
+    deep = {"pooling": "mean_last_4", "layer": 1}
     for path, parts in (
         (
             recipe_with(finished, encoder_folder("bert"), mmoe, name="odd", intent=deep),
             [
                 "experts.per_task: belongs to cgc and ple, not to mmoe; take it out",
                 "tasks.intent.pooling: mean_last_4 reads layers of the encoder below the experts",
+                "tasks.intent.layer: reads layers of the encoder below the experts; take it out",
             ],
         ),
         (

@@ -515,6 +515,11 @@ class TestRefusedExports:
         assert "cannot hold this head" in fault
         assert "layer_mix" in fault
 
+    def test_a_lower_layer(self, refused):
+        fault = refused("bert", TaskConfig(head=TOKENS, labels=["a", "b"], layer=1))
+        assert "cannot hold this head" in fault
+        assert "layer 1" in fault
+
     def test_token_labels_where_the_class_has_another_layer(self, refused):
         fault = refused("modernbert", TaskConfig(head=TOKENS, labels=LABELS))
         assert fault.startswith("chosen: ModernBertForTokenClassification cannot hold this head")

@@ -118,6 +118,26 @@ class TestOutputs:
         )
         assert_same(model, ExportedModel(tmp_path / "x"), batch_of(model, LENGTHS))
 
+    @pytest.mark.parametrize("kind", ["bert", "modernbert", "albert"])
+    def test_of_lower_layers_are_the_models(
+        self, kind, make_model, tokenizer_of, batch_of, tmp_path
+    ):
+        labels = {"labels": ["x", "y"]}
+        tasks = {
+            "low": TaskConfig(head="sequence_classification", layer=1, **labels),
+            "slots": TaskConfig(head="token_classification", layer=2, **labels),
+            "plain": TaskConfig(head="token_classification", **labels),
+        }
+        model, sizes = make_model(kind, tasks, num_hidden_layers=3).eval(), []
+        for number in (1, 2, 3):
+            only, folder = list(tasks)[:number], tmp_path / str(number)
+            export_graph(model, tokenizer_of(ENCODERS[kind][0]), "onnx", tasks=only, folder=folder)
+            graph = ExportedModel(folder)
+            assert_same(model, graph, batch_of(model, LENGTHS), tasks=only)
+            sizes.append(sum(path.stat().st_size for path in folder.glob("model.onnx*")))
+        assert sizes[0] < 0.8 * sizes[1]  # layers above are not in the graph
+        assert sizes[1] < 0.8 * sizes[2]
+
     def test_losses_and_counts_are_the_models(self, written, batch_of):
         model, graph = written()
         batch = batch_of(model, [4, 6, 3])
