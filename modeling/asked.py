@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from .inputs import FORMS, TextOrPair, form_of
+from .router import AUTO, is_auto
 from .rows import check_tasks
 
 MIXED = "texts and pairs of texts are mixed; give them in separate calls"
@@ -64,8 +65,8 @@ def chosen_tasks(reads: Mapping[str, str], form: str, tasks: Sequence[str] | Non
     return list(tasks)
 
 
-def known_tasks(task_names: list[str], tasks: Sequence[str]) -> list[str]:
-    """Names of tasks that a caller gives, each once.
+def known_tasks(task_names: list[str], tasks: Sequence[str]) -> Sequence[str]:
+    """Names of tasks that a caller gives, each once; `AUTO` as it is.
 
     Args:
         task_names: the model's.
@@ -74,6 +75,8 @@ def known_tasks(task_names: list[str], tasks: Sequence[str]) -> list[str]:
     Raises:
         ValueError: there are none, or one is unknown.
     """
+    if is_auto(tasks):
+        return AUTO
     if isinstance(tasks, str):
         raise ValueError(f"tasks is the string {tasks!r}; give a list: tasks=[{tasks!r}]")
     no_list = isinstance(tasks, (bytes, Mapping)) or getattr(tasks, "ndim", 1) != 1
@@ -85,3 +88,25 @@ def known_tasks(task_names: list[str], tasks: Sequence[str]) -> list[str]:
         raise ValueError("tasks is empty; None asks for all")
     check_tasks(task_names, names)
     return list(dict.fromkeys(names))
+
+
+def routed_tasks(config: Any, form: str) -> list[str]:
+    """The tasks that `tasks="auto"` may answer: those that the router knows, in the model's order.
+
+    Args:
+        config: the model's.
+        form: that of the texts.
+
+    Raises:
+        ValueError: the model has no router, or the texts are pairs.
+    """
+    names = ", ".join(config.tasks)
+    if config.router is None:
+        raise ValueError(
+            f"tasks is {AUTO!r}, but this model has no router, which finds the tasks of a text; "
+            f"train one with router: true in the recipe, or name tasks: {names}"
+        )
+    if form != "text":
+        raise ValueError(f"tasks is {AUTO!r}, which finds the tasks of {FORMS['text']}; name tasks")
+    labels = config.tasks[config.router].labels
+    return [n for n in config.task_names if n in labels and config.tasks[n].reads == "text"]

@@ -37,6 +37,7 @@ TYPES = {  # of the options of a PolyheadConfig
     **dict.fromkeys(("task_names", "adapters", "architectures"), list),
     **dict.fromkeys(("tie_word_embeddings", "return_dict", "is_encoder_decoder"), bool),
     **dict.fromkeys(("trained_causal",), bool),
+    "router": str,
     "initializer_range": float,
 }
 DTYPES = ("float32", "float16", "bfloat16", "float64")

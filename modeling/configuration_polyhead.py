@@ -29,6 +29,7 @@ from .losses import LOSSES
 from .options import scheme_of as scheme_of
 from .pooling import POOL, POOLINGS, layers_needed
 from .reading import read_json
+from .router import check_router
 from .task_config import TaskConfig, mask_fault
 
 # Options that config.json has only where they differ from their default.
@@ -36,7 +37,14 @@ LEFT_OUT = ("hierarchy", "layer_mix", "label_smoothing", "class_weight", "focal"
 LEFT_OUT += ("whole_word", "blocks", "tied")
 # What HF's `from_pretrained` would take for a config's, and weights of a Polyhead contradict.
 FIXED = ("num_labels", "id2label", "label2id", "problem_type", "task_names", "adapters")
-FIXED += ("format_version", "experts", "hidden_size", "projection_dim", "num_hidden_layers")
+FIXED += (
+    "format_version",
+    "experts",
+    "router",
+    "hidden_size",
+    "projection_dim",
+    "num_hidden_layers",
+)
 FIXED += ("num_attention_heads", "vocab_size", "max_position_embeddings")
 
 
@@ -53,6 +61,7 @@ class PolyheadConfig(PreTrainedConfig):
         trained_causal: the encoder that the heads were put on had been trained with a causal mask;
             `encoder_config.is_causal` says with which it runs.
         experts: what stands between encoder and heads, fields of `ExpertOptions`; None for nothing.
+        router: the task whose labels are names of tasks, for `tasks="auto"`; None for none.
         adapters: names of the adapters saved with the model, in `adapters/<name>/`.
         adapter_hashes: adapter to the sha256 of its two files, as they were saved; loading compares
             them, so that no adapter answers for another. Without an entry an adapter is taken as
@@ -75,6 +84,7 @@ class PolyheadConfig(PreTrainedConfig):
     pooling: str = "mean"
     trained_causal: bool = False
     experts: dict[str, Any] | None = None
+    router: str | None = None
     adapters: list[str] | None = None
     adapter_hashes: dict[str, str] | None = None
     tie_word_embeddings: bool = True
@@ -114,6 +124,7 @@ class PolyheadConfig(PreTrainedConfig):
             if not isinstance(task, TaskConfig):
                 check_fields(f"task {name!r}", TaskConfig, task)
             self.set_task(name, TaskConfig(**task) if isinstance(task, dict) else task)
+        check_router(self.router, self.tasks)
         super().__post_init__(**kwargs)
         if self.experts is not None:
             self.experts = checked_experts(self.experts, self.hidden_size)
@@ -236,8 +247,9 @@ class PolyheadConfig(PreTrainedConfig):
             }
             for name, task in self.tasks.items()
         }
-        if output.get("experts") is None:
-            output.pop("experts", None)
+        for key in ("experts", "router"):
+            if output.get(key) is None:
+                output.pop(key, None)
         if sources := self.extension_sources:
             output["extensions"] = extension_names(sources)
         return output

@@ -23,13 +23,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import Pipeline, PreTrainedTokenizerBase
 
-from .asked import check_options, chosen_tasks, form_of_all, known_tasks
-from .calls import Call, Entry, Part
+from .asked import check_options, chosen_tasks, form_of_all, known_tasks, routed_tasks
+from .calls import AutoCall, Call, Entry, Part
 from .checks import check_tokenizer
 from .compute import Mode, check_mode
 from .encodings import Encodings
 from .inputs import TextOrPair, form_of, read_inputs, read_items
 from .passes import BATCH_TOKENS, MORE_TOKENS, cut_into_passes, encode_entries, packs
+from .router import is_auto
 from .text_windows import TextWindows
 from .windows import window_length
 
@@ -57,7 +58,7 @@ class PolyheadPipeline(Pipeline):
             [text, text]), or dicts of these, for tasks that choose. A generator is read as its
             answers are asked for.
         tasks: names of the tasks; None for every task that reads what is given (texts, pairs or
-            choices).
+            choices); "auto" for those that the model's router finds in each text.
         top_k: how many labels of a single-label task, or fillings of a mask, to give; None for all,
             and for all labels of a multi-label task where no threshold is given.
         threshold: probability from which a multi-label task sets a label; None for the task's own.
@@ -74,7 +75,9 @@ class PolyheadPipeline(Pipeline):
         "end"}`, embedding a float32 numpy vector, masked LM a list over the masks of `{"label",
         "score"}`, a task that chooses `{"label", "choice", "score"}`: the text, its number from 0
         and its probability among the choices. Below a task's `abstain` label and choice are None,
-        and entities are left out.
+        and entities are left out. With tasks="auto" a dict has the router's name first, with
+        `{"tasks", "scores"}` (see `Route`), then the tasks that the text is for; none, where
+        `tasks` is [].
 
     Raises:
         ValueError: an option is unknown or not in its range, a task is unknown or does not read
@@ -134,17 +137,17 @@ class PolyheadPipeline(Pipeline):
         inputs, single = read_inputs(texts)
         if not inputs:
             return []
-        call = self._read(inputs, self.choose_tasks(inputs, tasks), options)
+        call = self._call(inputs, tasks, options)
         model = self._without_dropout()
-        entries = sorted(call.entries, key=lambda entry: -entry.length)
         if batch_tokens is None:
             batch_tokens = BATCH_TOKENS.get(self.model.device.type, MORE_TOKENS)
         sizes: Any = {"batch_tokens": batch_tokens, "batch_size": batch_size}
-        lengths = [entry.length for entry in entries]
-        for cut in cut_into_passes(lengths, packed=self.packs, **sizes):
-            outputs = encode_entries(model, self.tokenizer, entries[cut], self.encodings)
-            for entry, values in zip(entries[cut], outputs, strict=True):
-                entry.take(values)
+        while entries := sorted(call.more(), key=lambda entry: -entry.length):
+            lengths = [entry.length for entry in entries]
+            for cut in cut_into_passes(lengths, packed=self.packs, **sizes):
+                outputs = encode_entries(model, self.tokenizer, entries[cut], self.encodings)
+                for entry, values in zip(entries[cut], outputs, strict=True):
+                    entry.take(values)
         results = call.answers()
         return results[0] if single else results
 
@@ -196,8 +199,8 @@ class PolyheadPipeline(Pipeline):
         top_k: int | None = 1,
         threshold: float | None = None,
         document: bool = False,
-    ) -> Call:
-        """The windows of a call, for `encode`; its `answers()` are due when all are encoded.
+    ) -> Call | AutoCall:
+        """A call: `more()` gives windows for `encode`, until there are none; then `answers()`.
 
         Windows of several calls, of any tasks and adapters, may go into one pass. Arguments and
         errors are those of a call; `texts` is a list, and not empty.
@@ -207,31 +210,53 @@ class PolyheadPipeline(Pipeline):
         inputs, _ = read_inputs(texts)
         if not inputs:
             raise ValueError("texts is []; give one or more")
-        return self._read(inputs, self.choose_tasks(inputs, tasks), options)
+        return self._call(inputs, tasks, options)
 
     def encode(self, entries: list[Entry]) -> list[dict[str, Tensor]]:
         """One encoder pass: what the tasks of each window give for it; `entry.take` reads it."""
         return encode_entries(self._without_dropout(), self.tokenizer, entries, self.encodings)
 
+    def _call(
+        self, texts: list[TextOrPair], tasks: Sequence[str] | None, options: dict[str, Any]
+    ) -> Call | AutoCall:
+        names = self.choose_tasks(texts, tasks)
+        if not is_auto(tasks):
+            return self._read(texts, names, options)
+        router, *known = names
+        configs, document = self.model.config.tasks, int(options["document"])
+        same_pass = [
+            name
+            for name in known
+            if configs[name].adapter == configs[router].adapter
+            and not configs[name].prompt(document)
+        ]
+        part = self._part(texts, [router, *same_pass], options)
+        part.router = router
+        return AutoCall(part, known, lambda texts, names: self._read(texts, names, options))
+
     def _read(self, texts: list[TextOrPair], tasks: list[str], options: dict[str, Any]) -> Call:
-        configs = self.model.config.tasks
-        asked = {name: options[name] for name in ("top_k", "threshold")}
-        asked["tokenizer"] = self.tokenizer
         chooses = form_of(texts[0]) == "choices"
         pairs: list[TextOrPair] = (
             [(one, other) for one, others in texts for other in others] if (chooses) else texts
         )
-        limit = window_length(self.tokenizer, self.model.usable_length)
         parts = []
         for prompt, names in self._groups(tasks, int(options["document"]), form_of(texts[0])):
             read = [prompt + text for text in pairs] if prompt else pairs  # pyright: ignore
-            chosen = {name: configs[name] for name in names}
-            units, windows = self.windows.of(self.tokenizer, read, chosen, limit)
-            part = Part(read, names, configs, asked, units)
-            entries = [Entry(window, part, row, reads) for row, window, reads in windows]
-            part.entries = [entry for entry in entries if entry.tasks]
-            parts.append(part)
-        return Call(texts, tasks, parts, configs, chooses)
+            parts.append(self._part(read, names, options))
+        return Call(texts, tasks, parts, self.model.config.tasks, chooses)
+
+    def _part(self, texts: list[TextOrPair], tasks: list[str], options: dict[str, Any]) -> Part:
+        """Texts in windows, for tasks that read them alike."""
+        configs = self.model.config.tasks
+        asked = {name: options[name] for name in ("top_k", "threshold")}
+        asked["tokenizer"] = self.tokenizer
+        limit = window_length(self.tokenizer, self.model.usable_length)
+        chosen = {name: configs[name] for name in tasks}
+        units, windows = self.windows.of(self.tokenizer, texts, chosen, limit)
+        part = Part(texts, tasks, configs, asked, units)
+        entries = [Entry(window, part, row, reads) for row, window, reads in windows]
+        part.entries = [entry for entry in entries if entry.tasks]
+        return part
 
     def _groups(self, tasks: list[str], part: int, form: str) -> list[tuple[str, list[str]]]:
         """Prompts, and the tasks whose texts they stand before; each group is read on its own.
@@ -259,12 +284,16 @@ class PolyheadPipeline(Pipeline):
     def choose_tasks(
         self, texts: list[TextOrPair], tasks: Sequence[str] | None = None
     ) -> list[str]:
-        """The tasks that a call with these arguments runs.
+        """The tasks that a call with these arguments runs; for "auto" the router, and all it knows.
 
         Raises:
-            ValueError: a task is unknown, or does not read what is given (texts or pairs).
+            ValueError: a task is unknown, or does not read what is given (texts or pairs); or
+                there is no router.
         """
         form = form_of_all(texts)
+        if is_auto(tasks):
+            routed = routed_tasks(self.model.config, form)
+            return [self.model.config.router, *routed]
         names = self.model.task_names
         reads = {name: self.model.config.tasks[name].reads for name in names}
         return chosen_tasks(reads, form, None if tasks is None else known_tasks(names, tasks))

@@ -13,6 +13,7 @@ from .adapter_mixin import AdapterMixin
 from .causal import is_causal
 from .experts import Experts, Mixture, build_experts, checked_experts
 from .heads import Head
+from .router import without_label
 from .rows import check_tasks
 from .task_config import TaskConfig
 from .unread_options import options_without_effect
@@ -64,6 +65,8 @@ class TaskMixin(AdapterMixin):
     def remove_task(self, name: str) -> None:
         """Remove a task and its head, and its adapter unless another task reads it.
 
+        Texts for it are then, to the model's router, for none of the others.
+
         Raises:
             ValueError: there is no such task, or experts of the kind ple would change for others.
         """
@@ -74,6 +77,11 @@ class TaskMixin(AdapterMixin):
             self.detach_adapter(adapter)
         del self.heads[name]
         del self.config.tasks[name]
+        router = self.config.router
+        if router == name:
+            self.config.router = None
+        elif router is not None:
+            without_label(self.config.tasks[router], name)
         self.config.task_names = [t for t in self.task_names if t != name]
         self._retie()
 

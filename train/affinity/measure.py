@@ -25,6 +25,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from ..errors import UserError
 from ..optimization.by_task import learning_rates
 from ..optimization.freezing import apply_freeze
 from ..optimization.parameter_groups import optimizer_groups
+from ..recipe.router import unrouted
 from ..recipe.sections import Sampling
 from ..reports import figures as plots
 from .advice import conclude, draw
@@ -88,7 +90,7 @@ def affinity(
     """
     if steps < 1:
         raise UserError("affinity", [f"--steps: {steps}; it must be 1 or more"])
-    run = prepare(path, overrides)
+    run = prepare(path, overrides, check=partial(unrouted, command="affinity compares"))
     apply_freeze(run.model, run.recipe.freeze)
     if faults := _faults(run, full=full):
         raise UserError(run.recipe.path, faults)

@@ -215,6 +215,11 @@ def print_answer(text: Any, answer: dict[str, Any]) -> None:
             shown = _marked(str(text), value)
         elif isinstance(value, list):
             shown = Text(visible(", ".join(map(_short, value))) or "-")
+        elif isinstance(value, dict) and "tasks" in value:  # of the router
+            scores = ", ".join(f"{name} {score:.3f}" for name, score in value["scores"].items())
+            shown = Text(
+                visible(f"{', '.join(value['tasks']) or 'for none of the tasks'} ({scores})")
+            )
         elif isinstance(value, dict):
             shown = Text(visible(_short(value)))
         else:

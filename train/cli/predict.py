@@ -44,7 +44,10 @@ def run_code(allowed: bool, *paths: str | Path | None) -> None:
 def predict(  # noqa: PLR0913 - each is an option of the command line
     model: ModelPath,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to read.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Task names, joined by commas.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Task names, joined by commas; or auto: the router finds them."),
+    ] = None,
     source: InputPath = None,
     target: OutputPath = None,
     text: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
@@ -59,19 +62,20 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
 ) -> None:
     """Predict for texts, or for every row of a file."""
     run_code(allow_code, model)
+    from ...modeling.router import AUTO, is_auto
     from ..inference.files import plain
     from ..inference.predictor import tasks_reading
 
     files = _files("predict", texts, source, target, overwrite=overwrite)
     if pair and (not texts or len(texts) != 2):
         raise UserError("predict", ["--pair takes two texts"])
-    chosen = tasks.split(",") if tasks else None
+    auto, chosen = is_auto(tasks), tasks.split(",") if tasks else None
     options = _sizes("predict", batch_tokens, batch_size)
     if files is None:
         pipe = pipeline_of(model, compute)
         inputs: list = [tuple(texts or [])] if pair else list(texts or [])
-        chosen = _choose(pipe, inputs, chosen)
-        answers = pipe(inputs, chosen, **options)
+        chosen = _choose(pipe, inputs, AUTO if auto else chosen)
+        answers = pipe(inputs, AUTO if auto else chosen, **options)
         if as_json:
             print_json(plain(answers))
         else:
@@ -80,11 +84,12 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
         return
     _predict_rows(
         model,
-        lambda pipe: tasks_reading(pipe, chosen, pairs=bool(text_pair)),
+        lambda pipe: tasks_reading(pipe, AUTO if auto else chosen, pairs=bool(text_pair)),
         files=files,
         columns=(text, text_pair),
         compute=compute,
         options=options,
+        auto=auto,
     )
 
 
@@ -169,6 +174,7 @@ def _predict_rows(
     columns: tuple[str, str | None],
     compute: str,
     options: dict[str, Any],
+    auto: bool = False,
 ) -> None:
     """`predict_file` on all ranks, with a bar of rows on the first."""
     import datasets
@@ -191,7 +197,7 @@ def _predict_rows(
     pipe, tasks = ranks.together(load)
     (source, target), (text, text_pair) = files, columns
     places: dict[str, Any] = {"model": model, "source": source, "target": target}
-    job = FileJob(**places, tasks=tasks, text=text, text_pair=text_pair, options=options)
+    job = FileJob(**places, tasks=tasks, text=text, text_pair=text_pair, options=options, auto=auto)
     shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress("rows", *shown, console=err, disable=not ranks.is_first)
     task = bar.add_task("rows")
@@ -209,7 +215,7 @@ def _predict_rows(
     ranks.leave()
 
 
-def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | None) -> list[str]:
+def _choose(pipe: "PolyheadPipeline", texts: list, tasks: list[str] | str | None) -> list[str]:
     try:
         return pipe.choose_tasks(texts, tasks)
     except ValueError as error:

@@ -25,6 +25,7 @@ from ..kinds import kind_of
 from ..outputs import target_faults
 from ..recipe.parts import only
 from ..recipe.reader import load_recipe
+from ..recipe.router import with_rows
 from ..recipe.schema import Recipe
 from ..recipe.sections import Balancing, Freeze, OptimizerOptions, Sampling
 from ..reports import figures
@@ -161,7 +162,7 @@ def _probed(recipe: Recipe) -> Recipe:
             f"{', '.join(language)}: left out; scores over tokens of different tokenizers cannot "
             "be compared"
         )
-    recipe = only(recipe, [name for name in recipe.tasks if name not in language])
+    recipe = only(recipe, [name for name in with_rows(recipe) if name not in language])
     tasks = {
         name: replace(task, adapter=None, cached=False, learning_rate=None, epochs=None)
         for name, task in recipe.tasks.items()

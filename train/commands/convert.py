@@ -14,6 +14,7 @@ from ..kinds.tokens import row_words
 from ..outputs import target_faults
 from ..recipe.data_config import TEXT_COLUMNS, DataConfig
 from ..recipe.reader import build_recipe, load_recipe
+from ..recipe.router import with_rows
 from ..recipe.schema import Recipe
 
 Form = Literal["tokens", "spans"]
@@ -60,11 +61,12 @@ def convert(  # noqa: PLR0913 - each is an option of the command line
     if to not in FORMS:
         faults.append(f"--to: {to!r}; allowed: {', '.join(FORMS)}")
     recipe = _recipe(what, format, overrides or [], faults)
-    if task is None and len(recipe.tasks) == 1:
-        task = next(iter(recipe.tasks))
-    if task not in recipe.tasks:
+    tasks = with_rows(recipe)
+    if task is None and len(tasks) == 1:
+        task = tasks[0]
+    if task not in tasks:
         unknown = "" if task is None else f"{task} is unknown; "
-        faults.append(f"--task: {unknown}name one of {', '.join(recipe.tasks)}")
+        faults.append(f"--task: {unknown}name one of {', '.join(tasks)}")
     if faults:
         raise UserError("convert", faults)
     recipe.tasks = {str(task): recipe.tasks[str(task)]}

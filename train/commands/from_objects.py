@@ -156,6 +156,7 @@ class Sections(TypedDict, total=False):
         average: how much of what it was the encoder gets back after training.
         distill: what tasks learn from other models.
         decide: what is decided on validation rows after training.
+        router: True trains a head that says which tasks a text is for.
         compare: single trains each task alone too; without `args`, `callbacks`, `compute_metrics`
             and `optimizers`.
         nan_loss: stop, or skip; default stop.
@@ -175,6 +176,7 @@ class Sections(TypedDict, total=False):
     average: Average | dict[str, Any] | None
     distill: Distill | dict[str, Any] | None
     decide: Decide | dict[str, Any] | None
+    router: bool
     compare: str | None
     nan_loss: str
     compute: str

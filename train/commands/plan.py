@@ -16,6 +16,7 @@ import math
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..errors import UserError
 from ..evaluation.alone import in_words
 from ..outputs import unwritable
 from ..recipe.parts import alone, at_rate, epochs_of, only, rate_of, with_training
+from ..recipe.router import unrouted
 from ..recipe.schema import Recipe
 from .setup import PreparedRun, prepare
 from .trials import Trial, Trials, affordable_share, rows_scored, unscored_faults
@@ -66,7 +68,7 @@ def plan(
     if not minutes > 0 or not math.isfinite(minutes):
         raise UserError("plan", [f"--minutes: {minutes}; give a number above 0"])
     began = time.monotonic()
-    run = prepare(path, overrides)
+    run = prepare(path, overrides, check=partial(unrouted, command="plan chooses for"))
     folder = Path(run.recipe.output_dir) / FOLDER
     if faults := [*_faults(run), *_folder_faults(folder, overwrite=overwrite)]:
         raise UserError(run.recipe.path, faults)

@@ -29,6 +29,7 @@ from ..kinds.values import is_missing
 from ..optimization.by_task import learning_rates, model_faults
 from ..optimization.parameter_groups import freeze_faults, idle_faults
 from ..recipe.arguments import optimizer_faults, training_arguments
+from ..recipe.data_config import ROUTER
 from ..recipe.decide import decisions_of
 from ..recipe.reader import load_recipe
 from ..recipe.schema import Recipe
@@ -194,6 +195,8 @@ def _with_heads(
             else:
                 extend_heads(model, configs, keep)
         attach_adapters(model, {name: recipe.tasks[name].adapter for name in configs})
+        if recipe.router:
+            model.config.router = ROUTER
     except UserError:
         raise
     except (OSError, ValueError) as error:

@@ -21,6 +21,7 @@ from ..batches.collator import TAUGHT
 from ..errors import UserError
 from ..inference.load import load_model
 from ..kinds import kind_of
+from ..recipe.data_config import ROUTER
 from ..trainer.row_targets import TOKENS
 from .setup import PreparedRun
 from .teachers import ALONE
@@ -90,11 +91,12 @@ def _taught(
 
 
 def _read_as_written(run: PreparedRun, name: str) -> bool:
-    """Rows of a source are texts: no language model hides their tokens, none is encoded twice."""
+    """Rows of a source are texts of its own, no tokens of which are hidden, none encoded twice."""
     source = next(source for source in run.sources if source.name == name)
     kinds = [kind_of(run.configs[task]) for task in source.tasks]
     cached = any(run.recipe.tasks[task].cached for task in source.tasks)
-    return not cached and not any(kind.labels_from_tokens for kind in kinds)
+    of_others = run.recipe.router and ROUTER in source.tasks
+    return not (cached or of_others or any(kind.labels_from_tokens for kind in kinds))
 
 
 def _answers(

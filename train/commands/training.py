@@ -27,6 +27,7 @@ from ..hub.push import HUB_ERRORS
 from ..hub.run_info import about_run
 from ..outputs import MODEL, checkpoints_in, run_faults
 from ..recipe.parts import alone
+from ..recipe.router import with_rows
 from ..recipe.schema import FinishedEncoder, Recipe
 from ..records import RUN_SCORES, read_record
 from ..reports.curves import training_plots
@@ -117,8 +118,11 @@ def _older_versions(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def trained_alone(recipe: Recipe, folder: Path) -> dict[str, tuple[dict[str, Any], float | None]]:
-    """Scores and seconds of each task of a recipe trained alone, in folders of their names."""
-    return {name: train_once(alone(recipe, name), folder / name) for name in recipe.tasks}
+    """Scores and seconds of each task of a recipe trained alone, in folders of their names.
+
+    Not of a router, whose rows are the others'.
+    """
+    return {name: train_once(alone(recipe, name), folder / name) for name in with_rows(recipe)}
 
 
 def with_teachers(run: PreparedRun) -> PreparedRun:

@@ -21,7 +21,7 @@ from ...modeling.windows import locate_words
 from ..errors import UserError
 from ..kinds import SplitRows, kind_of
 from ..kinds.values import labels_in, rows_named
-from ..recipe.data_config import TEXT_COLUMNS, DataConfig
+from ..recipe.data_config import ROUTER, TEXT_COLUMNS, DataConfig
 from ..recipe.schema import Recipe, TaskRecipe
 from .checks import text_faults
 from .corpora import join_corpora
@@ -29,6 +29,7 @@ from .document_pairs import make_pairs
 from .formats import named_columns, read_annotations
 from .label_values import class_notes, missing_notes, read_labels
 from .labels import find_labels
+from .router_rows import router_rows
 from .row_weights import read_row_weights
 from .splits import load_splits
 from .tags import tag_faults
@@ -109,6 +110,8 @@ def load_sources(recipe: Recipe) -> list[Source]:
     sources = []
     for tasks in group_tasks(recipe.tasks):
         first = next(iter(tasks))
+        if recipe.router and first == ROUTER:
+            continue
         try:
             if tasks[first].data.more:
                 tasks, splits = join_corpora(first, tasks[first])
@@ -127,6 +130,11 @@ def load_sources(recipe: Recipe) -> list[Source]:
             found_faults = _check_rows(source)
         faults += found_faults
         sources.append(source)
+    if recipe.router and ROUTER in recipe.tasks and not faults:
+        task = recipe.tasks[ROUTER]
+        rows = router_rows(sources, task.labels or [])
+        sources.append(Source(tasks={ROUTER: task}, splits=rows, text=task.data.text))
+        faults += _check_rows(sources[-1])
     if faults:
         raise UserError(recipe.path, faults)
     return sources

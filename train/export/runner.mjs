@@ -71,6 +71,9 @@ export class Runner {
     if (!Array.isArray(texts)) {
       throw new ArgumentError("texts is one text; give a list of texts");
     }
+    if (typeof tasks === "string") {
+      throw new ArgumentError(`tasks is '${tasks}'; give a list of names: a bundle finds no tasks`);
+    }
     const items = texts.map(readItem);
     if (!items.length) return [];
     const names = this.choose(unique(items.map((item) => item.form)), tasks);

@@ -81,6 +81,8 @@ class Runner:
         """
         if isinstance(texts, (str, dict)):
             raise ValueError("texts is one text; give a list of texts")
+        if isinstance(tasks, str):
+            raise ValueError(f"tasks is {tasks!r}; give a list of names: a bundle finds no tasks")
         items = [_read(item, number) for number, item in enumerate(texts)]
         if not items:
             return []

@@ -8,7 +8,7 @@ call goes on after the shards that an earlier one has finished, and several proc
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from ...modeling.pipeline_polyhead import PolyheadPipeline
+from ...modeling.router import AUTO
 from ..data.jsonlines import JsonText
 from ..data.loading import reason
 from ..data.source import ENDINGS, ending, open_files
@@ -48,11 +49,12 @@ class FileJob:
             order. Its values come out as they are in the file; cells of CSV are text.
         target: a file of the same kinds; in CSV lists and dicts are written as JSON. Appears when
             complete.
-        tasks: names.
+        tasks: names; of the columns that are written.
         text: column with the texts.
         text_pair: column with the second texts, for pair tasks; with lists of them, for tasks that
             choose.
         options: further arguments of the pipeline's call.
+        auto: the router finds which of the tasks a text is for; the other columns are null then.
     """
 
     model: str
@@ -62,6 +64,7 @@ class FileJob:
     text: str
     text_pair: str | None
     options: dict[str, Any]
+    auto: bool = False
 
 
 def predict_file(
@@ -88,7 +91,7 @@ def predict_file(
     """
     reads = pipe.model.config.tasks[job.tasks[0]].reads
     rows = ranks.together(lambda: _read(job, choices=reads == "choices"))
-    schema = _schema(rows, answer_features(pipe, job.tasks))
+    schema = _schema(rows, answer_features(pipe, job.tasks, auto=job.auto))
     parts = OutputParts(job.target, _plan(pipe, job, rows), schema)
     ranks.together(parts.claim if ranks.is_first else parts.find)
     logger.info(f"compute: {pipe.model.compute.reason}")
@@ -119,9 +122,22 @@ def _schema(rows: datasets.Dataset, answers: datasets.Features) -> pa.Schema:
     return schema
 
 
-def answer_features(pipe: PolyheadPipeline, tasks: Iterable[str]) -> datasets.Features:
-    """The columns that the pipeline's answers make: the same for every shard, even an empty one."""
-    return datasets.Features({n: kind_of(pipe.model.config.tasks[n]).feature() for n in tasks})
+def answer_features(
+    pipe: PolyheadPipeline, tasks: Sequence[str], *, auto: bool = False
+) -> datasets.Features:
+    """The columns that the pipeline's answers make: the same for every shard, even an empty one.
+
+    Args:
+        pipe: the model and its tokenizer.
+        tasks: names.
+        auto: the first of them is the router, which finds the others.
+    """
+    features = {n: kind_of(pipe.model.config.tasks[n]).feature() for n in tasks}
+    if auto:
+        router, *others = tasks
+        scores = {name: datasets.Value("float64") for name in others}
+        features[router] = {"tasks": datasets.List(datasets.Value("string")), "scores": scores}
+    return datasets.Features(features)
 
 
 def _answered(pipe: PolyheadPipeline, job: FileJob, rows: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -129,14 +145,16 @@ def _answered(pipe: PolyheadPipeline, job: FileJob, rows: pa.Table, schema: pa.S
     texts = _texts(rows, job.text, schema)
     if job.text_pair is not None:
         texts = list(zip(texts, _texts(rows, job.text_pair, schema), strict=True))
-    answers: Any = pipe(texts, job.tasks, **job.options)
+    answers: Any = pipe(texts, AUTO if job.auto else job.tasks, **job.options)
     columns = answer_columns(answers, [schema.field(name) for name in job.tasks])
     return pa.Table.from_arrays([*rows.columns, *columns], schema=schema)
 
 
 def answer_columns(answers: list[dict[str, Any]], fields: Iterable[pa.Field]) -> list[pa.Array]:
     """The pipeline's answers as columns, one for each of these fields of `answer_features`."""
-    return [pa.array([answer[field.name] for answer in answers], field.type) for field in fields]
+    return [
+        pa.array([answer.get(field.name) for answer in answers], field.type) for field in fields
+    ]
 
 
 def _texts(rows: pa.Table, column: str, schema: pa.Schema) -> list[str]:
@@ -158,6 +176,7 @@ def _plan(pipe: PolyheadPipeline, job: FileJob, rows: datasets.Dataset) -> dict[
         "rows": len(rows),
         "columns": rows.column_names,
         "tasks": job.tasks,
+        **({"auto": True} if job.auto else {}),
         "text": job.text,
         "text_pair": job.text_pair,
         "compute": pipe.model.compute.mode,

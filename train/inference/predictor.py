@@ -13,6 +13,7 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from ...modeling.pipeline_polyhead import PolyheadPipeline
+from ...modeling.router import AUTO, is_auto
 from ..errors import UserError
 from ..recipe.code import allow_code as run_code
 from .files import answer_columns, answer_features, table_faults
@@ -26,7 +27,8 @@ class PolyheadPredictor:
 
     Args:
         model: folder or Hub id of a saved or exported Polyhead, where each worker finds it.
-        tasks: names; None for every task that reads what is given.
+        tasks: names; None for every task that reads what is given; "auto" for those that the
+            model's router finds in each text, the columns of others are null then.
         text: column with the texts.
         text_pair: column with the second texts, for pair tasks; with lists of them, for tasks that
             choose.
@@ -55,6 +57,7 @@ class PolyheadPredictor:
             run_code(model)
         self.pipe = load_pipeline(model, compute)
         self.tasks = tasks_reading(self.pipe, tasks, pairs=text_pair is not None)
+        self.auto = is_auto(tasks)
         self.text, self.text_pair = text, text_pair
         self.options = dict(options or {})
 
@@ -66,7 +69,7 @@ class PolyheadPredictor:
         """
         if not isinstance(rows, pa.Table):
             raise UserError("PolyheadPredictor", [ARROW.format(kind=type(rows).__name__)])
-        schema = answer_features(self.pipe, self.tasks).arrow_schema
+        schema = answer_features(self.pipe, self.tasks, auto=self.auto).arrow_schema
         given = Dataset(InMemoryTable(rows))
         reads = self.pipe.model.config.tasks[self.tasks[0]].reads
         faults = table_faults(
@@ -77,7 +80,7 @@ class PolyheadPredictor:
         texts: list[Any] = rows.column(self.text).to_pylist()
         if self.text_pair is not None:
             texts = list(zip(texts, rows.column(self.text_pair).to_pylist(), strict=True))
-        answers: Any = self.pipe(texts, self.tasks, **self.options)
+        answers: Any = self.pipe(texts, AUTO if self.auto else self.tasks, **self.options)
         for field, column in zip(schema, answer_columns(answers, schema), strict=True):
             rows = rows.append_column(field, column)
         return rows
@@ -88,7 +91,7 @@ def tasks_reading(pipe: PolyheadPipeline, tasks: Sequence[str] | None, *, pairs:
 
     Args:
         pipe: the model and its tokenizer.
-        tasks: names; None for every task that does.
+        tasks: names; None for every task that does; "auto" for the router and all that it knows.
         pairs: rows have second texts.
 
     Raises:

@@ -46,8 +46,8 @@ def read(pipe: PolyheadPipeline, text: TextOrPair, tasks: list[str]) -> str:
     if not any(part.strip() for part in _parts(text)):
         raise ValueError("type a text")
     chooses = isinstance(text, tuple) and not isinstance(text[1], str)
-    call = pipe.read([text], tasks)
-    best = call if chooses else pipe.read([text], tasks, top_k=BEST, threshold=0.0)
+    call: Any = pipe.read([text], tasks)
+    best: Any = call if chooses else pipe.read([text], tasks, top_k=BEST, threshold=0.0)
     entries = call.entries
     for start in range(0, len(entries), WINDOWS_A_PASS):
         part = slice(start, start + WINDOWS_A_PASS)

@@ -14,6 +14,8 @@ FormatName = Literal[
     "conll", "spans", "doccano", "label_studio", "prodigy", "spacy", "argilla", "brat"
 ]
 SPLITS = ("train", "validation", "test")
+ROUTER = "router"  # the task of `router: true`
+ROUTER_TEXT, ROUTER_LABELS = "text", "tasks"  # columns of its rows
 
 
 def _label(value: Any) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..adapters import adapter_name
 from ..kinds import kind_of
+from .data_config import ROUTER
 from .schema import Recipe
 from .sections import Balancing, Sampling
 
@@ -39,6 +40,7 @@ def alone(recipe: Recipe, name: str) -> Recipe:
         distill=None,
         compare=None,
         experts=None,
+        router=False,
         freeze=replace(recipe.freeze, heads=[head for head in recipe.freeze.heads if head == name]),
         training=training,
     )
@@ -78,7 +80,10 @@ def only(recipe: Recipe, names: list[str]) -> Recipe:
     teachers = _of(names, teachers)
     distill = replace(recipe.distill, teachers=teachers) if recipe.distill and teachers else None
     freeze = replace(recipe.freeze, heads=heads)
-    return replace(recipe, tasks=tasks, sampling=sampling, freeze=freeze, distill=distill)
+    router = recipe.router and ROUTER in names
+    return replace(
+        recipe, tasks=tasks, sampling=sampling, freeze=freeze, distill=distill, router=router
+    )
 
 
 def _of(names: list[str], values: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from .data_config import RowsInMemory
 from .decide import decide_faults
 from .extension import extend_recipe
 from .retain import retain_faults
+from .router import add_router
 from .schema import Recipe, TaskRecipe
 from .section_checks import section_faults, stages_on_model_faults
 from .yaml_text import BYTES, read_yaml
@@ -115,6 +116,7 @@ def build_recipe(
     for name, task in recipe.tasks.items():
         task.data.rows = (rows or {}).get(name)
         faults += task_faults(name, task)
+    faults += add_router(recipe)
     taken = (onto.tasks or {}) if onto is not None and not extends else {}
     for name in sorted(set(recipe.tasks) & set(taken)):
         faults.append(f"tasks.{name}: the model has this task; take another name")
@@ -229,6 +231,7 @@ FROM_MODEL = {
     "max_length": "it is the model's; take it out",
     "freeze": "all but the new heads and adapters is frozen; take it out",
     "compare": "on a frozen encoder a task is trained alone already; take it out",
+    "router": "it would know the new tasks alone; train all tasks anew with it, or take it out",
 }
 
 

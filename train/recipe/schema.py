@@ -225,6 +225,8 @@ class Recipe:
         distill: what tasks learn from other models; default nothing.
         decide: what is decided on validation rows after training, for the tasks that can; default
             nothing.
+        router: true adds a task of that name, which learns from the texts of all others which of
+            them a text is for; `tasks="auto"` then answers those.
         compare: single trains each task alone too, on its rows of an epoch and with the same
             training, and puts both scores side by side in the card.
         train_scores: so many training rows of each source are scored at each evaluation too.
@@ -254,6 +256,7 @@ class Recipe:
     average: Average | None = None
     distill: Distill | None = None
     decide: Decide | None = None
+    router: bool = False
     compare: Literal["single"] | None = None
     train_scores: Whole | None = Field(default=None, ge=1)
     nan_loss: Literal["stop", "skip"] = "stop"

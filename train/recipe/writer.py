@@ -7,6 +7,7 @@ from pydantic import TypeAdapter
 
 from ..errors import UserError
 from .code import with_modules
+from .data_config import ROUTER
 from .schema import Recipe
 from .yaml_text import read_yaml
 
@@ -48,6 +49,8 @@ def recipe_text(recipe: Recipe) -> str:
     plain = TypeAdapter(Recipe).dump_python(
         recipe, mode="json", by_alias=True, exclude_defaults=True
     )
+    if recipe.router:  # makes that task again
+        plain["tasks"].pop(ROUTER, None)
     for task in plain["tasks"].values():
         if more := task["data"].pop("more", None):
             task["data"] = [task["data"], *more]

@@ -84,7 +84,7 @@ def _rendered(value: Any) -> Response:
 def _add_predictions(app: FastAPI, service: Service) -> None:
     @app.post("/predict", tags=["predict"], summary="All tasks of each text, from one pass")
     async def predict(request: Request, body: schemas.PredictRequest) -> Response:
-        if body.tasks is not None:
+        if isinstance(body.tasks, list):
             _check_tasks(service, body.tasks, 422)
         options = body.model_dump(include={"top_k", "threshold", "document"})
         _, answers = await service.ask(request, body.texts, body.tasks, **options)
@@ -233,6 +233,7 @@ def about(service: Service) -> dict[str, Any]:
     return {
         "version": metadata.version("polyhead"),
         "generation": loaded.generation,
+        "router": model.config.router,
         "encoder": model.config.encoder_config.model_type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "max_input_length": loaded.pipe.tokenizer.model_max_length,

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...modeling.calls import Call, Entry
+from ...modeling.calls import AutoCall, Call, Entry
 from ...modeling.passes import BATCH_TOKENS, MORE_TOKENS
 from ...modeling.pipeline_polyhead import PolyheadPipeline
 from . import metrics
@@ -37,7 +37,7 @@ class Job:
     """
 
     pipe: PolyheadPipeline
-    call: Call
+    call: Call | AutoCall
     waiting: deque[Entry]
     left: int
     done: asyncio.Future
@@ -86,9 +86,9 @@ class Batcher:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.text_threads, function, *arguments)
 
-    def submit(self, pipe: PolyheadPipeline, call: Call) -> Job:
+    def submit(self, pipe: PolyheadPipeline, call: Call | AutoCall) -> Job:
         """Let a call's windows wait for the encoder."""
-        entries = call.entries
+        entries = call.more()
         done = asyncio.get_running_loop().create_future()
         job = Job(pipe, call, deque(entries), len(entries), done)
         self.jobs.append(job)
@@ -172,14 +172,21 @@ class Batcher:
         for job, _, _ in taken:
             job.left -= 1
         whole = [job for job in {id(job): job for job, _, _ in taken}.values() if job.left == 0]
-        finish = self.on_text_thread(_answers_of, [job.call for job in whole])
+        finish = self.on_text_thread(_go_on, [job.call for job in whole])
         (results,) = await asyncio.gather(finish, return_exceptions=True)
         if isinstance(results, BaseException):
             self._fail(batch, results)
             return
-        for job, result in zip(whole, results, strict=True):
-            if not job.done.done():
-                job.done.set_result(result)
+        for job, (more, answers) in zip(whole, results, strict=True):
+            if job.done.done():
+                continue
+            if not more:
+                job.done.set_result(answers)
+                continue
+            job.waiting.extend(more)
+            job.left = len(more)
+            self.jobs.append(job)
+            self.arrived.set()
 
     def _fail(self, batch: list[tuple[Job, Entry]], error: BaseException) -> None:
         for job, _ in batch:
@@ -195,5 +202,6 @@ def _take_all(taken: list[tuple[Entry, dict[str, Any]]]) -> None:
         entry.take(values)
 
 
-def _answers_of(calls: list[Call]) -> list[list[dict[str, Any]]]:
-    return [call.answers() for call in calls]
+def _go_on(calls: list[Call | AutoCall]) -> list[tuple[list[Entry], list[dict[str, Any]]]]:
+    """Of calls whose windows are read, those to encode next; where there are none, the answers."""
+    return [((more := call.more()), [] if more else call.answers()) for call in calls]

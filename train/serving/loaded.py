@@ -76,7 +76,8 @@ def load(folder: str, settings: Settings, generation: int = 0) -> Loaded:
     )
     for reads in {task.reads for task in model.config.tasks.values()}:
         call = pipe.read([TRIAL[reads]])
-        for entry, values in zip(call.entries, pipe.encode(call.entries), strict=True):
+        entries = call.more()
+        for entry, values in zip(entries, pipe.encode(entries), strict=True):
             entry.take(values)
         call.answers()
     return Loaded(pipe, folder, generation)

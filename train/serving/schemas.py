@@ -38,7 +38,9 @@ class Options(Request):
 class PredictRequest(Options):
     """Texts, and the tasks that read them; without names all that read such texts."""
 
-    tasks: list[str] | None = None
+    tasks: list[str] | Literal["auto"] | None = Field(
+        None, description='"auto" answers those that the model\'s router finds in each text.'
+    )
 
 
 class OpenAIRequest(Request):

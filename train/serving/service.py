@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from ...modeling.calls import Call
+from ...modeling.calls import AutoCall, Call
 from ...modeling.inputs import read_items
 from ..artifacts import write_json
 from ..errors import UserError
@@ -77,8 +77,8 @@ class Service:
     # ---- requests ----
 
     async def ask(
-        self, request: Request, items: list[Any], tasks: list[str] | None, **options: Any
-    ) -> tuple[Call, list[dict[str, Any]]]:
+        self, request: Request, items: list[Any], tasks: list[str] | str | None, **options: Any
+    ) -> tuple[Call | AutoCall, list[dict[str, Any]]]:
         """Answers of the tasks for texts, pairs or texts with choices.
 
         Raises:
@@ -95,7 +95,7 @@ class Service:
             self._count(-count)
         for name in call.tasks:
             metrics.LATENCY.labels(name).observe(time.perf_counter() - start)
-            metrics.TEXTS.labels(name).inc(len(texts))
+            metrics.TEXTS.labels(name).inc(sum(name in answer for answer in answers))
         return call, answers
 
     def _admit(self, texts: list[Any]) -> int:
@@ -134,8 +134,8 @@ class Service:
         metrics.WAITING.set(self.waiting)
 
     async def _work(
-        self, texts: list[Any], tasks: list[str] | None, options: dict[str, Any]
-    ) -> tuple[Call, list[dict[str, Any]]]:
+        self, texts: list[Any], tasks: list[str] | str | None, options: dict[str, Any]
+    ) -> tuple[Call | AutoCall, list[dict[str, Any]]]:
         pipe = self.current.pipe
         try:
             call = await self.batcher.on_text_thread(lambda: pipe.read(texts, tasks, **options))
