@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import yaml
-from common import data_folder, encoder_folder, keep, quiet, trainer_of
+from common import data_folder, encoder_folder, keep, quiet
 from torch import nn
 from transformers import PrinterCallback
 
@@ -51,6 +51,7 @@ def main() -> None:
 
 def work(side: str, pairs: int) -> None:
     """Train a step; print MiB, seconds and the loss."""
+    from polyhead.train.commands.fitting import make_trainer
     from polyhead.train.commands.setup import prepare
 
     quiet()
@@ -66,7 +67,7 @@ def work(side: str, pairs: int) -> None:
         recipe |= {"output_dir": folder, "balancing": {"gradient_steps": 0}}
         path = Path(folder, "recipe.yaml")
         path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-        trainer = trainer_of(prepare(path))
+        trainer = make_trainer(prepare(path))
         trainer.remove_callback(PrinterCallback)
         for module in trainer.model.modules():
             if isinstance(module, nn.Dropout):

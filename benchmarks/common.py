@@ -1,6 +1,7 @@
 """What the benchmarks share: the real encoder, real text, alternating runs, one line per result."""
 
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -8,7 +9,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -116,21 +117,52 @@ class Clock(TrainerCallback):
         return end - begin
 
 
-def trainer_of(run: Any) -> Any:
-    """The trainer of a prepared recipe over its train rows, without evaluation."""
-    from polyhead.train.data.dataset import MultiTaskDataset
-    from polyhead.train.data.tokenization import tokenize
-    from polyhead.train.trainer import MultiTaskTrainer
+def files_of(name: str) -> dict[str, str]:
+    """`data_files` of a set with all three splits."""
+    folder = data_folder() / name
+    return {split: str(folder / f"{split}.parquet") for split in ("train", "validation", "test")}
 
-    rows = {s.name: tokenize(s, "train", run.tokenizer) for s in run.sources}
-    return MultiTaskTrainer(
-        model=run.model,
-        args=run.args,
-        processing_class=run.tokenizer,
-        sources=run.tasks_by_source,
-        train_dataset=MultiTaskDataset(rows),
-        multitask=run.multitask,
-    )
+
+def prepared(
+    tasks: dict[str, Any],
+    folder: str | Path,
+    *,
+    seed: int,
+    epochs: int,
+    batch: int,
+    rate: float = 1e-4,
+    training: dict[str, Any] | None = None,
+    **sections: Any,
+) -> Any:
+    """Tasks on the MiniLM encoder, ready for `fit`; nothing is shown or saved on the way.
+
+    Args:
+        tasks: that section of a recipe.
+        folder: of the run.
+        seed: of the run.
+        epochs: of the training.
+        batch: rows of a step; four times as many are evaluated at once.
+        rate: learning rate.
+        training: other training arguments.
+        sections: other sections of the recipe.
+    """
+    from polyhead.train.commands.setup import prepare
+    from polyhead.train.recipe.reader import build_recipe
+
+    arguments = {
+        "num_train_epochs": epochs,
+        "learning_rate": rate,
+        "per_device_train_batch_size": batch,
+        "per_device_eval_batch_size": 4 * batch,
+        "seed": seed,
+        "disable_tqdm": True,
+        "eval_strategy": "no",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        **(training or {}),
+    }
+    raw = {"encoder": encoder_folder(), "tasks": tasks, "training": arguments, **sections}
+    return prepare(build_recipe({**raw, "output_dir": str(folder)}, "benchmark"))
 
 
 def alternate(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str, list[float]]:
@@ -146,14 +178,24 @@ def alternate(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str,
 
 
 def in_processes(
-    function: Callable[..., Any], jobs: list[tuple[Any, ...]], workers: int
+    function: Callable[..., Any],
+    jobs: Sequence[tuple[Any, ...]],
+    workers: int,
+    seconds: float = math.inf,
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Each job with what the function gives for it, so many at once, in the order they end."""
+    """Each job with what the function gives for it, so many at once, in the order they end.
+
+    None begins after so many seconds.
+    """
+    end = time.monotonic() + seconds
     spawn = multiprocessing.get_context("spawn")  # a GPU does not survive a fork
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         running = {pool.submit(function, *job): job for job in jobs}
         for done in as_completed(running):
-            yield running[done], done.result()
+            if not done.cancelled():
+                yield running[done], done.result()
+            if time.monotonic() > end:
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 def device() -> str:

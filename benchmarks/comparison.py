@@ -10,7 +10,7 @@ import argparse
 import tempfile
 from typing import Any
 
-from common import ROOT, SEED, alternate, quiet, report, trainer_of
+from common import ROOT, SEED, alternate, quiet, report
 from transformers import PrinterCallback, set_seed
 
 STEPS = 64  # the default interval of four tasks
@@ -45,6 +45,7 @@ def main() -> None:
 
 def trainer(folder: str, steps: int, interval: int) -> Any:
     """Of the quickstart, for so many steps, comparing in every `interval`-th."""
+    from polyhead.train.commands.fitting import make_trainer
     from polyhead.train.commands.setup import prepare
 
     set_seed(SEED)
@@ -60,7 +61,7 @@ def trainer(folder: str, steps: int, interval: int) -> Any:
             f"output_dir={folder}",
         ],
     )
-    multitask = trainer_of(run)
+    multitask = make_trainer(run)
     multitask.remove_callback(PrinterCallback)
     return multitask
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SEED, data_folder, encoder_folder, keep, quiet
+from common import SEED, files_of, keep, prepared, quiet
 from pyarrow import parquet
 
 SEQUENCE, TEXT = "sequence_classification", {"text": "text"}
@@ -74,34 +74,21 @@ def main() -> None:
 def decided(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Scores on test with and without thresholds, and what the decisions are worth."""
     from polyhead.train.commands.fitting import final_scores, fit
-    from polyhead.train.commands.setup import prepare
-    from polyhead.train.recipe.reader import build_recipe
 
     task = TASKS[name]
-    with tempfile.TemporaryDirectory() as runs:
-        files = files_of(name, options.rows, Path(runs))
-        data = {**task["data"], "data_files": files}
-        recipe = build_recipe(
-            {
-                "encoder": encoder_folder(),
-                "tasks": {name: {**task, "data": data}},
-                "training": {
-                    "num_train_epochs": options.epochs,
-                    "learning_rate": options.rate,
-                    "per_device_train_batch_size": options.batch,
-                    "per_device_eval_batch_size": 4 * options.batch,
-                    "dataloader_num_workers": options.workers,
-                    "seed": seed,
-                    "disable_tqdm": True,
-                    "use_cpu": options.device == "cpu",
-                    "eval_strategy": "no",
-                    "save_strategy": "no",
-                },
-                "output_dir": str(Path(runs) / "run"),
-            },
-            "decide",
+    with tempfile.TemporaryDirectory() as folder:
+        data = {**task["data"], "data_files": drawn(name, options.rows, Path(folder))}
+        training = {"dataloader_num_workers": options.workers}
+        training["use_cpu"] = options.device == "cpu"
+        run = prepared(
+            {name: {**task, "data": data}},
+            f"{folder}/run",
+            seed=seed,
+            epochs=options.epochs,
+            batch=options.batch,
+            rate=options.rate,
+            training=training,
         )
-        run = prepare(recipe)
         trainer, scores, _ = fit(run)
         decision = dict(scores["decisions"][name])
         result = {"seed": seed, "scores": _numbers(scores, name), "decision": decision}
@@ -111,17 +98,16 @@ def decided(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     return result
 
 
-def files_of(name: str, rows: int | None, scratch: Path) -> dict[str, str]:
+def drawn(name: str, rows: int | None, scratch: Path) -> dict[str, str]:
     """The files of a data set by split; with `rows` so many rows of each, put into `scratch`."""
-    files = {}
-    for split in ("train", "validation", "test"):
-        path = data_folder() / name / f"{split}.parquet"
-        if rows is not None:
-            table = parquet.read_table(path)
-            chosen = random.Random(SEED).sample(range(len(table)), min(rows, len(table)))
-            path = scratch / f"{split}.parquet"
-            parquet.write_table(table.take(chosen), path)
-        files[split] = str(path)
+    files = files_of(name)
+    if rows is None:
+        return files
+    for split, path in files.items():
+        table = parquet.read_table(path)
+        chosen = random.Random(SEED).sample(range(len(table)), min(rows, len(table)))
+        files[split] = str(scratch / f"{split}.parquet")
+        parquet.write_table(table.take(chosen), files[split])
     return files
 
 

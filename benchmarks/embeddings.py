@@ -19,7 +19,7 @@ from typing import Any
 
 import datasets
 import yaml
-from common import encoder_folder, keep, trainer_of
+from common import encoder_folder, keep
 from scipy.stats import spearmanr
 from sentence_transformers import (
     SentenceTransformer,
@@ -103,6 +103,7 @@ def theirs(
 
 def our_trainer(rows: dict[str, datasets.Dataset], seed: int, start: str, folder: str) -> Any:
     """Our trainer of the same rows."""
+    from polyhead.train.commands.fitting import make_trainer
     from polyhead.train.commands.setup import prepare
 
     tasks = {}
@@ -124,7 +125,7 @@ def our_trainer(rows: dict[str, datasets.Dataset], seed: int, start: str, folder
     }
     path = Path(folder, "recipe.yaml")
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return trainer_of(prepare(path))
+    return make_trainer(prepare(path))
 
 
 def ours(trainer: Any, folder: str) -> tuple[Any, float]:

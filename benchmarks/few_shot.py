@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from common import data_folder, device, encoder_folder, in_processes, keep, quiet
+from common import data_folder, device, in_processes, keep, prepared, quiet
 
 HEADS = {"freeze": {"encoder": True}, "optimizer": {"head_lr": 1e-2}}
 HEAD_FIRST = {"optimizer": {"head_lr": 1e-2}}
@@ -71,32 +71,16 @@ def scored(
     """Points on test and seconds of one training."""
     quiet()
     from polyhead.train.commands.fitting import fit
-    from polyhead.train.commands.setup import prepare
-    from polyhead.train.recipe.reader import build_recipe
 
     options = dict(WAYS[way])
     rate = options.pop("rate", 1e-4)
     few_shot = {"few_shot": {"pairs": pairs}} if options.pop("pairs", False) else {}
-    with tempfile.TemporaryDirectory() as temporary:
-        files = drawn(Path(temporary), rows, seed, classes)
+    with tempfile.TemporaryDirectory() as folder:
+        files = drawn(Path(folder), rows, seed, classes)
         data = {"data_files": files, "text": "text", "label": "intent"}
-        raw = {
-            "encoder": encoder_folder(),
-            "tasks": {"intent": {"head": "sequence_classification", "data": data, **few_shot}},
-            "training": {
-                "num_train_epochs": epochs,
-                "learning_rate": rate,
-                "per_device_train_batch_size": 32,
-                "per_device_eval_batch_size": 128,
-                "seed": seed,
-                "disable_tqdm": True,
-                "logging_strategy": "no",
-                "save_strategy": "no",
-            },
-            "output_dir": str(Path(temporary) / "run"),
-            **options,
-        }
-        run = prepare(build_recipe(raw, "few_shot"))
+        task = {"head": "sequence_classification", "data": data, **few_shot}
+        sizes: Any = {"seed": seed, "epochs": epochs, "batch": 32, "rate": rate}
+        run = prepared({"intent": task}, f"{folder}/run", **sizes, **options)
         begin = time.perf_counter()
         _, scores, _ = fit(run)
         seconds = round(time.perf_counter() - begin, 1)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from common import data_folder, device, encoder_folder, in_processes, keep, quiet
+from common import data_folder, device, in_processes, keep, prepared, quiet
 
 RARE, OFTEN, TIMES = "negative", "positive", 10
 WAYS: dict[str, dict[str, Any]] = {  # options of the task
@@ -60,31 +60,14 @@ def scored(way: str, rows: int, seed: int, epochs: int) -> dict[str, float]:
     """Points on test and seconds of one training."""
     quiet()
     from polyhead.train.commands.fitting import fit
-    from polyhead.train.commands.setup import prepare
-    from polyhead.train.recipe.reader import build_recipe
 
     options = dict(WAYS[way])
     sampling = {"sampling": options.pop("sampling")} if "sampling" in options else {}
-    with tempfile.TemporaryDirectory() as temporary:
-        data = {"data_files": drawn(Path(temporary), rows, seed), "text": "text"}
-        task = {"head": "sequence_classification", "data": {**data, "label": "sentiment"}}
-        raw = {
-            "encoder": encoder_folder(),
-            "tasks": {"sentiment": {**task, **options}},
-            "training": {
-                "num_train_epochs": epochs,
-                "learning_rate": 1e-4,
-                "per_device_train_batch_size": 32,
-                "per_device_eval_batch_size": 128,
-                "seed": seed,
-                "disable_tqdm": True,
-                "logging_strategy": "no",
-                "save_strategy": "no",
-            },
-            "output_dir": str(Path(temporary) / "run"),
-            **sampling,
-        }
-        run = prepare(build_recipe(raw, "imbalance"))
+    with tempfile.TemporaryDirectory() as folder:
+        data = {"data_files": drawn(Path(folder), rows, seed), "text": "text", "label": "sentiment"}
+        task = {"head": "sequence_classification", "data": data, **options}
+        sizes: Any = {"seed": seed, "epochs": epochs, "batch": 32}
+        run = prepared({"sentiment": task}, f"{folder}/run", **sizes, **sampling)
         begin = time.perf_counter()
         _, scores, reports = fit(run)
         seconds = round(time.perf_counter() - begin, 1)

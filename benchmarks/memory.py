@@ -23,7 +23,7 @@ from typing import Any
 import datasets
 import psutil
 import yaml
-from common import SEED, encoder_folder, keep, quiet, ratio_spread, real_rows, summary, trainer_of
+from common import SEED, encoder_folder, keep, quiet, ratio_spread, real_rows, summary
 from transformers import PrinterCallback
 
 ROWS = 32  # a step
@@ -77,6 +77,7 @@ def table(runs_by_side: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def work(side: str, steps: int) -> None:
     """Train; print MiB and the tokens of each step."""
     from polyhead.train.batches.sampler import MultiTaskBatchSampler
+    from polyhead.train.commands.fitting import make_trainer
     from polyhead.train.commands.setup import prepare
 
     quiet()
@@ -90,7 +91,7 @@ def work(side: str, steps: int) -> None:
         recipe["balancing"] = {"gradient_steps": steps // 2 if side == COMPARED else 0}
         path = Path(folder, "recipe.yaml")
         path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-        trainer = trainer_of(prepare(path))
+        trainer = make_trainer(prepare(path))
         # The eight tasks' own draw, of the same rows in the same order, for one task too.
         parts = {f"task{n}": range(part.start, part.stop) for n, part in enumerate(cut(rows, 8))}
         trainer.sampler = MultiTaskBatchSampler(parts, batch_size=ROWS, seed=SEED)

@@ -9,15 +9,15 @@ as it is: minutes instead of hours.
 import argparse
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 import torch
-from common import data_folder, encoder_folder, keep, quiet
+from common import encoder_folder, files_of, keep, prepared, quiet
 from transformers import AutoTokenizer
 
-TEXT, RATING, TESTED = "text", "rating", 1000  # columns; rows of test with --frozen
+DATA, TEXT, RATING = "clothing_reviews", "text", "rating"  # its columns
+TESTED = 1000  # rows of test with --frozen
 STARS = ["1", "2", "3", "4", "5"]
 KINDS = {"classes": "single_label_classification", "ordinal": "ordinal"}
 
@@ -46,32 +46,12 @@ def scored(problem: str, rows: int, epochs: int, seed: int) -> dict[str, dict[st
     """Metrics on test of the likeliest class and of the one in the middle."""
     from polyhead.modeling.pipeline_polyhead import PolyheadPipeline
     from polyhead.train.commands.fitting import fit
-    from polyhead.train.commands.setup import prepare
-    from polyhead.train.recipe.reader import build_recipe
 
-    folder = data_folder() / "clothing_reviews"
-    files = {split: str(folder / f"{split}.parquet") for split in ("train", "validation", "test")}
-    data = {"data_files": files, "text": "text", "label": "rating"}
+    data = {"data_files": files_of(DATA), "text": TEXT, "label": RATING}
     task = {"head": "sequence_classification", "problem_type": problem, "data": data}
-    with tempfile.TemporaryDirectory() as runs:
-        recipe = build_recipe(
-            {
-                "encoder": encoder_folder(),
-                "tasks": {"stars": {**task, "max_rows": rows}},
-                "training": {
-                    "num_train_epochs": epochs,
-                    "learning_rate": 1e-4,
-                    "per_device_train_batch_size": 16,
-                    "seed": seed,
-                    "disable_tqdm": True,
-                    "eval_strategy": "no",
-                    "save_strategy": "no",
-                },
-                "output_dir": str(Path(runs) / "run"),
-            },
-            "ordinal",
-        )
-        run = prepare(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = {"stars": {**task, "max_rows": rows}}
+        run = prepared(tasks, folder, seed=seed, epochs=epochs, batch=16)
         trainer, _, _ = fit(run)
         model = trainer.model_for_tasks.eval()
     pipe = PolyheadPipeline(model=model, tokenizer=run.tokenizer, compute="exact")
@@ -95,8 +75,7 @@ def on_vectors(rows: int) -> Callable[..., dict[str, dict[str, float]]]:
     pipe: Any = PolyheadPipeline(model=model, tokenizer=tokenizer, compute="exact")
     inputs, stars = {}, {}
     for split, count in (("train", rows), ("test", TESTED)):
-        path = data_folder() / "clothing_reviews" / f"{split}.parquet"
-        table = pyarrow.parquet.read_table(path).slice(0, count).to_pydict()
+        table = pyarrow.parquet.read_table(files_of(DATA)[split]).slice(0, count).to_pydict()
         answers = [answer["near"] for answer in pipe(table[TEXT])]
         inputs[split] = torch.stack([torch.from_numpy(vector) for vector in answers])
         stars[split] = table[RATING]

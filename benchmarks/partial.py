@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from common import SEED, data_folder, encoder_folder, keep, quiet
+from common import SEED, data_folder, encoder_folder, files_of, keep, prepared, quiet
 
 HEAD = "token_classification"
 TEXTS = "sequence_classification"
@@ -199,36 +199,17 @@ def _scores(folder: Path, run: str, task: dict[str, Any]) -> dict[str, Any]:
 
 def place(name: str) -> dict[str, Any]:
     """`data` of a set of words and tags."""
-    folder = data_folder() / name
-    files = {split: str(folder / f"{split}.parquet") for split in ("train", "validation", "test")}
-    return {"data_files": files, "tokens": "tokens", "label": "ner_tags"}
+    return {"data_files": files_of(name), "tokens": "tokens", "label": "ner_tags"}
 
 
 def trained(data: Any, rows: int, epochs: int) -> dict[str, float]:
     """F1 of all entities and of each type, on test."""
     from polyhead.train.commands.fitting import fit
-    from polyhead.train.commands.setup import prepare
-    from polyhead.train.recipe.reader import build_recipe
 
+    tasks = {"entities": {"head": HEAD, "data": data, "max_rows": rows}}
     with tempfile.TemporaryDirectory() as folder:
-        recipe = build_recipe(
-            {
-                "encoder": encoder_folder(),
-                "tasks": {"entities": {"head": HEAD, "data": data, "max_rows": rows}},
-                "training": {
-                    "num_train_epochs": epochs,
-                    "learning_rate": 1e-4,
-                    "per_device_train_batch_size": 16,
-                    "seed": SEED,
-                    "disable_tqdm": True,
-                    "eval_strategy": "no",
-                    "save_strategy": "no",
-                },
-                "output_dir": str(Path(folder) / "run"),
-            },
-            "partial",
-        )
-        _, scores, _ = fit(prepare(recipe))
+        run = prepared(tasks, folder, seed=SEED, epochs=epochs, batch=16)
+        _, scores, _ = fit(run)
     return _by_type(scores["tasks"]["entities"])
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, Clock, data_folder, keep, trainer_of
+from common import ROOT, Clock, data_folder, keep
+from polyhead.train.commands.fitting import make_trainer
 from polyhead.train.commands.setup import PreparedRun, prepare
 from polyhead.train.trainer import MultiTaskTrainer
 
@@ -117,7 +118,7 @@ def work(target: Path, steps: int, accumulation: int) -> None:
 
 def timed(run: PreparedRun, clock: Clock) -> MultiTaskTrainer:
     """Train with a clock; the trainer afterwards."""
-    trainer = trainer_of(run)
+    trainer = make_trainer(run)
     trainer.add_callback(clock)
     trainer.train()
     return trainer

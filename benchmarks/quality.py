@@ -20,20 +20,18 @@ training is not counted. Needs `POLYHEAD_DATA`.
 import argparse
 import json
 import math
-import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from common import ROOT, alternate, device, keep, quiet
+from common import ROOT, alternate, device, in_processes, keep, quiet
 from scipy.stats import t as student
 
 RECIPE = ROOT / "configs/six_tasks.yaml"
@@ -130,21 +128,14 @@ def train(name: str, seed: int, runs: Path) -> str:
 
 def train_missing(names: list[str], runs: Path, workers: int, seconds: float) -> None:
     """Train what is not there yet, several runs at once; none begins after so many seconds."""
-    end = time.monotonic() + seconds
-    wanted = [
-        (name, seed)
+    jobs = [
+        (name, seed, runs)
         for seed in range(1, 6)
         for name in sorted(names, key=lambda n: -len(WAYS[n].tasks))
         if seed in WAYS[name].seeds and not file_of(name, seed, runs).is_file()
     ]
-    spawn = multiprocessing.get_context("spawn")  # a GPU does not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        running = [pool.submit(train, name, seed, runs) for name, seed in wanted]
-        for done in as_completed(running):
-            if not done.cancelled():
-                print(done.result(), flush=True)
-            if time.monotonic() > end:
-                pool.shutdown(wait=False, cancel_futures=True)
+    for _, line in in_processes(train, jobs, workers, seconds):
+        print(line, flush=True)
 
 
 # ---- the table ----

@@ -24,8 +24,9 @@ from typing import Any
 import datasets
 import torch
 import yaml
-from common import Clock, encoder_folder, keep, quiet, ratio_spread, real_rows, summary, trainer_of
+from common import Clock, encoder_folder, keep, quiet, ratio_spread, real_rows, summary
 from polyhead.train.batches.collator import model_inputs
+from polyhead.train.commands.fitting import make_trainer
 from polyhead.train.commands.setup import prepare
 from torch.utils.data import DataLoader
 from transformers import (
@@ -186,7 +187,7 @@ def polyhead(
     recipe |= {"max_length": 512, "training": arguments}
     path = Path(folder, "recipe.yaml")
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return trainer_of(prepare(path))
+    return make_trainer(prepare(path))
 
 
 def train(trainer: Any, warm_up: int = WARM_UP) -> tuple[float, float, list[int]]:
