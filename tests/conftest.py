@@ -4,14 +4,17 @@ Weights are far from their usual initial values (which are near zero), so that a
 layer shows as a large difference and not as one below the tolerance.
 """
 
+import gc
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from polyhead.modeling import PolyheadModel, TaskConfig
 from tokenizers import (
     Tokenizer,
@@ -63,6 +66,7 @@ SPECIAL = {  # in id order
 }
 SPECIAL["unigram"] = SPECIAL["bpe"]
 # fmt: on
+SAVEFIG = Figure.savefig
 
 
 def tiny_encoder_config(kind: str, **changes: object) -> PreTrainedConfig:
@@ -150,6 +154,34 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
     )
 
 
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: no collection of garbage looks at them again.
+
+    Each training asks for a whole one when it ends.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _blank_pictures() -> Iterator[None]:
+    """Figures are made but saved as one dot; drawing them takes longer than a tiny training.
+
+    What is about pictures asks for `rendered`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda _, path: Image.new("L", (1, 1)).save(path, "PNG"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def rendered(_blank_pictures) -> Iterator[None]:
+    """Figures are drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", SAVEFIG)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
@@ -196,7 +228,7 @@ def encoder_folder(tmp_path_factory, tokenizer_of) -> Callable[..., Path]:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model(encoder_folder) -> Callable[..., PolyheadModel]:
     """(kind, tasks, pooling=, experts=, changes of the encoder) -> model with shaken heads."""
 

@@ -24,6 +24,12 @@ INTENTS = ["book", "cancel", "play"]
 CITIES = ["Paris", "New York", "Berlin"]
 SEQUENCE, TOKENS = "sequence_classification", "token_classification"
 MULTI = "multi_label_classification"
+QUIET = {  # training arguments of a run that nothing is watched or kept of
+    "disable_tqdm": True,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "use_cpu": True,
+}
 SPLITS = {"train": 12, "validation": 4, "test": 5}
 
 
@@ -139,6 +145,14 @@ def private_cache(tmp_path_factory) -> Iterator[None]:
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     yield
     datasets.config.HF_DATASETS_CACHE = usual
+
+
+def write_seven(folder: Path, tokenizer_of: Callable[[str], Any]) -> dict:
+    """`recipe_of`, with its rows and its tokenizer in the folder."""
+    write_splits(folder, "messages", messages)
+    write_splits(folder, "pairs", pairs)
+    tokenizer_of("wordpiece").save_pretrained(folder / "tokenizer")
+    return recipe_of(folder / "tokenizer")
 
 
 def recipe_of(tokenizer: Path) -> dict:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from polyhead.train.errors import UserError
 from polyhead.train.recipe import load_recipe
 from polyhead.train.recipe.schema import Recipe
-from train_helpers import messages, pairs, recipe_of, write_splits
+from train_helpers import recipe_of, write_seven
 
 pytestmark = pytest.mark.fuzz
 
@@ -37,9 +37,7 @@ ODD_YAML = st.lists(
 @pytest.fixture(scope="module")
 def path(tmp_path_factory, tokenizer_of):
     folder = tmp_path_factory.mktemp("recipes")
-    write_splits(folder, "messages", messages)
-    write_splits(folder, "pairs", pairs)
-    tokenizer_of("wordpiece").save_pretrained(folder / "tokenizer")
+    write_seven(folder, tokenizer_of)
     return folder / "recipe.yaml"
 
 

@@ -234,7 +234,7 @@ class TestMeasure:
             del result["seconds"]
         assert results[0] == results[1]
 
-    def test_writes_what_it_found(self, recipe_of):
+    def test_writes_what_it_found(self, recipe_of, rendered):
         recipe = recipe_of("intent slots near")
         result = affinity(recipe, steps=41)
         assert result["tasks"] == ["intent", "near", "slots"]

@@ -127,22 +127,24 @@ class TestTokenizers:
         assert run.model.config.encoder_config.vocab_size == len(first)
 
 
-class TestFinished:
-    @pytest.fixture
-    def base(self, folder, encoder_folder):
-        """A model of two tasks, one of them behind an adapter."""
-        adapter = {"r": 2, "lora_alpha": 4}
-        path = recipe(
-            folder, str(encoder_folder("bert")), "base", ("intent", "urgency"), pooling="cls",
-            urgency={"adapter": adapter},
-        )  # fmt: skip
-        assert run_cli("train", path) == 0
-        name = folder / "base/model"
-        model = PolyheadModel.from_pretrained(name)
-        shake_adapters(model)
-        model.save_pretrained(name)
-        return name, model
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, encoder_folder):
+    """A model of two tasks, one of them behind an adapter."""
+    folder, adapter = tmp_path_factory.mktemp("base"), {"r": 2, "lora_alpha": 4}
+    write_splits(folder, "messages", messages)
+    path = recipe(
+        folder, str(encoder_folder("bert")), "base", ("intent", "urgency"), pooling="cls",
+        urgency={"adapter": adapter},
+    )  # fmt: skip
+    assert run_cli("train", path) == 0
+    name = folder / "base/model"
+    model = PolyheadModel.from_pretrained(name)
+    shake_adapters(model)
+    model.save_pretrained(name)
+    return name, model
 
+
+class TestFinished:
     def states(self, model, **options):
         ids = torch.tensor([[2, 9, 30, 31, 3]])
         with torch.no_grad():

@@ -13,12 +13,11 @@ from polyhead.train.evaluation.alone import in_words, side_by_side
 from safetensors.torch import load_file
 from train_helpers import (
     messages,
-    pairs,
     private_cache,  # noqa: F401
     recipe_of,
     write_recipe,
     write_rows,
-    write_splits,
+    write_seven,
 )
 
 JOINT = {"sampling": {"strategy": "uniform", "rows_per_epoch": 40}, "retain": {"weight": 1.0}}
@@ -26,9 +25,7 @@ JOINT = {"sampling": {"strategy": "uniform", "rows_per_epoch": 40}, "retain": {"
 
 @pytest.fixture
 def folder(tmp_path, tokenizer_of) -> Path:
-    write_splits(tmp_path, "messages", messages)
-    write_splits(tmp_path, "pairs", pairs)
-    tokenizer_of("wordpiece").save_pretrained(tmp_path / "tokenizer")
+    write_seven(tmp_path, tokenizer_of)
     return tmp_path
 
 

@@ -167,7 +167,7 @@ def test_licences_are_those_of_the_cards(tmp_path):
         assert licence_of(card(name, text)) == NOT_STATED
 
 
-def test_compares_and_prints(recipe, encoder_folder, no_timing, tmp_path, capsys):
+def test_compares_and_prints(recipe, encoder_folder, no_timing, rendered, tmp_path, capsys):
     one, other = str(encoder_folder("bert")), str(encoder_folder("modernbert"))
     path = recipe("intent near slots words", freeze={"layers": [0]}, retain={"weight": 1.0})
     picture = tmp_path / "encoders.png"

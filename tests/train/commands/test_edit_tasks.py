@@ -27,6 +27,7 @@ from polyhead.train.hub import save_folder
 from polyhead.train.hub.proof import fingerprint, fresh_fingerprint
 from safetensors.torch import load_file, save_file
 from train_helpers import (
+    QUIET,
     files_of,
     message_of,
     messages,
@@ -49,13 +50,10 @@ TOPICS = {
     "data": {**TEXT, "label": "topics"},
 }
 TRAINING = {
+    **QUIET,
     "num_train_epochs": 2,
     "learning_rate": 1e-2,
     "per_device_train_batch_size": 4,
-    "eval_strategy": "no",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "use_cpu": True,
 }
 HEADS = {
     "intent": "heads.intent.out.weight",

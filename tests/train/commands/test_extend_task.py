@@ -1,6 +1,7 @@
 """Old tasks with new labels: what stays to the bit, what changes, and that it is told."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,9 @@ from polyhead.train.hub.proof import fingerprint
 from polyhead.train.inference.load import load_model
 from polyhead.train.kinds.values import taught
 from train_helpers import (
+    QUIET,
     SEQUENCE,
+    SPLITS,
     TOKENS,
     private_cache,  # noqa: F401
     run_cli,
@@ -37,23 +40,28 @@ MAIL = [
     {"text": "cancel it", "label": "else"},
 ]
 TRAINING = {
+    **QUIET,
     "num_train_epochs": 3,
     "learning_rate": 1e-2,
     "per_device_train_batch_size": 4,
-    "eval_strategy": "no",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "use_cpu": True,
 }
 
 
-@pytest.fixture
-def finished(tmp_path: Path, make_model, tokenizer_of, monkeypatch) -> SimpleNamespace:
+@pytest.fixture(scope="module", autouse=True)
+def _hashes_here() -> Iterator[None]:
+    """Hashes without a process of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (edit_tasks, extend_task):
+            patch.setattr(
+                module, "fresh_fingerprint", lambda f: fingerprint(PolyheadModel.from_pretrained(f))
+            )
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, make_model, tokenizer_of) -> SimpleNamespace:
     """A model of two tasks, and rows for new labels of them."""
-    for module in (edit_tasks, extend_task):
-        monkeypatch.setattr(
-            module, "fresh_fingerprint", lambda f: fingerprint(PolyheadModel.from_pretrained(f))
-        )
+    folder = tmp_path_factory.mktemp("finished")
     tasks = {
         "slots": TaskConfig(head=TOKENS, labels=["O", "B-city", "I-city"], scheme="iob2"),
         "intent": TaskConfig(head=SEQUENCE, labels=["book", "cancel"]),
@@ -61,10 +69,26 @@ def finished(tmp_path: Path, make_model, tokenizer_of, monkeypatch) -> SimpleNam
     model = make_model("bert", tasks)
     shake_heads(model)
     tokenizer = tokenizer_of(ENCODERS["bert"][0])
-    save_folder(model, tokenizer, tmp_path / "model")
-    write_rows(tmp_path / "rows.jsonl", ROWS)
-    write_rows(tmp_path / "mail.jsonl", MAIL)
-    return SimpleNamespace(folder=tmp_path, model=tmp_path / "model", tokenizer=tokenizer)
+    save_folder(model, tokenizer, folder / "model")
+    write_rows(folder / "rows.jsonl", ROWS)
+    write_rows(folder / "mail.jsonl", MAIL)
+    return SimpleNamespace(folder=folder, model=folder / "model", tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def grown(finished) -> Callable[..., Path]:
+    """(task, keep=) -> folder of the run that gave the task a label; each is made once."""
+    runs = {}
+
+    def run(task: str, keep: str = "weights") -> Path:
+        if (task, keep) not in runs:
+            runs[task, keep] = folder = finished.folder / f"{task}_{keep}"
+            recipe = recipe_of(finished, task)
+            options = (f"output_dir={folder}", "--keep", keep)
+            assert run_cli("extend-task", finished.model, recipe, *options) == 0
+        return runs[task, keep]
+
+    return run
 
 
 def recipe_of(finished: SimpleNamespace, task: str, **changed: object) -> Path:
@@ -92,15 +116,13 @@ def logits_of(folder: Path, task: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("task", ["slots", "intent"])
 @pytest.mark.parametrize("keep", ["weights", "strict"])
-def test_logits_of_old_labels_and_other_tasks_stay_to_the_bit(finished, task, keep):
-    recipe = recipe_of(finished, task)
-    assert run_cli("extend-task", finished.model, recipe, "--keep", keep) == 0
-    grown = finished.folder / "out/model"
-    old, new = logits_of(finished.model, task), logits_of(grown, task)
+def test_logits_of_old_labels_and_other_tasks_stay_to_the_bit(finished, grown, task, keep):
+    run = grown(task, keep)
+    old, new = logits_of(finished.model, task), logits_of(run / "model", task)
     assert torch.equal(old, new[..., : old.shape[-1]])
     other = {"slots": "intent", "intent": "slots"}[task]
-    assert torch.equal(logits_of(finished.model, other), logits_of(grown, other))
-    config = PolyheadModel.from_pretrained(grown).config.tasks[task]
+    assert torch.equal(logits_of(finished.model, other), logits_of(run / "model", other))
+    config = PolyheadModel.from_pretrained(run / "model").config.tasks[task]
     assert (
         config.labels
         == {
@@ -109,24 +131,24 @@ def test_logits_of_old_labels_and_other_tasks_stay_to_the_bit(finished, task, ke
         }[task]
     )
     assert (config.strict is None) == (keep == "weights")
-    told = json.loads((finished.folder / "out/extension.json").read_text())[task]
+    told = json.loads((run / "extension.json").read_text())[task]
     assert told["rows"] == 6
     assert told["changed"] == len(told["list"]) == told["where_put"] + told["elsewhere"]
     if keep == "strict":
         assert told["elsewhere"] == 0
-    proof = json.loads((grown / "proof.json").read_text())[-1]
+    proof = json.loads((run / "model/proof.json").read_text())[-1]
     assert (proof["change"], proof["changed"], list(proof["tasks"])) == (
         "extended", [task], [other],
     )  # fmt: skip
 
 
-def test_strict_answers_are_the_old_ones_with_their_scores_but_where_a_new_label_is(finished):
-    recipe = recipe_of(finished, "slots")
-    assert run_cli("extend-task", finished.model, recipe, "--keep=strict") == 0
+def test_strict_answers_are_the_old_ones_with_their_scores_but_where_a_new_label_is(
+    finished, grown
+):
     texts = [" ".join(row["tokens"]) for row in ROWS] + ["Paris and Berlin, now!"]
     old, new = (
         PolyheadPipeline(model=load_model(folder)[0], tokenizer=finished.tokenizer)(texts)
-        for folder in (finished.model, finished.folder / "out/model")
+        for folder in (finished.model, grown("slots", "strict") / "model")
     )
     for before, after in zip(old, new, strict=True):
         put = [e for e in after["slots"] if e["entity_group"] == "car"]
@@ -140,30 +162,28 @@ def test_strict_answers_are_the_old_ones_with_their_scores_but_where_a_new_label
 
 
 def test_an_adapter_trains_the_tasks_states_with_the_old_model_as_teacher(finished):
-    recipe = recipe_of(finished, "slots", adapter={"r": 2})
-    assert run_cli("extend-task", finished.model, recipe) == 0
-    model = PolyheadModel.from_pretrained(finished.folder / "out/model")
+    recipe, run = recipe_of(finished, "slots", adapter={"r": 2}), finished.folder / "adapted"
+    assert run_cli("extend-task", finished.model, recipe, f"output_dir={run}") == 0
+    model = PolyheadModel.from_pretrained(run / "model")
     assert [model.config.tasks[name].adapter for name in ("slots", "intent")] == ["slots", None]
     before = PolyheadModel.from_pretrained(finished.model).heads["slots"].state_dict()
     after = model.heads["slots"].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_grown_model_grows_again_and_exports_as_one_layer(finished):
-    first = recipe_of(finished, "slots")
-    assert run_cli("extend-task", finished.model, first) == 0
+def test_a_grown_model_grows_again_and_exports_as_one_layer(finished, grown):
+    first = grown("slots") / "model"
     rows = [{**row, "tags": [tag.replace("car", "bus") for tag in row["tags"]]} for row in ROWS]
-    write_rows(finished.folder / "rows.jsonl", rows)
-    again = recipe_of(finished, "slots", data__marks=["bus"])
-    grown = finished.folder / "out/model"
+    files = dict.fromkeys(SPLITS, str(write_rows(finished.folder / "buses.jsonl", rows)))
+    again = recipe_of(finished, "slots", data__marks=["bus"], data__data_files=files)
     output = f"output_dir={finished.folder}/more"
-    assert run_cli("extend-task", grown, again, output, "--keep=strict") == 0
+    assert run_cli("extend-task", first, again, output, "--keep=strict") == 0
     more = finished.folder / "more/model"
     config = PolyheadModel.from_pretrained(more).config.tasks["slots"]
     assert config.grown == [2, 2]
     assert set(config.strict) == {"bus"}
-    assert torch.equal(logits_of(grown, "slots"), logits_of(more, "slots")[..., :5])
-    model, tokenizer = load_model(grown)
+    assert torch.equal(logits_of(first, "slots"), logits_of(more, "slots")[..., :5])
+    model, tokenizer = load_model(first)
     plain = finished.folder / "plain"
     assert export_hf(model, tokenizer, task="slots", folder=plain) == "BertForTokenClassification"
     assert run_cli("export", more, "hf", "--task", "slots", "--output", plain, "--overwrite") == 2
@@ -171,10 +191,9 @@ def test_a_grown_model_grows_again_and_exports_as_one_layer(finished):
         PolyheadModel.from_pretrained(more).view("slots")
 
 
-def test_a_proof_of_a_grown_task_made_elsewhere_compares_its_weights_alone(finished):
-    assert run_cli("extend-task", finished.model, recipe_of(finished, "slots")) == 0
-    grown, less = finished.folder / "out/model", finished.folder / "less"
-    assert run_cli("remove-task", grown, "intent", "--output", less) == 0
+def test_a_proof_of_a_grown_task_made_elsewhere_compares_its_weights_alone(finished, grown):
+    less = finished.folder / "less"
+    assert run_cli("remove-task", grown("slots") / "model", "intent", "--output", less) == 0
     assert edit_tasks.verify(less) == {"tasks": ["slots"], "logits_compared": True}
     proofs = json.loads((less / "proof.json").read_text())
     proofs[-1]["made_with"]["threads"] = 99

@@ -17,7 +17,14 @@ from polyhead.train.errors import UserError
 from polyhead.train.recipe import load_recipe
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from train_helpers import files_of, messages, private_cache, write_recipe, write_splits  # noqa: F401
+from train_helpers import (
+    QUIET,
+    files_of,
+    messages,
+    private_cache,  # noqa: F401
+    write_recipe,
+    write_splits,
+)
 
 SEQUENCE = "sequence_classification"
 SHORT = "tasks.intent.few_shot"
@@ -43,13 +50,7 @@ def recipe(tmp_path_factory, encoder_folder):
             "slots": {"head": "token_classification", "data": slots},
             "urgency": {"head": SEQUENCE, "data": others, "problem_type": "regression"},
         },
-        "training": {
-            "num_train_epochs": 1,
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            "eval_strategy": "no",
-            "use_cpu": True,
-        },
+        "training": {**QUIET, "num_train_epochs": 1},
         "output_dir": str(folder / "run"),
     }
     return write_recipe(folder / "recipe.yaml", content)

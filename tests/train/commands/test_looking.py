@@ -93,7 +93,7 @@ class TestSimilarity:
         with pytest.raises(ValueError, match=message):
             pipe.similarity(texts, task=task)
 
-    def test_texts_are_a_table_and_a_picture(self, folder, pipe, rows, capsys):
+    def test_texts_are_a_table_and_a_picture(self, folder, pipe, rows, rendered, capsys):
         texts = CORPUS[:3]
         assert run_cli("similarity", folder, *texts, "--plot", "heat.png", "--json") == 0
         compared = json.loads(capsys.readouterr().out)
@@ -160,7 +160,7 @@ class Scripts(HTMLParser):
 
 
 class TestMap:
-    def test_a_picture_and_a_page_with_every_text(self, folder, pipe, rows, capsys):
+    def test_a_picture_and_a_page_with_every_text(self, folder, pipe, rows, rendered, capsys):
         arguments = ["map", folder, "--input", rows, "--color", "label"]
         assert run_cli(*arguments, "--json") == 0
         drawn = json.loads(capsys.readouterr().out)

@@ -13,13 +13,10 @@ from polyhead.train.recipe import load_recipe
 from train_helpers import (
     SPLITS,
     files_of,
-    messages,
-    pairs,
     private_cache,  # noqa: F401
-    recipe_of,
     run_cli,
     write_recipe,
-    write_splits,
+    write_seven,
 )
 
 LORA = {"r": 2, "target_modules": ["query", "value"]}
@@ -29,13 +26,11 @@ MAIN = {"intent": "mcc", "near": "spearman", "urgency": "spearman"}
 @pytest.fixture
 def recipe(tmp_path, tokenizer_of):
     """Writes a recipe of some tasks with further keys."""
-    write_splits(tmp_path, "messages", messages)
-    write_splits(tmp_path, "pairs", pairs)
-    tokenizer_of("wordpiece").save_pretrained(tmp_path / "tokenizer")
+    seven = write_seven(tmp_path, tokenizer_of) | {"output_dir": str(tmp_path / "out")}
 
     def write(tasks: str = "intent near urgency", **keys) -> Path:
-        recipe = recipe_of(tmp_path / "tokenizer") | {"output_dir": str(tmp_path / "out")} | keys
-        recipe["tasks"] = {name: dict(recipe["tasks"][name]) for name in tasks.split()}
+        chosen = {name: dict(seven["tasks"][name]) for name in tasks.split()}
+        recipe = {**seven, "tasks": chosen, **keys}
         return write_recipe(tmp_path / "recipe.yaml", recipe)
 
     return write

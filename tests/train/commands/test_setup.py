@@ -11,16 +11,13 @@ from polyhead.train.commands.fitting import fit
 from polyhead.train.commands.setup import PreparedRun, prepare
 from polyhead.train.errors import UserError
 from polyhead.train.recipe import checks
-from train_helpers import messages, pairs, recipe_of, write_recipe, write_splits
+from train_helpers import write_recipe, write_seven
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, tokenizer_of):
     folder = tmp_path_factory.mktemp("setup")
-    write_splits(folder, "messages", messages)
-    write_splits(folder, "pairs", pairs)
-    tokenizer_of("wordpiece").save_pretrained(folder / "tokenizer")
-    return write_recipe(folder / "recipe.yaml", recipe_of(folder / "tokenizer"))
+    return write_recipe(folder / "recipe.yaml", write_seven(folder, tokenizer_of))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,15 @@ from polyhead.train.kinds import kind_of
 from polyhead.train.recipe.schema import Recipe
 from polyhead.train.recipe.sections import Distill
 from torch.testing import assert_close
-from train_helpers import files_of, messages, pairs, private_cache, write_recipe, write_splits  # noqa: F401
+from train_helpers import (
+    QUIET,
+    files_of,
+    messages,
+    pairs,
+    private_cache,  # noqa: F401
+    write_recipe,
+    write_splits,
+)
 
 SEQUENCE, TOKENS = "sequence_classification", "token_classification"
 
@@ -48,14 +56,7 @@ def recipe(tmp_path_factory, encoder_folder):
         task["dropout"] = 0.0
     for name in ("near",):
         del tasks[name]["dropout"]
-    training = {
-        "max_steps": 2,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "use_cpu": True,
-    }
+    training = {**QUIET, "max_steps": 2, "logging_steps": 1}
     content = {
         "encoder": str(encoder_folder("bert")),
         "tasks": tasks,

@@ -15,7 +15,15 @@ from polyhead.train.errors import UserError
 from polyhead.train.inference.load import load_model
 from polyhead.train.recipe import load_recipe
 from torch.testing import assert_close
-from train_helpers import files_of, messages, pairs, private_cache, write_recipe, write_splits  # noqa: F401
+from train_helpers import (
+    QUIET,
+    files_of,
+    messages,
+    pairs,
+    private_cache,  # noqa: F401
+    write_recipe,
+    write_splits,
+)
 from transformers import AutoTokenizer
 
 SEQUENCE, TOKENS = "sequence_classification", "token_classification"
@@ -40,13 +48,7 @@ def recipe(tmp_path_factory, encoder_folder):
             "same": {"head": SEQUENCE, "data": {**pair, "label": "same"}, "dropout": 0.0},
             "near": {"head": "embedding", "data": {**pair, "label": "score"}},
         },
-        "training": {
-            "num_train_epochs": 1,
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            "eval_strategy": "no",
-            "use_cpu": True,
-        },
+        "training": {**QUIET, "num_train_epochs": 1},
         "output_dir": str(folder / "run"),
     }
     return write_recipe(folder / "recipe.yaml", content)

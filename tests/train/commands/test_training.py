@@ -34,6 +34,7 @@ from train_helpers import (
     run_cli,
     write_recipe,
     write_rows,
+    write_seven,
     write_splits,
 )
 from transformers import AutoModel, AutoTokenizer, pipeline
@@ -59,13 +60,10 @@ TEXTS = ["book the train to New York!", "play", "cancel the train now to Paris!"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tokenizer_of) -> SimpleNamespace:
+def trained(rendered, tmp_path_factory, tokenizer_of) -> SimpleNamespace:
     """The finished run: its recipe, its folder and what `train` gave."""
     folder = tmp_path_factory.mktemp("run")
-    write_splits(folder, "messages", messages)
-    write_splits(folder, "pairs", pairs)
-    tokenizer_of("wordpiece").save_pretrained(folder / "tokenizer")
-    recipe = write_recipe(folder / "recipe.yaml", recipe_of(folder / "tokenizer"))
+    recipe = write_recipe(folder / "recipe.yaml", write_seven(folder, tokenizer_of))
     scores = run.train(recipe)
     return SimpleNamespace(
         folder=folder, recipe=recipe, scores=scores, model=folder / "out" / "model"

@@ -25,6 +25,7 @@ from polyhead.train.hub.history import (
 )
 from polyhead.train.hub.proof import fingerprint
 from train_helpers import (
+    QUIET,
     SEQUENCE,
     TOKENS,
     private_cache,  # noqa: F401
@@ -35,12 +36,9 @@ from train_helpers import (
 
 MAIL = [{"text": f"{word} it", "kind": word} for word in ("book", "cancel", "book")]
 TRAINING = {
+    **QUIET,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 4,
-    "eval_strategy": "no",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "use_cpu": True,
 }
 
 

@@ -91,6 +91,7 @@ OF_OTHERS = (
     "all_close",
     "pick",
 )
+ADAPTED = ("intent", "slots", "near", "same")
 LORA = {"r": 4, "lora_alpha": 8, "init_lora_weights": False}
 ALONE = """
 import importlib.util, json, sys, threading
@@ -168,13 +169,15 @@ def assert_same(pipe: PolyheadPipeline, calls: list, answers: list) -> None:
                 assert same_answers(one[name], other[name]), (name, text, one[name], other[name])
 
 
-@pytest.mark.slow
-class TestAnswersWithoutTorch:
-    def test_of_every_head_are_the_pipelines(self, bundled, tmp_path):
+class SameAnswers:
+    """What each runner shows; `asked` is (folder, calls) -> its answers."""
+
+    def test_of_every_head_are_the_pipelines(self, asked, bundled):
         folder, pipe = bundled()
         calls = calls_of(pipe, "[MASK]")
-        answers = alone(folder, calls, tmp_path)
+        answers = asked(folder, calls)
         assert_same(pipe, calls, answers)
+        assert len(answers[0]) == 1000
         assert sum(len(answer["slots"]) for answer in answers[0]) > 1000
         for name, given in (("sure", answers[0]), ("leaf", answers[0]), ("choose", answers[-1])):
             labels = {answer[name]["label"] for answer in given}
@@ -182,17 +185,23 @@ class TestAnswersWithoutTorch:
             assert len(labels) > 1, name
 
     @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])
-    def test_of_other_tokenizers(self, kind, bundled, tmp_path):
+    def test_of_other_tokenizers(self, kind, asked, bundled):
         folder, pipe = bundled(kind, tasks={name: TASKS[name] for name in OF_OTHERS})
         calls = calls_of(pipe, "<mask>")
-        assert_same(pipe, calls, alone(folder, calls, tmp_path))
+        assert_same(pipe, calls, asked(folder, calls))
 
-    def test_of_tasks_with_adapters(self, bundled, tmp_path):
-        names = ("intent", "slots", "near", "same")
-        tasks = {name: TASKS[name] for name in (*names, "urgency")}
-        folder, pipe = bundled(adapters={name: LORA for name in names}, tasks=tasks)
+    def test_of_tasks_with_adapters(self, asked, bundled):
+        tasks = {name: TASKS[name] for name in (*ADAPTED, "urgency")}
+        folder, pipe = bundled(adapters=dict.fromkeys(ADAPTED, LORA), tasks=tasks)
         calls = calls_of(pipe, "[MASK]")
-        assert_same(pipe, calls, alone(folder, calls, tmp_path))
+        assert_same(pipe, calls, asked(folder, calls))
+
+
+@pytest.mark.slow
+class TestAnswersWithoutTorch(SameAnswers):
+    @pytest.fixture
+    def asked(self, tmp_path):
+        return lambda folder, calls: alone(folder, calls, tmp_path)
 
     def test_from_many_threads_and_from_the_command_line(self, bundled):
         folder, _ = bundled(tasks={name: TASKS[name] for name in ("intent", "slots", "near")})

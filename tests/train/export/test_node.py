@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from polyhead.train.export.bundle import same_answers
-from test_bundle import LORA, OF_OTHERS, TASKS, assert_same, bundled, calls_of
+from test_bundle import ADAPTED, TASKS, SameAnswers, bundled, calls_of
 
 pytestmark = pytest.mark.slow
 PACKAGES = ("onnxruntime-node", "tokenizers")
@@ -57,40 +57,24 @@ def as_python(value, key=""):
     return float(value) if key == "score" else value
 
 
-def asked_of(node, folder, calls):
-    (folder / "ask.mjs").write_text(ASK, encoding="utf-8")
-    lines = [json.dumps(call) for call in calls]
-    (folder / "asked.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    done = node(folder, "ask.mjs")
-    assert done.returncode == 0, done.stderr
-    answers = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")
-    return [as_python(json.loads(line)) for line in answers]
+class TestAnswersInNode(SameAnswers):
+    @pytest.fixture
+    def asked(self, node):
+        def ask(folder, calls):
+            (folder / "ask.mjs").write_text(ASK, encoding="utf-8")
+            lines = [json.dumps(call) for call in calls]
+            (folder / "asked.jsonl").write_text("\n".join(lines), encoding="utf-8")
+            done = node(folder, "ask.mjs")
+            assert done.returncode == 0, done.stderr
+            answers = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")
+            return [as_python(json.loads(line)) for line in answers]
 
+        return ask
 
-class TestAnswersInNode:
-    def test_of_every_head_are_the_pipelines(self, node, bundled):
-        folder, pipe = bundled()
-        calls = calls_of(pipe, "[MASK]")
-        answers = asked_of(node, folder, calls)
-        assert_same(pipe, calls, answers)
-        assert len(answers[0]) == 1000
-
-    @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])
-    def test_of_other_tokenizers(self, kind, node, bundled):
-        folder, pipe = bundled(kind, tasks={name: TASKS[name] for name in OF_OTHERS})
-        calls = calls_of(pipe, "<mask>")
-        assert_same(pipe, calls, asked_of(node, folder, calls))
-
-    def test_of_tasks_with_adapters_and_from_the_command_line(self, node, bundled):
-        names = ("intent", "slots", "near", "same")
-        tasks = {name: TASKS[name] for name in (*names, "urgency")}
-        folder, pipe = bundled(adapters={name: LORA for name in names}, tasks=tasks)
-        calls = calls_of(pipe, "[MASK]")
-        answers = asked_of(node, folder, calls)
-        assert_same(pipe, calls, answers)
-
-        texts = calls[0][0][:50]
-        answers = [{"intent": answer["intent"]} for answer in answers[0][:50]]
+    def test_from_the_command_line(self, asked, node, bundled):
+        folder, pipe = bundled(tasks={name: TASKS[name] for name in ADAPTED})
+        texts = calls_of(pipe, "[MASK]")[0][0][:50]
+        (answers,) = asked(folder, [[texts, ["intent"], {}]])
         command = ("runner.mjs", "--task", "intent")
         done = node(folder, *command, text="".join(json.dumps(text) + "\n" for text in texts))
         lines = [as_python(json.loads(line)) for line in done.stdout.split("\n")[:-1]]

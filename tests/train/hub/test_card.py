@@ -12,7 +12,7 @@ from polyhead.train.commands import training as run
 from polyhead.train.errors import UserError
 from polyhead.train.hub import save_folder
 from polyhead.train.hub.card import read_runs, render_card
-from train_helpers import files_of, messages, pairs, recipe_of, write_recipe, write_splits
+from train_helpers import files_of, write_recipe, write_seven
 
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 LIMITS = "The messages are made up; nobody was asked."
@@ -22,10 +22,7 @@ LIMITS = "The messages are made up; nobody was asked."
 def folder(tmp_path_factory, tokenizer_of):
     """The model of a recipe that says what the card is to say."""
     root = tmp_path_factory.mktemp("card")
-    write_splits(root, "messages", messages)
-    write_splits(root, "pairs", pairs)
-    tokenizer_of("wordpiece").save_pretrained(root / "tokenizer")
-    recipe = recipe_of(root / "tokenizer")
+    recipe = write_seven(root, tokenizer_of)
     recipe["card"] = {"language": ["en"], "license": "apache-2.0", "limits": LIMITS}
     recipe["tasks"]["intent"]["data"] |= {"license": "cc0-1.0", "data_files": files_of("messages")}
     recipe["tasks"]["intent"]["examples"] = ["Book a table", "1e5"]

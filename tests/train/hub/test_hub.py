@@ -26,7 +26,7 @@ from polyhead.train.hub.history import (
     write_history,
 )
 from safetensors.torch import load_file
-from train_helpers import messages, pairs, recipe_of, run_cli, write_recipe, write_splits
+from train_helpers import run_cli, write_recipe, write_seven
 
 REPO = "user/model"
 TASKS = {
@@ -359,10 +359,7 @@ def test_a_model_pushed_by_transformers_own_method_has_its_adapters(hub, run, sa
 
 @pytest.mark.slow
 def test_a_training_pushes_its_saves_and_then_the_finished_model(hub, run, tokenizer_of, tmp_path):
-    write_splits(tmp_path, "messages", messages)
-    write_splits(tmp_path, "pairs", pairs)
-    tokenizer_of("wordpiece").save_pretrained(tmp_path / "tokenizer")
-    recipe = recipe_of(tmp_path / "tokenizer")
+    recipe = write_seven(tmp_path, tokenizer_of)
     recipe["training"] |= {"push_to_hub": True, "hub_model_id": REPO, "hub_private_repo": True}
     path = write_recipe(tmp_path / "recipe.yaml", recipe)
     run("-m", "polyhead.train", path)

@@ -38,6 +38,8 @@ from train_helpers import (
 settings.register_profile("reports", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("reports")
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 SEQUENCE = {"head": "sequence_classification"}
 MULTI = {**SEQUENCE, "problem_type": "multi_label_classification"}
 LABELS = ["a", "b", "c"]

@@ -50,7 +50,7 @@ def test_points_are_those_of_the_vectors_that_the_head_reads(made, tokenizer_of)
     assert sections["intent"]["title"] == expected.title
 
 
-def test_it_is_drawn_from_the_report_alone(made, tmp_path):
+def test_it_is_drawn_from_the_report_alone(made, rendered, tmp_path):
     _, sections = made
     for task in ("intent", "near"):
         report = {"task": task, "kind": "x", "split": "test", "rows": 4, "map": sections[task]}
