@@ -4,6 +4,7 @@ The model is read from one folder and written to another, beside it and renamed 
 holds: neither a mistake nor a failed proof leaves anything at the place asked for.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from ..recipe.schema import Recipe
 from .fitting import fit
 from .setup import prepare
 from .training import output_faults, run_metadata, write_run_reports
+
+logger = logging.getLogger(__name__)
 
 RUN_FOLDERS = (MODEL, REPORTS, UNFINISHED)  # of `output_dir`; all in them may be replaced
 
@@ -67,6 +70,11 @@ def add_task(
     line = line_of(source)
     before = fresh_fingerprint(model_path)
     trainer, scores, reports = fit(run, overwrite=overwrite)
+    if run.model.config.router is not None:
+        names = ", ".join(run.recipe.tasks)
+        logger.warning(
+            'tasks="auto" never names %s: the router has not learnt from such texts', names
+        )
     if trainer.is_world_process_zero():
         save_proven(
             trainer.model_for_tasks,
