@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from ...modeling.checks import is_number
 from ..artifacts import REPORTS
 from ..balancing.agreement import agreement_with_itself, own_agreement, standard_error, verdict
 from ..escape import drawn
@@ -126,7 +127,7 @@ def _series(log_history: list[dict[str, Any]], key: str) -> list[list]:
     points = []
     for line in log_history:
         value = line.get(key, math.nan)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if not is_number(value):
             raise ValueError(f"step {line['step']}: {key} is {value!r}, not a number")
         if key in line:
             points.append([line["step"], value if math.isfinite(value) else None])
