@@ -18,8 +18,6 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from .checks import is_number
-
 try:
     import peft
 except ImportError:
@@ -135,7 +133,8 @@ def _whole(least: int, most: int) -> Callable[[Any], str | None]:
 
 def _number(least: float, most: float, words: str) -> Callable[[Any], str | None]:
     def check(value: Any) -> str | None:
-        return None if is_number(value) and least <= value <= most else f"{words} is allowed"
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return None if number and least <= value <= most else f"{words} is allowed"
 
     return check
 

@@ -18,7 +18,7 @@ from transformers.utils.hub import cached_file
 
 from .adapter_options import NAME, check_adapter_options, make_peft_config
 from .reading import digest, few, read_json
-from .routing import has_adapter, route, routed_layers
+from .routing import Routed, has_adapter, route
 from .weights import check_finite_tensors, check_float_tensors
 
 try:
@@ -77,8 +77,9 @@ def inject(encoder: PreTrainedModel, name: str, config: Any, state: dict | None 
         raise ValueError(f"adapter {name!r} does not fit this encoder: {error}") from error
     route(encoder)
     _write_out(encoder, name, requested)
-    for _, layer in routed_layers(encoder):
-        layer.train(encoder.training)  # PEFT's new dropout is on
+    for module in encoder.modules():
+        if isinstance(module, Routed):
+            module.train(encoder.training)  # PEFT's new dropout is on  # pyright: ignore
     for key, parameter in encoder.named_parameters():
         new = f".{name}." in key or key.endswith(f".{name}")
         parameter.requires_grad_(
@@ -139,7 +140,10 @@ def _fill(encoder: PreTrainedModel, name: str, state: dict[str, Tensor]) -> None
 
 def remove(encoder: PreTrainedModel, name: str) -> None:
     """Take an adapter out; the last one takes PEFT's layers with it."""
-    for path, layer in routed_layers(encoder):
+    for path, module in list(encoder.named_modules()):
+        if not isinstance(module, Routed):
+            continue
+        layer: Any = module
         layer.delete_adapter(name)
         if not any(len(getattr(layer, part)) for part in layer.adapter_layer_names):
             parent, _, child = path.rpartition(".")
@@ -150,7 +154,8 @@ def remove(encoder: PreTrainedModel, name: str) -> None:
 
 def check_not_merged(encoder: nn.Module) -> None:
     """Raise ValueError when PEFT has added adapters to the encoder's own weights."""
-    merged = sorted({name for _, layer in routed_layers(encoder) for name in layer.merged_adapters})
+    layers: Any = [module for module in encoder.modules() if isinstance(module, Routed)]
+    merged = sorted({name for layer in layers for name in layer.merged_adapters})
     if merged:
         raise ValueError(
             f"adapter {', '.join(merged)} is merged into the encoder's weights; unmerge it first"
@@ -176,7 +181,7 @@ def adapter_state(
 
 def plain_state(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     """A state dict as if there were no adapters: their weights out, base layers under own names."""
-    layers = [f"{path}." for path, _ in routed_layers(model)]
+    layers = [f"{n}." for n, m in model.named_modules() if isinstance(m, Routed)]
     plain = {}
     for key, value in state.items():
         owner = next((path for path in layers if key.startswith(path)), None)
@@ -189,11 +194,12 @@ def plain_state(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
 
 def load_plain(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Hook of load_state_dict: weights saved without adapters into a model that has them."""
-    for path, _ in routed_layers(model):
-        for key in [k for k in state if k.startswith(f"{prefix}{path}.")]:
-            rest = key.removeprefix(f"{prefix}{path}.")
-            if rest in ("weight", "bias"):
-                state[f"{prefix}{path}.base_layer.{rest}"] = state.pop(key)
+    for path, module in model.named_modules():
+        if isinstance(module, Routed):
+            for key in [k for k in state if k.startswith(f"{prefix}{path}.")]:
+                rest = key.removeprefix(f"{prefix}{path}.")
+                if rest in ("weight", "bias"):
+                    state[f"{prefix}{path}.base_layer.{rest}"] = state.pop(key)
 
 
 def save_adapter(

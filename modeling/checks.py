@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import fields
 from importlib import import_module
-from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -82,11 +82,6 @@ def check_fields(what: str, kind: type, values: Any) -> None:
     for key, value in values.items():
         if not _fits(value, hints[key]):
             raise ValueError(f"{what}: {key} is {value!r}; it must be {_named(hints[key])}")
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """A number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _named(hint: Any) -> str:

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .checks import is_number
-
 SCHEMES = ("iob1", "iob2", "bioes")
 ACTIVATIONS = ("tanh", "relu", "gelu")
 LONG_TEXTS = ("first", "windows")
@@ -255,7 +253,8 @@ def check_class_weight(task: HeadTask) -> None:
             f"{', '.join(task.labels or [])}"
         )
     for label, weight in weights.items():
-        if not is_number(weight) or not 0 < weight < float("inf"):
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not 0 < weight < float("inf"):
             raise ValueError(f"class_weight of {label!r} is {weight!r}; write a number above 0")
 
 
@@ -269,7 +268,8 @@ def check_grown(task: HeadTask) -> None:
         raise ValueError(f"grown is {grown}; of {count} labels some came first")
     new = [x if task.scheme is None else x[2:] for x in (task.labels or [])[-(grown or [1])[-1] :]]
     strict = task.strict or {}
-    if not all(is_number(threshold) and 0 <= threshold <= 1 for threshold in strict.values()):
+    odd = [t for t in strict.values() if isinstance(t, bool) or not isinstance(t, (int, float))]
+    if odd or any(not 0 <= threshold <= 1 for threshold in strict.values()):
         raise ValueError(f"strict is {strict!r:.80}; a threshold lies in [0, 1]")
     if strict and (not grown or set(strict) != set(new)):
         raise ValueError(f"strict names {', '.join(strict)}; it must name the labels grown last")
@@ -292,7 +292,8 @@ def check_decisions(task: HeadTask) -> None:
     for label, value in (task.thresholds or {}).items():
         if label not in (task.labels or []):
             raise ValueError(f"thresholds names {label!r:.40}, which is no label of the task")
-        if not is_number(value) or not 0 <= value < math.inf:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:
             raise ValueError(f"thresholds has {label!r:.40}: {value!r:.40}; write 0 or more")
 
 

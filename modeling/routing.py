@@ -249,11 +249,6 @@ def _first_layer(encoder: PreTrainedModel, name: str) -> int | None:
     return None if None in adapted or not adapted else min(adapted)  # pyright: ignore
 
 
-def routed_layers(model: nn.Module) -> list[tuple[str, Any]]:
-    """Path and layer of each one with adapters."""
-    return [(path, module) for path, module in model.named_modules() if isinstance(module, Routed)]
-
-
 def has_adapter(module: nn.Module, name: str) -> bool:
     """The module is a layer of this adapter."""
     parts: Any = module.adapter_layer_names if isinstance(module, Routed) else ()

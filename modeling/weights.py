@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .checks import is_number
 from .reading import FLOATS, TensorHeader, few, read_json, read_tensor_headers
 
 REPAIR = "Copy or download the folder again, or save the model again"
@@ -108,7 +107,8 @@ def _expected_in_tokenizer(key: str, value: Any) -> str | None:
         allowed = isinstance(value, bool) or (value is None and key in MAY_BE_NULL)
         return None if allowed else "true or false"
     if key == "model_max_length":
-        whole = is_number(value) and value == int(value) and value >= SHORTEST
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        whole = number and value == int(value) and value >= SHORTEST
         return None if value is None or whole else f"a whole number from {SHORTEST}"
     if key == "tokenizer_class":
         return None if value is None or isinstance(value, str) else "a name"

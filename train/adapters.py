@@ -23,7 +23,7 @@ from ..modeling.adapter_options import (
 from ..modeling.adapters import check_not_merged, read_adapter_files, remove, resolved_options
 from ..modeling.checks import check_task_name
 from ..modeling.modeling_polyhead import PolyheadModel
-from ..modeling.routing import Routed, layers_of, routed_layers
+from ..modeling.routing import Routed, layers_of
 
 logger = logging.getLogger(__name__)
 KINDS = {"lora": peft.LoraConfig, "ia3": peft.IA3Config}
@@ -35,11 +35,6 @@ OWN_KEYS = ("name", "type", "layers", "path")  # of `adapter:` beside the fields
 def adapter_name(task: str, adapter: dict[str, Any] | str | None) -> str | None:
     """The adapter that a task's rows go through: its own, a named one, or none."""
     return adapter.get("name", task) if isinstance(adapter, dict) else adapter
-
-
-def own_sections(adapters: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of the `adapter:` sections by task those that define one; others name it, or are none."""
-    return {task: section for task, section in adapters.items() if isinstance(section, dict)}
 
 
 def adapter_faults(
@@ -54,10 +49,14 @@ def adapter_faults(
     faults = []
     known = list(known)
     defined: dict[str, tuple[str, dict[str, Any]]] = {}
-    sections = own_sections(adapters)
-    for task, section in sections.items():
-        key, name = f"tasks.{task}.adapter", str(adapter_name(task, section))
-        rest = {k: v for k, v in section.items() if k != "name"}
+    for task, section in adapters.items():
+        key = f"tasks.{task}.adapter"
+        if not isinstance(section, dict):
+            continue
+        name, rest = (
+            str(adapter_name(task, section)),
+            {k: v for k, v in section.items() if k != "name"},
+        )
         if name in defined and defined[name][1] != rest:
             faults.append(
                 f"{key}: {name!r} is defined by {defined[name][0]} with other options; "
@@ -68,14 +67,16 @@ def adapter_faults(
             faults.append(f"{key}: the model has an adapter {name!r}; write the name alone for it")
         faults += [f"{key}{fault}" for fault in _section_faults(section)]
     for task, section in adapters.items():
-        if task in sections or section is None:
-            continue
-        if section not in {*defined, *known}:
+        if isinstance(section, str) and section not in {*defined, *known}:
             there = ", ".join([*defined, *known]) or "none"
             faults.append(
                 f"tasks.{task}.adapter: there is no adapter {section!r}; defined: {there}"
             )
-    kinds = {str(section.get("type", "lora")) for section in sections.values()}
+    kinds = {
+        str(section.get("type", "lora"))
+        for section in adapters.values()
+        if isinstance(section, dict)
+    }
     if len(kinds) > 1:
         faults.append(f"tasks: adapters of several types ({', '.join(sorted(kinds))}); take one")
     return faults
@@ -148,7 +149,7 @@ def attach_adapters(model: PolyheadModel, adapters: dict[str, dict[str, Any] | s
         name = adapter_name(task, section)
         if name is not None:
             readers.setdefault(name, []).append(task)
-    sections = {adapter_name(task, s): s for task, s in own_sections(adapters).items()}
+    sections = {adapter_name(t, s): s for t, s in adapters.items() if isinstance(s, dict)}
     for name, tasks in sorted(readers.items()):
         if name not in sections:  # the model has it
             model.check_reach(name, tasks)
@@ -297,8 +298,9 @@ def merged_encoder(model: PolyheadModel, adapter: str | None) -> PreTrainedModel
     check_not_merged(model.encoder)
     encoder = copy.deepcopy(model.encoder)
     if adapter is not None:
-        for _, layer in routed_layers(encoder):
-            layer.merge(safe_merge=True, adapter_names=[adapter])
+        for module in encoder.modules():
+            if isinstance(module, Routed):
+                module.merge(safe_merge=True, adapter_names=[adapter])  # pyright: ignore
     for name in list(getattr(encoder, "peft_config", {})):
         remove(encoder, name)
     return encoder

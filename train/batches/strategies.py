@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ...modeling.checks import is_number
 from ...modeling.tables import Table
 from ...modeling.task_config import TaskConfig
 from ..data.loading import group_tasks
 from ..kinds import kind_of
+from ..kinds.values import is_real
 from ..recipe.schema import IN_BATCH_LOSSES, Recipe, TaskRecipe, in_batch
 from ..recipe.sections import Sampling
 from .by_class import balanced_tasks
@@ -59,7 +59,7 @@ def rows_of_epoch(
 def _checked_weights(strategy: str, weights: Any, sizes: Counts) -> dict[str, float]:
     """Raise ValueError for what is no weight of 0 or more, finite, for each source."""
     named = isinstance(weights, dict) and set(weights) == set(sizes)
-    if not named or not all(is_number(w) and 0 <= w < math.inf for w in weights.values()):
+    if not named or not all(is_real(w) and 0 <= w < math.inf for w in weights.values()):
         raise ValueError(
             f"strategy {strategy} gave {weights!r:.200}; it must give a number, 0 or more, for "
             f"each of {', '.join(sizes)}"
@@ -111,7 +111,7 @@ def _scheduled(sampling: Sampling, sizes: Counts, epoch: int) -> dict[str, float
     shares = []
     for point in points:
         named = {"uniform": dict.fromkeys(sizes, 1.0), "proportional": sizes}
-        weights = point.by_task or named[str(point.weights)]
+        weights = named[point.weights] if isinstance(point.weights, str) else point.weights
         shares.append([weights[name] / math.fsum(weights.values()) for name in sizes])
     epochs = [point.epoch for point in points]
     columns = [np.interp(epoch, epochs, column) for column in zip(*shares, strict=True)]
@@ -255,8 +255,9 @@ def option_faults(sampling: Sampling, sources: dict[str, list[str]]) -> list[str
     faults += _weight_faults("sampling.weights", sampling.weights, sources)
     points = sampling.schedule or []
     for number, point in enumerate(points):
-        key = f"sampling.schedule.{number}.weights"
-        faults += _weight_faults(key, point.by_task, sources)
+        if isinstance(point.weights, dict):
+            key = f"sampling.schedule.{number}.weights"
+            faults += _weight_faults(key, point.weights, sources)
     if [p.epoch for p in points] != sorted({p.epoch for p in points}):
         faults.append("sampling.schedule: the epochs of its points must rise")
     if sampling.order_of_tasks is not None:
@@ -320,7 +321,9 @@ def by_source(sampling: Sampling, sources: dict[str, list[str]]) -> Sampling:
     name = {task: source for source, tasks in sources.items() for task in tasks}
     renamed = {name[task]: weight for task, weight in (sampling.weights or {}).items()}
     points = [
-        point.mapped(lambda weights: {name[task]: weight for task, weight in weights.items()})
+        point
+        if isinstance(point.weights, str)
+        else replace(point, weights={name[t]: w for t, w in point.weights.items()})
         for point in sampling.schedule or []
     ]
     return replace(

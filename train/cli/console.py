@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..escape import in_json, lines, visible
-from ..records import numbers_in
 
 # What is printed is users' text: nothing in it is markup or an emoji.
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
@@ -113,8 +112,8 @@ def print_scores(scores: dict[str, Any], title: str) -> None:
     rows = [
         (task, metric, f"{value:.4f}")
         for task, values in scores["tasks"].items()
-        for metric, value in numbers_in(values).items()
-        if value is not None
+        for metric, value in values.items()
+        if isinstance(value, float)
     ]
     table = table_of(("task", "metric", "score"), rows, title=title)
     table.add_section()

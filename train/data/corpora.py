@@ -40,8 +40,9 @@ def join_corpora(name: str, task: TaskRecipe) -> tuple[dict[str, TaskRecipe], Sp
     places = [task.data, *(task.data.more or [])]
     for number, data in enumerate(places):
         alone = replace(task, data=replace(data, more=None))
-        columns = {data.text, data.tokens, *data.label_columns, data.marks_column}
-        splits = load_splits(alone, {column for column in columns if column is not None})
+        named = [data.text, data.tokens, data.label, data.marks]
+        columns = {column for column in named if isinstance(column, str)}
+        splits = load_splits(alone, columns)
         made, _, faults = read_annotations({name: alone}, splits)
         if faults:
             raise ValueError(f"{number}: {'; '.join(faults)}")
@@ -59,7 +60,7 @@ def _plain_rows(task: TaskRecipe, rows: datasets.Dataset) -> datasets.Dataset:
     """Words, tags as strings, and the types that each row marks."""
     data = task.data
     named = {"tokens": data.tokens, "label": data.label}
-    named |= {} if data.marks_column is None else {"marks": data.marks_column}
+    named |= {"marks": data.marks} if isinstance(data.marks, str) else {}
     for key, column in named.items():
         if column not in rows.column_names:
             raise ValueError(f"{key}: no column {column!r}; it has: {', '.join(rows.column_names)}")

@@ -13,10 +13,9 @@ from typing import Any
 
 import datasets
 
-from ...modeling.checks import is_number
 from ...modeling.heads import IGNORE
 from ..kinds import CLOSED, kind_of
-from ..kinds.values import NUMBER, number_of
+from ..kinds.values import NUMBER, is_real, number_of
 from ..recipe.data_config import TEXT_COLUMNS
 from ..recipe.schema import TaskRecipe
 from .jsonlines import JsonText
@@ -136,7 +135,7 @@ def _read_splits(
 ) -> tuple[list[str], list[str]]:
     """Notes and faults; `splits` is changed."""
     data = next(iter(readers.values())).data
-    marks = _Marks(data.missing_labels, _kind(readers), data.ignore_labels or [])
+    marks = _Marks(data.missing_label, _kind(readers), data.ignore_labels or [])
     for split, rows in splits.items():
         try:
             splits[split] = _read_column(rows, column, readers, marks)
@@ -162,7 +161,7 @@ def _read_column(
     new = [marks.without(value) for value in old]
     if kind == "numbers":
         numbers = [number_of(value) for value in new]
-        new = numbers if all(value is None or is_number(value) for value in numbers) else new
+        new = numbers if all(value is None or is_real(value) for value in numbers) else new
     elif kind == "classes":
         new = _ids(new)
     as_json = isinstance(rows.features[column], JsonText)
@@ -207,10 +206,11 @@ def _feature(values: list, *, mixed: bool) -> Any:
 class _Marks:
     """Which values of a column stand for no label."""
 
-    def __init__(self, marks: list[Any], kind: str, ignored: list[str]) -> None:
+    def __init__(self, marks: Any, kind: str, ignored: list[str]) -> None:
+        marks = marks if isinstance(marks, list) else [] if marks is None else [marks]
         self.texts = {str(mark) for mark in marks}
         numbers = map(number_of, marks) if kind in ("numbers", "several") else ()
-        self.numbers = {float(number) for number in numbers if is_number(number)}
+        self.numbers = {float(number) for number in numbers if is_real(number)}
         self.kind = kind
         self.marks = marks
         self.seen: set[Any] = set()  # of texts and numbers
@@ -246,10 +246,10 @@ class _Marks:
         if not self.texts:
             return False
         number = number_of(value) if self.numbers else None
-        among_numbers = is_number(number) and float(number) in self.numbers
+        is_number = is_real(number) and float(number) in self.numbers
         is_text = str(value) in self.texts
-        self.seen |= ({str(value)} if is_text else set()) | ({number} if among_numbers else set())
-        return is_text or among_numbers
+        self.seen |= ({str(value)} if is_text else set()) | ({number} if is_number else set())
+        return is_text or is_number
 
 
 def _is_nan(value: Any) -> bool:

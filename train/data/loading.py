@@ -230,8 +230,10 @@ def _columns_read(tasks: dict[str, TaskRecipe]) -> set[str]:
     names = set()
     for task in tasks.values():
         data = named_columns(task).data
-        names |= {*(getattr(data, key) for key in TEXT_COLUMNS), *data.label_columns}
-        names |= {data.marks_column, data.group_by, data.weight, data.soft_label}
+        for column in (getattr(data, key) for key in COLUMNS):
+            names |= set(column) if isinstance(column, list) else {column}
+        names |= {data.marks} if isinstance(data.marks, str) else set()
+        names |= {data.group_by, data.weight, data.soft_label}
     return names - {None}
 
 
@@ -242,7 +244,8 @@ def _column_faults(source: Source) -> list[str]:
             faults.append(f"tasks.{source.name}.data: split {split} is empty, there is no data")
         for name, task in source.tasks.items():
             named = {key: getattr(task.data, key) for key in COLUMNS}
-            named |= {"marks": task.data.marks_column, "group_by": task.data.group_by}
+            named |= {"marks": task.data.marks} if isinstance(task.data.marks, str) else {}
+            named["group_by"] = task.data.group_by
             if split == "train":  # other rows count alike
                 named |= {key: getattr(task.data, key) for key in ("weight", "soft_label")}
             for key, column in named.items():
@@ -340,9 +343,9 @@ def _token_faults(source: Source, name: str, split: str, batch: dict[str, list])
 
 
 def _marks_faults(data: DataConfig, key: str, split: str, batch: dict[str, list]) -> list[str]:
-    if data.marks_column is None:
+    if not isinstance(data.marks, str):
         return []
-    values = batch[data.marks_column]
+    values = batch[data.marks]
     bad = [i for i, row in enumerate(values) if row is not None and not _is_list_of_text(row)]
     where = f"{key}.marks: {split}, column {data.marks!r}"
     odd = f"a list of types is wanted, but {rows_named(bad)} holds" if bad else ""

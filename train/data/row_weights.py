@@ -5,8 +5,7 @@ from typing import Any
 
 import datasets
 
-from ...modeling.checks import is_number
-from ..kinds.values import number_of, rows_named
+from ..kinds.values import is_real, number_of, rows_named
 from ..recipe.data_config import TEXT_COLUMNS
 from ..recipe.schema import TaskRecipe
 from .source import with_column
@@ -45,7 +44,7 @@ def read_row_weights(
 def _weights(task: TaskRecipe, column: str, splits: dict[str, datasets.Dataset]) -> str | None:
     """A fault, or None where each row of train has a number from 0."""
     values = [number_of(value) for value in splits["train"][column][:]]
-    bad = [i for i, x in enumerate(values) if not is_number(x) or not 0 <= x < math.inf]
+    bad = [i for i, x in enumerate(values) if not is_real(x) or not 0 <= x < math.inf]
     if bad:
         odd = f"{rows_named(bad)} holds {values[bad[0]]!r:.60}"
         return f"train, column {column!r}: a number from 0 is wanted, but {odd}"
@@ -63,7 +62,7 @@ def _distributions(
     count, values = len(task.labels or []), splits["train"][column][:]
 
     def fits(value: Any) -> bool:
-        if not isinstance(value, list) or len(value) != count or not all(map(is_number, value)):
+        if not isinstance(value, list) or len(value) != count or not all(map(is_real, value)):
             return False
         return min(value) >= 0 and abs(sum(value) - 1) <= NEAR
 

@@ -63,9 +63,11 @@ def _from_memory(task: TaskRecipe, columns: set[str]) -> dict[str, datasets.Data
 
 def _from_files(data: DataConfig) -> dict[str, datasets.Dataset] | None:
     """The splits of local `data_files`; None where they lie elsewhere."""
-    named = data.files_by_split
+    files = data.data_files
+    by_split = files if isinstance(files, dict) else {"train": files or []}
+    named = {k: [v] if isinstance(v, str) else list(v) for k, v in by_split.items()}
     remote = any("://" in name for names in named.values() for name in names)
-    if data.data_files is None or remote or data.data_dir or data.path not in (None, *KINDS):
+    if files is None or remote or data.data_dir or data.path not in (None, *KINDS):
         return None
     names_of = {s: names for s, names in named.items() if data.splits or s in SPLITS}
     loaded = {split: _open(data, names) for split, names in names_of.items()}
@@ -173,5 +175,7 @@ def _from_dataset(data: DataConfig) -> dict[str, datasets.Dataset]:
 
 def _first_kind(data: DataConfig) -> str:
     """`path` of remote files, by the ending of the first."""
-    first = next((name for names in data.files_by_split.values() for name in names), "")
-    return {"tsv": "csv"}.get(kind := _kind(first, None), kind)
+    files = data.data_files
+    while not isinstance(files, str):
+        files = next(iter(files.values() if isinstance(files, dict) else files or [""]))
+    return {"tsv": "csv"}.get(kind := _kind(files, None), kind)

@@ -19,7 +19,6 @@ from ..data.loading import Source
 from ..data.tokenization import tokenize
 from ..errors import UserError
 from ..kinds import SplitRows, TaskKind, kind_of
-from ..records import numbers_in
 from .metrics import compute, main_metric
 
 # (task, predictions, references) -> metric to value; of both lists one entry per labelled row
@@ -152,7 +151,8 @@ def scores_by_group(
         said = predictions[places]
         if kind.scores_itself or kind.answers(rows, as_tensor(said)).references:
             scores = score(task, config, group, said)
-            groups[value] = {"rows": len(numbers), "scores": numbers_in(scores)}
+            numeric = {name: v for name, v in scores.items() if not isinstance(v, dict)}
+            groups[value] = {"rows": len(numbers), "scores": numeric}
     return groups
 
 

@@ -29,7 +29,7 @@ from ...modeling.early_exit import LayersRead
 from ...modeling.modeling_polyhead import PolyheadModel
 from ...modeling.packing import TextLayout
 from ...modeling.pooling import pool
-from ...modeling.routing import routed_layers
+from ...modeling.routing import Routed
 from ..adapters import merged_encoder
 from ..artifacts import write_aside, write_json
 from ..errors import UserError
@@ -165,9 +165,10 @@ def stacked_encoder(
             applies it to something else than the batch's tokens.
     """
     encoder: Any = copy.deepcopy(model.encoder)
-    for path, layer in routed_layers(encoder):
-        parent, _, child = path.rpartition(".")
-        setattr(encoder.get_submodule(parent), child, _stacked(path, layer, adapters, rows))
+    for path, module in list(encoder.named_modules()):
+        if isinstance(module, Routed):
+            parent, _, child = path.rpartition(".")
+            setattr(encoder.get_submodule(parent), child, _stacked(path, module, adapters, rows))
     return encoder
 
 

@@ -22,7 +22,7 @@ from ..escape import code, fenced, in_markdown, paragraph
 from ..evaluation.decisions import HEADER, decision_row
 from ..evaluation.metrics import HUB_TYPES
 from ..kinds import kind_of
-from ..records import MODEL_SCORES, TRAININGS, numbers_in, read_record
+from ..records import MODEL_SCORES, TRAININGS, read_record
 from ..reports.figures import SECTIONS
 from .proof import read_proofs
 
@@ -116,8 +116,8 @@ def _metadata(
             metric_value=value,
         )
         for name in model.task_names
-        for metric, value in numbers_in(scores.get(name, {})).items()
-        if value is not None
+        for metric, value in scores.get(name, {}).items()
+        if isinstance(value, float)
     ]
     cards = [run["card"] for run in runs]
     sets = sorted({about["data"] for about in data.values() if about["data"]})
@@ -138,8 +138,8 @@ def _metadata(
 def _task_row(name: str, task: TaskConfig, scores: dict[str, Any]) -> str:
     shown = ", ".join(
         f"{in_markdown(metric)} {value:.4f}"
-        for metric, value in numbers_in(scores.get(name, {})).items()
-        if value is not None
+        for metric, value in scores.get(name, {}).items()
+        if isinstance(value, float)
     )
     adapter = f"`{task.adapter}`" if task.adapter else "-"
     kind = task.problem_type or task.head

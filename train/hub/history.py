@@ -22,7 +22,7 @@ from ...modeling.configuration_polyhead import PolyheadConfig
 from ..artifacts import SCORES, write_json
 from ..errors import UserError
 from ..outputs import model_files
-from ..records import MODEL_SCORES, VERSIONS, numbers_in, read_record
+from ..records import MODEL_SCORES, VERSIONS, read_record
 from .proof import tensor_hash
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,10 @@ def _tensors(path: Path) -> Iterable[tuple[str, Any]]:
 def read_numbers(folder: str | Path) -> dict[str, dict[str, float | None]]:
     """The scores in a model's folder, less what they say of single labels."""
     scores = read_record(Path(folder) / SCORES, MODEL_SCORES, {})
-    return {task: numbers_in(metrics) for task, metrics in scores.items()}
+    return {
+        task: {name: value for name, value in metrics.items() if not isinstance(value, dict)}
+        for task, metrics in scores.items()
+    }
 
 
 # ---- writing ----

@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...modeling.heads import HEADS
-from ...modeling.options import HeadTask
 from ...modeling.task_config import TaskConfig
 from ..recipe.data_config import DataConfig
 from ..recipe.schema import TaskRecipe
@@ -126,8 +125,6 @@ class TaskKind(ABC):
 
     def __init__(self, task: TaskConfig | TaskRecipe) -> None:
         self.task = task
-        # What the data and the model add to the options; nothing yet to those of a recipe.
-        self.added = task if isinstance(task, HeadTask) else HeadTask(head=task.head)
 
     @property
     def labels(self) -> list[str]:

@@ -14,6 +14,7 @@ from ...modeling.decoding import rank_strict
 from ...modeling.heads import IGNORE
 from ...modeling.hierarchy import SEPARATOR, best_leaves, leaves_under, nodes_of
 from ...modeling.problem_types import middle_class
+from ...modeling.task_config import TaskConfig
 from ..recipe.data_config import DataConfig
 from .base import Answers, LabelType, SplitRows, TaskKind
 from .counting import confusion, multi_label_confusion
@@ -81,7 +82,7 @@ class SingleLabel(Classes):
         """The class id; `IGNORE` without a label or for one that the model does not know."""
         label = next(iter(labels_in(value)), None)
         if label is not None and label == data.unmarked:
-            return allowed_id(self.task, self.added.partial, data.marks, label)  # pyright: ignore
+            return allowed_id(self.task, data.marks, label)  # pyright: ignore
         return self.labels.index(label) if label in self.labels else IGNORE
 
     def decode(self, label: Any, tokens: list[str]) -> str | None:
@@ -106,7 +107,7 @@ class SingleLabel(Classes):
 
     def read(self, values: Tensor) -> list[str]:
         """(N, L) logits to the label of the largest, or as the task's own thresholds say."""
-        if strict := self.added.strict:
+        if isinstance(self.task, TaskConfig) and (strict := self.task.strict):
             return [rank_strict(row, self.labels, strict)[0]["label"] for row in values]
         return [self.labels[i] for i in values.argmax(-1).tolist()]
 
@@ -128,7 +129,7 @@ class SingleLabel(Classes):
 
     def scores(self, values: Tensor) -> list[float]:
         """(N, L) logits to the score of what `read` says."""
-        if strict := self.added.strict:
+        if isinstance(self.task, TaskConfig) and (strict := self.task.strict):
             ranked = [rank_strict(row, self.labels, strict)[0] for row in values]
             return [1.0 if one["label"] in strict else one["score"] for one in ranked]
         return self.chances(values).amax(-1).tolist()
@@ -162,7 +163,7 @@ class Tree(SingleLabel):
         """The id of the leaf, or of the set of those under an inner node."""
         label = next(iter(labels_in(value)), "")
         under = leaves_under(label, self.labels)
-        partial = self.added.partial or []
+        partial = self.task.partial or [] if isinstance(self.task, TaskConfig) else []
         if len(under) == 1:
             return self.labels.index(under[0])
         if under in partial:
@@ -242,8 +243,10 @@ class MultiLabel(Classes):
 
     def read(self, values: Tensor) -> list[list[str]]:
         """(N, L) logits to the labels whose probability reaches their threshold."""
-        by_label = dict.fromkeys(self.labels, self.task.threshold) | (self.added.thresholds or {})
-        thresholds = torch.tensor([by_label[x] for x in self.labels], dtype=torch.float64)
+        thresholds: Any = self.task.threshold
+        if isinstance(self.task, TaskConfig):
+            by_label = self.task.label_thresholds
+            thresholds = torch.tensor([by_label[x] for x in self.labels], dtype=torch.float64)
         chosen = self.chances(values).double() >= thresholds
         return [[self.labels[i] for i in row.nonzero().squeeze(1).tolist()] for row in chosen]
 

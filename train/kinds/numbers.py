@@ -6,11 +6,10 @@ import datasets
 import numpy as np
 from torch import Tensor
 
-from ...modeling.checks import is_number
 from ..recipe.data_config import DataConfig
 from .base import Answers, LabelType, TaskKind
 from .counting import compare_numbers
-from .values import number_of, rows_named, scaled
+from .values import is_real, number_of, rows_named, scaled
 
 
 class Numbers(TaskKind):
@@ -82,7 +81,7 @@ def _is_finite(value: Any) -> bool:
     """
     if isinstance(value, str):
         value = number_of(value)
-    if not is_number(value):
+    if not is_real(value):
         return False
     try:
         return not np.isinf(float(value))

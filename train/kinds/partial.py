@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...modeling.heads import IGNORE
-from ...modeling.options import TaskOptions
+from ...modeling.options import HeadTask
 from ...modeling.tags import split_tag
 from ..recipe.data_config import DataConfig
 
@@ -16,10 +16,10 @@ def row_marks(data: DataConfig, raw: dict[str, list]) -> Sequence[list[str] | No
         data: of the task.
         raw: columns of the data.
     """
-    if data.marks_column is not None:
-        return raw[data.marks_column]
     if data.marks is None:
         return None
+    if isinstance(data.marks, str):
+        return raw[data.marks]
     return [list(map(str, data.marks))] * len(raw[str(data.label)])
 
 
@@ -42,17 +42,11 @@ def allowed_labels(
     return [x for x in labels if x == unmarked or type_of(x, scheme) not in marked]
 
 
-def allowed_id(
-    task: TaskOptions,
-    partial: Sequence[list[str]] | None,
-    marked: Sequence[str] | None,
-    unmarked: str,
-) -> int:
+def allowed_id(task: Any, marked: Sequence[str] | None, unmarked: str) -> int:
     """The id of a unit with the label `unmarked` in a row; `IGNORE` where nothing is known of it.
 
     Args:
-        task: its labels and their scheme.
-        partial: the sets of labels that have an id of their own.
+        task: of the model.
         marked: what the row marks; None for all labels.
         unmarked: as of `allowed_labels`.
     """
@@ -62,8 +56,8 @@ def allowed_id(
     allowed = allowed_labels(labels, marked, unmarked, task.scheme)
     if len(allowed) == 1:
         return labels.index(allowed[0])
-    sets = list(partial or [])
-    return len(labels) + sets.index(allowed) if allowed in sets else IGNORE
+    partial = task.partial or [] if isinstance(task, HeadTask) else []
+    return len(labels) + partial.index(allowed) if allowed in partial else IGNORE
 
 
 def shown_id(labels: list[str], task: Any, number: int) -> str:

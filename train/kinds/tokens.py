@@ -106,7 +106,7 @@ class Tokens(TaskKind):
         marks = row_marks(rows.data, rows.raw)
         for i, ((text, word_spans), tags) in enumerate(texts):
             if marks is not None:
-                ids["O"] = allowed_id(self.task, self.added.partial, marks[i], "O")
+                ids["O"] = allowed_id(self.task, marks[i], "O")
             units, reads = units_of(words[i], [window.first_tokens for window in windows[i]])
             by_window = [[IGNORE] * len(window.input_ids) for window in windows[i]]
             if tags is not None:
@@ -146,7 +146,9 @@ class Tokens(TaskKind):
             values: (N, T, L) logits of the windows, in the order of `rows.tokenized`.
         """
         config, tokenized = self.task, rows.tokenized
-        signs, strict, apart = self.added.signs, self.added.strict, self.added.strict_labels
+        signs, strict, apart = None, None, 0
+        if isinstance(config, TaskConfig):
+            signs, strict, apart = config.signs, config.strict, config.strict_labels
         windows: dict[int, list[int]] = {}
         for i in np.argsort(tokenized["window"][:], kind="stable").tolist():
             windows.setdefault(tokenized["row"][i], []).append(i)

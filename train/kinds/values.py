@@ -3,7 +3,7 @@
 import math
 import re
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -63,6 +63,11 @@ def ids_of(labels: list[str], references: list[str]) -> Tensor:
 def is_missing(value: Any) -> bool:
     """None or NaN."""
     return value is None or value != value  # NaN is not equal to itself
+
+
+def is_real(value: Any) -> TypeGuard[float]:
+    """A number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def number_of(value: Any) -> Any:

@@ -12,7 +12,7 @@ from ..data.formats import FORMATS, named_columns
 from ..data.splits import is_saved
 from ..evaluation.metrics import METRICS, metrics_for
 from ..kinds import kind_of
-from .data_config import SPLITS, TEXT_COLUMNS, DataConfig
+from .data_config import TEXT_COLUMNS, DataConfig
 from .schema import IN_BATCH_LOSSES, TaskRecipe, in_batch
 
 
@@ -115,7 +115,7 @@ def _marks_faults(task: TaskRecipe) -> list[str]:
     if kind == "tags":
         fault = "unmarked: of words it is O; take it out"
         return [] if data.unmarked is None else [fault]
-    if data.marks_column is not None:
+    if isinstance(data.marks, str):
         return ["marks: write a list of labels; a column is for token tasks"]
     if data.unmarked is None:
         return ["unmarked: missing; name the value of label that says: none of those in marks"]
@@ -182,17 +182,17 @@ def _format_faults(task: TaskRecipe) -> list[str]:
 def _form_faults(task: TaskRecipe) -> list[str]:
     """`separator` and a list of columns where they have no effect, or do not go together."""
     data, faults = task.data, []
-    kind, columns = kind_of(task).label_type, data.label_columns
+    kind = kind_of(task).label_type
     if data.separator is not None:
         if kind not in ("classes", "tags") and data.tokens is None:
             faults.append("separator: only for several labels, or words and tags; take it out")
-        elif data.one_hot or data.format is not None:
+        elif isinstance(data.label, list) or data.format is not None:
             other = "format" if data.format is not None else "the list of label"
             faults.append(f"separator: {other} says how labels are written; take it out")
-    if data.one_hot:
+    if isinstance(data.label, list):
         if kind not in ("class", "classes"):
             faults.append("label: a list of columns is for classes only; name one column")
-        elif not columns or len(set(columns)) < len(columns):
+        elif not data.label or len(set(data.label)) < len(data.label):
             faults.append("label: name each column of the list once")
     return faults
 
@@ -212,14 +212,18 @@ def _file_faults(data: DataConfig) -> list[str]:
         return []
     if data.path is None and data.data_files is None:
         return ["path: missing; give path, data_files or both"]
+    files = data.data_files if isinstance(data.data_files, dict) else {"": data.data_files or []}
     faults = []
-    for split, names in data.files_by_split.items():
-        key = f"data_files.{split}" if data.names_splits else "data_files"
-        for name in names:
+    for split, names in files.items():
+        for name in [names] if isinstance(names, str) else names:
             if not any(sign in name for sign in "*?[{:$") and not _is_there(data, Path(name)):
+                key = f"data_files.{split}".strip(".")
                 faults.append(f"{key}: there is no file {name} (seen from {Path.cwd()})")
-    unknown = [] if data.splits is not None else [s for s in data.files_by_split if s not in SPLITS]
-    return faults + [f"data_files.{split}: allowed: train, validation, test" for split in unknown]
+    if isinstance(data.data_files, dict):
+        for split in data.data_files:
+            if split not in ("train", "validation", "test") and data.splits is None:
+                faults.append(f"data_files.{split}: allowed: train, validation, test")
+    return faults
 
 
 def _is_there(data: DataConfig, path: Path) -> bool:

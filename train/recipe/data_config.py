@@ -135,39 +135,3 @@ class DataConfig:
     license: str | None = None
     more: list["DataConfig"] | None = None
     rows: Annotated[Any, Field(exclude=True)] = field(default=None, init=False, repr=False)
-
-    @property
-    def label_columns(self) -> list[str]:
-        """Columns that `label` names: none, one, or one for each label."""
-        return _listed(self.label)
-
-    @property
-    def marks_column(self) -> str | None:
-        """The column with what each row marks; None where all rows mark the same, or everything."""
-        return self.marks if isinstance(self.marks, str) else None
-
-    @property
-    def missing_labels(self) -> list[str | int | float]:
-        """Values of `label` that stand for none."""
-        return _listed(self.missing_label)
-
-    @property
-    def one_hot(self) -> bool:
-        """`label` names a column of 0 and 1 for each label."""
-        return isinstance(self.label, list)
-
-    @property
-    def names_splits(self) -> bool:
-        """`data_files` says which files are of which split; else all are of train."""
-        return isinstance(self.data_files, dict)
-
-    @property
-    def files_by_split(self) -> dict[str, list[str]]:
-        """Files and patterns of each split."""
-        files = self.data_files if isinstance(self.data_files, dict) else {"train": self.data_files}
-        return {split: _listed(names) for split, names in files.items()}
-
-
-def _listed(value: Any) -> list:
-    """One value, or a list of them, as a list."""
-    return value if isinstance(value, list) else [] if value is None else [value]

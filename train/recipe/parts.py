@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from ..adapters import adapter_name, own_sections
+from ..adapters import adapter_name
 from ..kinds import kind_of
 from .data_config import ROUTER
 from .schema import Recipe
@@ -15,8 +15,13 @@ BEST_MODEL = ("metric_for_best_model", "greater_is_better")
 def alone(recipe: Recipe, name: str) -> Recipe:
     """The recipe with one of its tasks; what mixes and weighs several is left out, experts too."""
     task, training = recipe.tasks[name], dict(recipe.training)
-    if name in (shared := _shared_adapters(recipe)):
-        task = replace(task, adapter=shared[name])
+    if isinstance(task.adapter, str):  # the name of one that another task defines
+        sections = {
+            adapter_name(t, other.adapter): other.adapter
+            for t, other in recipe.tasks.items()
+            if isinstance(other.adapter, dict)
+        }
+        task = replace(task, adapter={**sections[task.adapter], "name": task.adapter})
     best = str(training.get("metric_for_best_model", "macro")).removeprefix("eval_")
     if best not in ("macro", "loss"):  # a metric of one task; macro is the main one of the task
         training = {k: v for k, v in training.items() if k not in BEST_MODEL}
@@ -44,17 +49,31 @@ def alone(recipe: Recipe, name: str) -> Recipe:
 def only(recipe: Recipe, names: list[str]) -> Recipe:
     """The recipe with some of its tasks; an adapter that one left out defines goes to the next."""
     tasks, sampling = {}, recipe.sampling
-    shared = _shared_adapters(recipe)
-    defined = {_adapter_of(recipe, name) for name in names if name not in shared}
+    sections = {
+        adapter_name(name, task.adapter): task.adapter
+        for name, task in recipe.tasks.items()
+        if isinstance(task.adapter, dict)
+    }
+    defined = {
+        adapter_name(name, recipe.tasks[name].adapter)
+        for name in names
+        if isinstance(recipe.tasks[name].adapter, dict)
+    }
     for name in names:
-        tasks[name] = recipe.tasks[name]
-        if name in shared and shared[name]["name"] not in defined:
-            defined.add(shared[name]["name"])
-            tasks[name] = replace(tasks[name], adapter=shared[name])
+        task = recipe.tasks[name]
+        if isinstance(task.adapter, str) and task.adapter not in defined:
+            defined.add(task.adapter)
+            task = replace(task, adapter={**sections[task.adapter], "name": task.adapter})
+        tasks[name] = task
     if sampling.weights is not None:
         sampling = replace(sampling, weights=_of(names, sampling.weights))
     if sampling.schedule is not None:
-        points = [point.mapped(lambda weights: _of(names, weights)) for point in sampling.schedule]
+        points = [
+            replace(point, weights=_of(names, point.weights))
+            if isinstance(point.weights, dict)
+            else point
+            for point in sampling.schedule
+        ]
         sampling = replace(sampling, schedule=points)
     heads = [name for name in recipe.freeze.heads if name in names]
     teachers = {} if recipe.distill is None else recipe.distill.teachers
@@ -65,18 +84,6 @@ def only(recipe: Recipe, names: list[str]) -> Recipe:
     return replace(
         recipe, tasks=tasks, sampling=sampling, freeze=freeze, distill=distill, router=router
     )
-
-
-def _adapter_of(recipe: Recipe, name: str) -> str | None:
-    return adapter_name(name, recipe.tasks[name].adapter)
-
-
-def _shared_adapters(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Task that names the adapter of another one to its section, with that name."""
-    own = own_sections({name: task.adapter for name, task in recipe.tasks.items()})
-    sections = {adapter_name(name, section): section for name, section in own.items()}
-    named = {name: _adapter_of(recipe, name) for name in recipe.tasks if name not in own}
-    return {name: {**sections[a], "name": a} for name, a in named.items() if a in sections}
 
 
 def _of(names: list[str], values: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 What stands here needs no task; `schema.py` has those, and the recipe that holds both.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -38,15 +36,6 @@ class SchedulePoint:
 
     epoch: Number = Field(ge=0)
     weights: Literal["uniform", "proportional"] | dict[str, Number]
-
-    @property
-    def by_task(self) -> dict[str, Number] | None:
-        """The weights that are written down."""
-        return self.weights if isinstance(self.weights, dict) else None
-
-    def mapped(self, change: Callable[[dict[str, Number]], dict[str, Number]]) -> "SchedulePoint":
-        """The point with written weights changed."""
-        return self if self.by_task is None else replace(self, weights=change(self.by_task))
 
 
 @dataclass(config=STRICT, kw_only=True)

@@ -8,7 +8,7 @@ from .models import EXPORTED, MODULES, PROOFS, VERSIONS
 from .reading import OBJECT, read_record
 from .reports import TASK_REPORT
 from .runs import LOG, TRAINER_LOG, TRAININGS
-from .scores import MODEL_SCORES, RUN_SCORES, numbers_in
+from .scores import MODEL_SCORES, RUN_SCORES
 
 __all__ = [
     "EXPORTED",
@@ -22,6 +22,5 @@ __all__ = [
     "TRAINER_LOG",
     "TRAININGS",
     "VERSIONS",
-    "numbers_in",
     "read_record",
 ]

@@ -55,11 +55,6 @@ class RunScores(TypedDict):
     decisions: NotRequired[dict[TaskName, Decision]]
 
 
-def numbers_in(metrics: Metrics) -> dict[str, float | None]:
-    """The metrics of a task that are one number, or None of no rows; others are by label."""
-    return {name: value for name, value in metrics.items() if not isinstance(value, dict)}
-
-
 def _splits(scores: dict[str, Any]) -> dict[str, Any]:
     scored = {task for task, metrics in scores["tasks"].items() if metrics}
     missing = sorted(scored - set(scores["splits"]))

@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from ...modeling.checks import is_number
 from ..artifacts import REPORTS
 from ..balancing.agreement import agreement_with_itself, own_agreement, standard_error, verdict
 from ..escape import drawn
@@ -127,7 +126,7 @@ def _series(log_history: list[dict[str, Any]], key: str) -> list[list]:
     points = []
     for line in log_history:
         value = line.get(key, math.nan)
-        if not is_number(value):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise ValueError(f"step {line['step']}: {key} is {value!r}, not a number")
         if key in line:
             points.append([line["step"], value if math.isfinite(value) else None])

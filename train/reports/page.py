@@ -22,16 +22,7 @@ from ..escape import in_html
 from ..evaluation.decisions import decision_words
 from ..evaluation.metrics import LOWER_IS_BETTER, main_metric
 from ..outputs import MODEL
-from ..records import (
-    LOG,
-    OBJECT,
-    RUN_SCORES,
-    TASK_REPORT,
-    TRAINER_LOG,
-    TRAININGS,
-    numbers_in,
-    read_record,
-)
+from ..records import LOG, OBJECT, RUN_SCORES, TASK_REPORT, TRAINER_LOG, TRAININGS, read_record
 from .curves import NEEDS, draw_training, training_curves
 from .figures import draw_report
 
@@ -153,7 +144,7 @@ def _glance(scores: dict[str, Any], reports: dict[str, Any]) -> str:
         _card_of_scores(
             f'<a href="#{in_html(task)}">{in_html(task)}</a>' if task in reports else in_html(task),
             ", ".join(filter(None, (_kind(reports.get(task, {})), scores["splits"][task]))),
-            numbers_in(values),
+            {name: v for name, v in values.items() if not isinstance(v, dict)},
         )
         for task, values in scores["tasks"].items()
         if values

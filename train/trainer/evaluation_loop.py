@@ -18,7 +18,6 @@ from ..batches.collator import MultiTaskCollator, model_inputs
 from ..data.dataset import MultiTaskDataset
 from ..evaluation.scoring import EvalSplit, MetricFunction, macro, score
 from ..kinds import kind_of
-from ..records import numbers_in
 from ..reports.task_report import task_report
 from .meters import LossMeter
 
@@ -207,8 +206,9 @@ def metrics_of(
     """Scores and losses by task as HF logs metrics; see `MultiTaskTrainer.evaluate`."""
     metrics = {}
     for name, values in scores.items():
-        for metric, value in numbers_in(values).items():
-            metrics[f"{prefix}_{name}_{metric}"] = value
+        for metric, value in values.items():
+            if not isinstance(value, dict):
+                metrics[f"{prefix}_{name}_{metric}"] = value
         if name in losses:  # not where no row has a label that the model knows
             metrics[f"{prefix}_{name}_loss"] = losses[name]
     metrics[f"{prefix}_loss"] = sum(losses.values())

@@ -83,9 +83,9 @@ def _with_labels(name: str, task: TaskRecipe, splits: Splits) -> tuple[TaskRecip
         task = _numbered(task, splits)
     if task.data.separator is not None:
         task = _split_strings(task, splits)
-    if task.data.one_hot:
-        return _one_hot(name, task, splits), []
-    (label,) = task.data.label_columns or [None]
+    label = task.data.label
+    if isinstance(label, list):
+        return _one_hot(name, task, label, splits), []
     if label is None or fmt is None or _lacks(splits, label):
         return task, []  # a column that is not there is told by the checks of columns
     if kind == "tags" and fmt.spans and task.data.tokens is None:
@@ -125,9 +125,8 @@ def _is_class(value: Any) -> bool:
     return value is None or all(isinstance(part, str) for part in values)
 
 
-def _one_hot(name: str, task: TaskRecipe, splits: Splits) -> TaskRecipe:
+def _one_hot(name: str, task: TaskRecipe, labels: list[str], splits: Splits) -> TaskRecipe:
     """The labels whose columns hold a 1."""
-    labels = task.data.label_columns
     one = kind_of(task).label_type == "class"
     column, marks = f"{', '.join(labels)} (of {name})", Marks(task.data)
     for split, rows in splits.items():

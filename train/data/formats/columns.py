@@ -13,8 +13,10 @@ class Marks:
     """Values that stand for no label, by `missing_label`."""
 
     def __init__(self, data: DataConfig) -> None:
-        self.texts = {str(mark) for mark in data.missing_labels}
-        self.numbers = {number_of(mark) for mark in data.missing_labels}
+        marks = data.missing_label
+        marks = marks if isinstance(marks, list) else [] if marks is None else [marks]
+        self.texts = {str(mark) for mark in marks}
+        self.numbers = {number_of(mark) for mark in marks}
 
     def __contains__(self, value: Any) -> bool:
         return str(value) in self.texts or number_of(value) in self.numbers
