@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attention import no_compile
 from .segments import Plan, SegmentGroup
 
 # a group, its stack, the rows of its adapters there, as a tensor where they are no neighbours
@@ -103,6 +104,7 @@ class LoraStacks:
         return made
 
 
+@no_compile
 def stack_products(encoder: nn.Module, plan: Plan) -> None:
     """Fill in the plan's products: one loop over all layers, since what is cold costs the most."""
     segments = plan.segments if plan.count else [(plan.segments[0][0], 0, 0)]
